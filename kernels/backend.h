@@ -1,0 +1,99 @@
+// Backend: one device. Every op is declared once, in ops.inc; here are memory, transfers and the step parameters.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/quantized_matrix.h"
+#include "src/core/tensor.h"
+
+namespace irq {
+
+// What changes from one optimizer step to the next. It lives on the device so that a captured step can be replayed.
+struct StepParams {
+  double lr = 0;
+  double inv_tokens = 1;  // 1 / trainable tokens of the whole step (all micro-batches)
+  double bias1 = 1;       // 1 - beta1^t
+  double bias2 = 1;       // 1 - beta2^t
+  double clip = 0;        // largest gradient norm, 0 = no clipping
+  uint32_t seed[2] = {0, 0};
+};
+constexpr double kAdamBeta1 = 0.9, kAdamBeta2 = 0.999, kAdamEps = 1e-8;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual Device device() const = 0;
+  Precision precision() const { return precision_; }
+  virtual std::string describe() const = 0;         // "CPU, 2 threads" | "NVIDIA H100 80GB HBM3, sm_90, 85.0 GB"
+
+  // Device memory. allocate throws an Error when there is not enough. free_bytes: what could be allocated now.
+  virtual void* allocate(int64_t bytes) = 0;
+  virtual void release(void* memory) = 0;
+  virtual int64_t free_bytes() const = 0;
+
+  // Host <-> device. dst and src have the same shape and dtype, host side contiguous. download waits for the result.
+  virtual void upload(Tensor dst, const void* host) = 0;
+  virtual void download(void* host, Tensor src) = 0;
+  virtual void synchronize() = 0;
+  // A dry backend checks shapes and does nothing else (memory planning).
+  virtual bool dry() const { return false; }
+
+#define IRQ_OP(name, ...) virtual void name(__VA_ARGS__) = 0;
+#include "kernels/ops.inc"
+#undef IRQ_OP
+
+ protected:
+  explicit Backend(Precision precision) : precision_(precision) {}
+  Precision precision_;
+};
+
+// One op's share of a run, filled when profiling is on.
+struct OpTime {
+  std::string op;
+  int64_t calls = 0;
+  double ms = 0;
+};
+
+// Checks shapes, then calls `inner`; with `inner` null it is a dry run.  Profiling synchronizes around each op.
+class CheckedBackend final : public Backend {
+ public:
+  CheckedBackend(std::unique_ptr<Backend> inner);                    // the real thing
+  CheckedBackend(Device device, Precision precision);                // dry
+  ~CheckedBackend() override;
+  void set_profile(bool on);
+  const std::vector<OpTime>& profile() const;
+
+  Device device() const override;
+  std::string describe() const override;
+  void* allocate(int64_t bytes) override;
+  void release(void* memory) override;
+  int64_t free_bytes() const override;
+  void upload(Tensor dst, const void* host) override;
+  void download(void* host, Tensor src) override;
+  void synchronize() override;
+  bool dry() const override { return inner_ == nullptr; }
+#define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
+#include "kernels/ops.inc"
+#undef IRQ_OP
+
+ private:
+  struct Scope;
+  std::unique_ptr<Backend> inner_;
+  Device device_ = Device::CPU;
+  bool profiling_ = false;
+  std::vector<OpTime> times_;
+};
+
+std::unique_ptr<Backend> make_cpu_backend(Precision precision);
+// Throws an Error that names the reason when there is no usable GPU. cuda_absent.cpp defines both without nvcc.
+std::unique_ptr<Backend> make_cuda_backend(Precision precision);
+// "" if a GPU is usable; else why not, in words for the first line of a run ("built without nvcc", "no driver", ...).
+std::string cuda_unavailable_reason();
+
+// "auto" | "cpu" | "cuda" -> a checked backend in its production precision. Storage can be forced (proof modes).
+std::unique_ptr<CheckedBackend> make_backend(const std::string& device);
+std::unique_ptr<CheckedBackend> make_backend(Device device, Precision precision);
+
+}  // namespace irq

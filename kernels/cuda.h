@@ -1,0 +1,41 @@
+// CudaBackend: the CUDA kernel of every op (kernels/X.cu). Only .cu files include this.
+#pragma once
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include "kernels/backend.h"
+
+namespace irq {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(Precision precision);
+  ~CudaBackend() override;
+  Device device() const override { return Device::CUDA; }
+  std::string describe() const override;
+  void* allocate(int64_t bytes) override;
+  void release(void* memory) override;
+  int64_t free_bytes() const override;
+  void upload(Tensor dst, const void* host) override;
+  void download(void* host, Tensor src) override;
+  void synchronize() override;
+#define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
+#include "kernels/ops.inc"
+#undef IRQ_OP
+
+  cudaStream_t stream() const { return stream_; }
+  int sm_count() const { return properties_.multiProcessorCount; }
+
+ private:
+  // Fixed scratch for two-stage reductions and cuBLASLt, allocated once with the backend: a step allocates nothing.
+  void* workspace(int64_t bytes);
+
+  cudaStream_t stream_ = nullptr;
+  cublasLtHandle_t blas_ = nullptr;
+  cudaDeviceProp properties_{};
+  void* workspace_ = nullptr;
+  struct MatmulPlans;
+  std::unique_ptr<MatmulPlans> plans_;
+};
+
+}  // namespace irq

@@ -1,0 +1,48 @@
+// What a quantized weight matrix is made of, on disk and on the device.
+#pragma once
+#include "kernels/nf_codebook.h"
+#include "src/core/tensor.h"
+
+namespace irq {
+
+enum class QuantKind : int32_t { nf = 0, integer = 1 };
+enum class ScaleKind : int32_t { f32 = 0, dq8 = 1 };  // dq8: 8-bit codes + one f32 per 256 + one f32 offset per matrix
+enum class ShiftKind : int32_t { none = 0, tau = 1, int_zero = 2, float_zero = 3 };
+
+struct QuantFormat {
+  QuantKind kind = QuantKind::nf;
+  int bits = 4;
+  int group = kBlock;
+  ScaleKind scale = ScaleKind::dq8;
+  ShiftKind shift = ShiftKind::tau;
+};
+
+// How ICQ searches the shift tau of a block (fidelity: 2n+1 candidates tau0 + f_i * absmax(w - tau0)).
+struct IcqSpec {
+  double lambda = 0.1;
+  int n = 100;
+  bool fp32_entropy = false;  // the released code's tie order; 4-bit full blocks only, else exact integers
+};
+
+// W (rows, cols) row-major in blocks of `group` consecutive elements of the flattened matrix; the last may be short.
+//   w_hat = level[code] * s_hat + tau_hat,  s_hat = map[scale_code] * scale_group + offset,  tau_hat = map[tau_code] * tau_group
+struct QuantizedMatrix {
+  int64_t rows = 0, cols = 0;
+  QuantFormat format;
+  Tensor codes;         // u8 (1, code_bytes()): most-significant-bit-first stream, element 0 in the top bits of byte 0
+  Tensor scales;        // f32 (1, blocks()), ScaleKind::f32 only
+  Tensor scale_codes;   // u8  (1, blocks())
+  Tensor scale_groups;  // f32 (1, groups())
+  Tensor scale_offset;  // f32 (1, 1)
+  Tensor tau_codes;     // u8  (1, blocks()), ShiftKind::tau only
+  Tensor tau_groups;    // f32 (1, groups())
+  Tensor map;           // f32 (1, 256): the dynamic map the codes refer to
+
+  int64_t numel() const { return rows * cols; }
+  int64_t blocks() const { return (numel() + format.group - 1) / format.group; }
+  int64_t groups() const { return (blocks() + kScaleGroup - 1) / kScaleGroup; }
+  int64_t code_bytes() const { return (numel() * format.bits + 7) / 8; }
+  bool has_tau() const { return format.shift == ShiftKind::tau; }
+};
+
+}  // namespace irq
