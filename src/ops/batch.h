@@ -1,0 +1,40 @@
+// Batch: what one micro-step runs on. Examples are packed one behind the other with no padding between them; the row
+// count is rounded up to kRowBucket with dead rows so that GEMM shapes and captured graphs repeat.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace irq {
+
+constexpr int64_t kRowBucket = 128;
+
+// One packed sequence, in rows of the batch (fidelity of the ranges: ops.inc, attention_fwd). Training: k = q, no prefix.
+struct SeqRange {
+  int32_t q_begin, q_end, k_begin, k_end, p_begin, p_end;
+};
+
+struct Batch {
+  // One entry per row; dead rows hold -1. Row i's logits predict the token after tokens[i] in its sequence; a sequence's
+  // last token has no row unless somebody asks for its logits.
+  std::vector<int32_t> tokens, positions;
+  std::vector<int32_t> samples;     // the sample's number in the run (dropout masks follow it through any packing)
+  std::vector<int32_t> row_label;   // index into label_rows, -1 = no loss here
+  // One entry per label row; padded with -1 to a multiple of kRowBucket.
+  std::vector<int32_t> label_rows;  // the row whose logits are scored
+  std::vector<int32_t> targets;     // the token it must predict
+  std::vector<SeqRange> seqs;
+  int64_t real_rows = 0, real_labels = 0, examples = 0;
+
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+// One tokenized example: ids, and for each id whether predicting it counts (false on the source, true on the target).
+struct Example {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> trainable;  // same length; trainable[0] is never used (nothing predicts the first id)
+};
+
+// Packs examples (in order) into one batch; sample_numbers has one entry per example.
+Batch pack(const std::vector<const Example*>& examples, const std::vector<int32_t>& sample_numbers);
+
+}  // namespace irq
