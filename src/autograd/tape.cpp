@@ -5,7 +5,7 @@
 namespace irq {
 
 Tape::Tape(Backend& backend, Arena& arena, ParamStore* params, bool recording)
-    : backend_(backend), arena_(arena), params_(params), recording_(recording), last_mark_(arena.mark()) {}
+    : backend_(backend), arena_(arena), params_(params), recording_(recording), training_(recording), last_mark_(arena.mark()) {}
 
 Tape::~Tape() {
   for (State& s : vars_) free_grad(s), free_value(s);

@@ -29,6 +29,7 @@ class Tape {
   Backend& backend() const { return backend_; }
   Arena& arena() const { return arena_; }
   bool recording() const { return recording_; }
+  bool training() const { return training_; }  // also while recompute() looks away: dropout is on
   DType storage() const { return backend_.precision().storage; }
   DType master() const { return backend_.precision().master; }
 
@@ -103,6 +104,7 @@ class Tape {
   Arena& arena_;
   ParamStore* params_;
   bool recording_;
+  const bool training_;
   std::vector<State> vars_;
   std::vector<Node> nodes_;
   int64_t last_mark_;

@@ -9,14 +9,18 @@ constexpr bool kPlain = false, kTransposed = true;
 // u = A drop(x) + beta1 P x (fidelity 4.1).
 void rank_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
   Backend& b = t.backend();
-  if (g.dropout == 0) return b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
-  const Scratch dropped(t.arena(), "dropped-out input", t.storage(), x.rows, x.cols);
-  for (const AdapterPart& p : g.adapters) {
-    const Tensor u_part = u.slice_cols(p.column, p.rank);
-    b.dropout(dropped, x, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
-    b.matmul(u_part, dropped, kPlain, g.a_folded.slice_rows(p.column, p.rank), kTransposed, 1, 0, {});
-    if (p.beta1) b.iec_pool_fwd(u_part, x, p.beta1, g.tile);
+  if (g.dropout == 0 || !t.training()) {
+    b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
+  } else {
+    const Scratch dropped(t.arena(), "dropped-out input", t.storage(), x.rows, x.cols);
+    for (const AdapterPart& p : g.adapters) {
+      b.dropout(dropped, x, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
+      b.matmul(u.slice_cols(p.column, p.rank), dropped, kPlain, g.a_folded.slice_rows(p.column, p.rank), kTransposed, 1, 0, {});
+    }
   }
+  if (g.dropout == 0) return;  // a_folded holds beta1 P already
+  for (const AdapterPart& p : g.adapters)
+    if (p.beta1) b.iec_pool_fwd(u.slice_cols(p.column, p.rank), x, p.beta1, g.tile);
 }
 
 // y = [x | u] [W | sB']^T (+ residual)
