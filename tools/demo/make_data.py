@@ -29,12 +29,13 @@ TOKEN_FILE_MAGIC, TOKEN_FILE_VERSION = 20240520, 1
 
 
 def make_documents(synsets, seed, heldout_share):
-    """Two lists of documents (train, heldout). Whole synsets are held out, as far as their own documents go."""
+    """Two lists of documents (train, heldout). Whole synsets are held out: their definitions stand nowhere in train."""
     rng = random.Random(seed)
-    writer = Writer(synsets, rng)
+    held = {key for key in synsets if rng.random() < heldout_share}
+    writer = Writer(synsets, rng, held)
     train, heldout = [], []
     for key, s in synsets.items():
-        if rng.random() < heldout_share:
+        if key in held:
             heldout.append(writer.document(key))
             continue
         # Common senses are written about more often, in other words each time.

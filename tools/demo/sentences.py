@@ -28,9 +28,10 @@ def join(items, word="and"):
 
 
 class Writer:
-    def __init__(self, synsets, rng):
+    def __init__(self, synsets, rng, held=frozenset()):
         self.synsets = synsets
         self.rng = rng
+        self.held = held  # synsets whose definitions no listing may show
 
     def linked(self, s, symbols, word=None):
         """[(synset, word)] that pointers lead to: for lexical pointers only those of s.words[word]."""
@@ -173,7 +174,8 @@ class Writer:
     def listing(self, key):
         """A heading and one line for each of several kinds, or None: text with line breaks and a longer thread."""
         s = self.synsets[key]
-        links = [o for o, _ in self.linked(s, ["~", "~i"])]
+        links = [self.synsets[p[:2]] for symbol in ("~", "~i") for p in s.pointers.get(symbol, [])
+                 if p[:2] in self.synsets and p[:2] not in self.held]
         if len(links) < 3:
             return None
         some = self.rng.sample(links, min(len(links), self.rng.randint(3, 6)))
