@@ -15,10 +15,13 @@ ARCHS_SM90 ?= -gencode=arch=compute_90a,code=sm_90a
 # Packages unpacked without root (make deps LOCAL=1) live under .deps and are found through a transitive relative rpath.
 MULTIARCH := $(if $(wildcard .deps),$(shell $(CXX) -print-multiarch))
 DEPS_INC  := $(if $(wildcard .deps),-isystem .deps/usr/include)
-DEPS_LIB  := $(if $(wildcard .deps),-L.deps/usr/lib/$(MULTIARCH) -L.deps/usr/lib -Wl,-rpath-link,.deps/usr/lib/$(MULTIARCH) \
-             -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/../.deps/usr/lib/$(MULTIARCH)')
+ifneq ($(MULTIARCH),)
+DEPS_LIB  := -L.deps/usr/lib/$(MULTIARCH) -L.deps/usr/lib -Wl,-rpath-link,.deps/usr/lib/$(MULTIARCH) \
+             -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/../.deps/usr/lib/$(MULTIARCH)'
+endif
 
-CXXFLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fopenmp -fPIC -g1 -Wall -Wextra -Werror -I. -MMD -MP $(DEPS_INC)
+# -Wno-restrict: g++ 12 warns about "literal" + std::string&& where nothing overlaps (its bug 105651).
+CXXFLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fopenmp -fPIC -g1 -Wall -Wextra -Werror -Wno-restrict -I. -MMD -MP $(DEPS_INC)
 NVFLAGS   = -std=c++20 -O3 -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -Werror=all-warnings -I. -MMD -MP -MF $(@:.o=.d) \
             $(if $(filter %_sm90.cu,$<),$(ARCHS_SM90),$(ARCHS))
 LDFLAGS  := -fopenmp -Wl,-rpath,'$$ORIGIN',-rpath,'$$ORIGIN/../lib' $(DEPS_LIB)
@@ -47,7 +50,7 @@ DEMO     := $(filter irq_train irq_quantize irq_eval irq_generate,$(TOOLS))
 
 ifneq ($(filter-out clean help deps check format,$(or $(MAKECMDGOALS),all)),)
 ifeq ($(MAKELEVEL),0)
-$(info $(if $(filter 1,$(CUDA)),CUDA: $(NVCC)$(if $(filter 1,$(NCCL)),$(comma) NCCL,; no NCCL: one GPU),CPU only$(if $(NVCC), (CUDA=0),: no nvcc)) -> $(BUILD)/))
+$(info $(if $(filter 1,$(CUDA)),CUDA: $(NVCC)$(if $(filter 1,$(NCCL)),$(comma) NCCL,; no NCCL: one GPU),CPU only$(if $(NVCC), (CUDA=0),: no nvcc)) -> $(BUILD)/)
 endif
 endif
 

@@ -15,7 +15,7 @@
 namespace irq {
 namespace {
 
-constexpr int64_t kCacheLine = 64;
+constexpr int64_t kAlignment = 256;  // as cudaMalloc gives: what an Arena starts from
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
 // A "Name:  123 kB" line of /proc/meminfo in bytes, -1 if there is none.
@@ -45,7 +45,7 @@ std::string CpuBackend::describe() const {
 void* CpuBackend::allocate(int64_t bytes) {
   IRQ_CHECK(bytes >= 0, "allocation of %ld bytes", bytes);
   const bool large = bytes >= kHugePage;
-  const int64_t alignment = large ? kHugePage : kCacheLine;
+  const int64_t alignment = large ? kHugePage : kAlignment;
   const int64_t available = large ? free_bytes() : std::numeric_limits<int64_t>::max();
   void* memory = nullptr;
   if (bytes <= available && bytes <= std::numeric_limits<int64_t>::max() - alignment) {
