@@ -20,6 +20,14 @@ void put_config(HeaderFields& f, const ModelConfig& c, DType dtype) {
   f.put(c.norm_eps);
 }
 
+void validate_config(const ModelConfig& c, const std::string& path) {
+  validate(c, path);
+  if (c.bos < 0 || c.bos >= c.vocab || c.eos < 0 || c.eos >= c.vocab)  // they become indices into embed
+    throw Error(path + ": special tokens outside the vocabulary")
+        .line("expected", strf("0 to %ld", c.vocab - 1))
+        .line("found", strf("bos %d, eos %d", c.bos, c.eos));
+}
+
 ModelConfig get_config(FlatReader& file, DType* dtype) {
   HeaderFields& f = file.fields();
   ModelConfig c;
@@ -30,7 +38,7 @@ ModelConfig get_config(FlatReader& file, DType* dtype) {
   *dtype = static_cast<DType>(f.get_i32());
   c.rope_theta = f.get_f64();
   c.norm_eps = f.get_f64();
-  validate(c, file.path());  // before any arithmetic with these numbers
+  validate_config(c, file.path());  // before any arithmetic with these numbers
   if (*dtype != DType::F32 && *dtype != DType::F16 && *dtype != DType::BF16)
     throw Error(file.path() + ": weights of an unknown type")
         .line("expected", "0 (f32), 1 (f16) or 2 (bf16)")
@@ -64,13 +72,13 @@ HeaderFields irq_fields(const IrqInfo& i) {
 }
 
 Layout checked_base_layout(const std::string& path, const ModelConfig& c, DType dtype) {
-  validate(c, path);
+  validate_config(c, path);
   IRQ_CHECK(dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16, "a base in %s", name_of(dtype));
   return base_layout(c, dtype, path);
 }
 
 Layout checked_irq_layout(const std::string& path, const IrqInfo& info) {
-  validate(info.config, path);
+  validate_config(info.config, path);
   validate(info.format, path);
   return irq_layout(info.config, info.dtype, info.format, path);
 }

@@ -2,6 +2,7 @@
 // Readers give views into the mapped file and check it as they go; writers stream, and the file has its name only when
 // it is whole. Formats: flat_file.h (container), layout.h (tensors).
 #pragma once
+#include <array>
 #include <functional>
 #include <string>
 #include <vector>
@@ -116,7 +117,20 @@ struct AdapterFile {
   std::vector<NamedArray> tensors;  // "layers.N.wq.A" (R, in), ".B" (out, R), ".beta1", ".beta2", ...
   const NamedArray* find(const std::string& name) const;
 };
-AdapterFile read_adapter(const std::string& path);
+// The header's fields at once, the tensors as views when asked for.
+class AdapterReader {
+ public:
+  explicit AdapterReader(const std::string& path);
+  const AdapterFile& info() const { return info_; }  // its `tensors` is empty
+  Tensor tensor(const std::string& name) { return file_.tensor(name); }
+  const Layout& layout() const { return file_.layout(); }
+  FlatReader& file() { return file_; }
+
+ private:
+  FlatReader file_;
+  AdapterFile info_;
+};
+AdapterFile read_adapter(const std::string& path);  // everything, copied
 void write_adapter(const std::string& path, const AdapterFile& adapter);
 
 // ---- training state --------------------------------------------------------------------------------------------------
@@ -127,7 +141,7 @@ class StateReader {
   const std::string& text() const { return text_; }
   bool has(const std::string& name) const { return file_.layout().find(name) != nullptr; }
   Tensor tensor(const std::string& name) { return file_.tensor(name); }  // verified view
-  const Layout& layout() const { return file_.layout(); }
+  const Layout& layout() const { return file_.layout(); }  // opens with the two texts "(directory)" and "(text)"
   FlatReader& file() { return file_; }
 
  private:

@@ -131,10 +131,9 @@ void write_adapter(const std::string& path, const AdapterFile& a) {
   write_named(path, FileKind::adapter, f, "", views);
 }
 
-AdapterFile read_adapter(const std::string& path) {
-  FlatReader file(path, FileKind::adapter);
-  HeaderFields& f = file.fields();
-  AdapterFile a;
+AdapterReader::AdapterReader(const std::string& path) : file_(path, FileKind::adapter) {
+  HeaderFields& f = file_.fields();
+  AdapterFile& a = info_;
   a.method = f.get_text(8);
   a.rank = f.get_i32();
   a.targets = static_cast<uint32_t>(f.get_i32());
@@ -145,9 +144,15 @@ AdapterFile read_adapter(const std::string& path) {
   if (a.rank < 0 || a.rank > 1 << 16 || !std::isfinite(a.alpha) || !(a.dropout >= 0 && a.dropout < 1) || a.targets >> 7)
     throw Error(path + ": not an adapter this engine can use")
         .line("found", strf("rank %ld, alpha %g, dropout %g, targets 0x%x", a.rank, a.alpha, a.dropout, a.targets));
-  open_named(file, strf("adapter, method %s, rank %ld", a.method.c_str(), a.rank));
-  for (size_t i = 2; i < file.layout().tensors().size(); ++i) {  // behind the two texts
-    const Tensor t = file.view(file.layout().tensors()[i]);
+  open_named(file_, strf("adapter, method %s, rank %ld", a.method.c_str(), a.rank));
+}
+
+AdapterFile read_adapter(const std::string& path) {
+  AdapterReader reader(path);
+  AdapterFile a = reader.info();
+  const auto& specs = reader.layout().tensors();
+  for (size_t i = 2; i < specs.size(); ++i) {  // behind the two texts
+    const Tensor t = reader.tensor(specs[i].name);
     const float* p = t.as<float>();
     a.tensors.push_back({t.name, t.rows, t.cols, std::vector<float>(p, p + t.numel())});
   }
