@@ -8,6 +8,8 @@
 // Tricky: split sums only through a workspace, added in a fixed order (never atomically), so that the same shape gives the
 //         same bits. Algorithms assume an alignment, so it is part of the key; for a BF16 row stride that
 //         is odd cuBLASLt may have nothing, and the tiled kernel takes over.
+#include <algorithm>
+
 #include "kernels/matmul_plans.cuh"
 
 namespace irq {
@@ -135,7 +137,7 @@ CudaBackend::MatmulPlans::~MatmulPlans() {
 
 MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKey& key) {
   if (const auto known = plans.find(key); known != plans.end()) return known->second;
-  MatmulPlan& plan = plans[key];
+  MatmulPlan plan;
   cublas_check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
   const cublasOperation_t first = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), "TRANSA");
@@ -144,8 +146,8 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
   plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride);
   plan.base = layout_of(key.out, key.m, key.n, key.c_stride);
   plan.result = layout_of(key.out, key.m, key.n, key.y_stride);
-  if (key.k > 0) plan.candidates = find_candidates(blas, plan, key);
-  return plan;
+  plan.candidates = find_candidates(blas, plan, key);
+  return plans.emplace(key, std::move(plan)).first->second;
 }
 
 void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta, Tensor c) {
@@ -156,10 +158,12 @@ void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool tr
                       a.dtype, y.dtype, transpose_a, transpose_b,
                       {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data), alignment_of(y.data)}};
   const float alpha_f = static_cast<float>(alpha), beta_f = static_cast<float>(beta);
-  const MatmulPlan& plan = plans_->find(blas_, key);
-  if (!plan.candidates.empty()) {
-    cublas_check(cublasLtMatmul(blas_, plan.operation, &alpha_f, b.data, plan.first, a.data, plan.second, &beta_f, c.data, plan.base,
-                                y.data, plan.result, &plan.candidates[plan.chosen].algorithm, plans_->workspace, kMatmulWorkspaceBytes, stream_),
+  const MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
+  if (plan && !plan->candidates.empty()) {
+    const MatmulCandidate& candidate = plan->candidates[plan->chosen];
+    cublas_check(cublasLtMatmul(blas_, plan->operation, &alpha_f, b.data, plan->first, a.data, plan->second, &beta_f, c.data,
+                                plan->base, y.data, plan->result, &candidate.algorithm, plans_->workspace, kMatmulWorkspaceBytes,
+                                stream_),
                  "cublasLtMatmul");
     return;
   }
