@@ -82,7 +82,7 @@ TEST(Progress, ColumnsAreCodePoints) {
 
 TEST(Progress, LinesInAPipe) {
   Screen screen;
-  Progress p("quantize", 100, "matrices", screen.target(ProgressStyle::lines));
+  ProgressBar p("quantize", 100, "matrices", screen.target(ProgressStyle::lines));
   for (int i = 1; i <= 100; ++i) {
     screen.now += 0.25;
     p.update(i, "m");
@@ -99,7 +99,7 @@ TEST(Progress, BarOnATerminal) {
   Screen screen;
   screen.width = 40;
   {
-    Progress p("q", 4, "m", screen.target(ProgressStyle::bar));
+    ProgressBar p("q", 4, "m", screen.target(ProgressStyle::bar));
     screen.now += 1;
     p.update(1);
     p.update(2);  // within a tenth of a second: not drawn
@@ -116,7 +116,7 @@ TEST(Progress, BarOnATerminal) {
 
 TEST(Progress, QuietIsSilent) {
   Screen screen;
-  Progress p("q", 4, "m", screen.target(ProgressStyle::off));
+  ProgressBar p("q", 4, "m", screen.target(ProgressStyle::off));
   screen.now += 60;
   p.update(4);
   p.update_text(4, "step 4/4", true);
@@ -127,7 +127,7 @@ TEST(Progress, QuietIsSilent) {
 
 TEST(Progress, RateFollowsTheLastHalfMinute) {
   Screen screen;
-  Progress p("train", 100000, "steps", screen.target(ProgressStyle::off));
+  ProgressBar p("train", 100000, "steps", screen.target(ProgressStyle::off));
   for (int i = 1; i <= 100; ++i) screen.now += 1, p.update(i);  // a slow beginning, 1 step/s
   for (int i = 1; i <= 100; ++i) screen.now += 1, p.update(100 + 10 * i);
   EXPECT_NEAR(p.per_second(), 10, 1e-9);
@@ -137,7 +137,7 @@ TEST(Progress, RateFollowsTheLastHalfMinute) {
 
 TEST(Progress, ResumedRunCountsFromItsStart) {
   Screen screen;
-  Progress p("train", 1000, "steps", screen.target(ProgressStyle::off));
+  ProgressBar p("train", 1000, "steps", screen.target(ProgressStyle::off));
   p.restart_clock(900);
   screen.now += 10;
   p.update(910);
@@ -148,7 +148,7 @@ TEST(Progress, ResumedRunCountsFromItsStart) {
 TEST(Progress, TextIsCutToTheWindow) {
   Screen screen;
   screen.width = 20;
-  Progress p("train", 10, "steps", screen.target(ProgressStyle::bar));
+  ProgressBar p("train", 10, "steps", screen.target(ProgressStyle::bar));
   screen.now += 1;
   p.update_text(5, "step 5/10 | loss 1.134 | grad 0.41");
   EXPECT_EQ(screen.text(), "\rstep 5/10 | loss 1.\x1b[K");

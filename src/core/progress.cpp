@@ -115,10 +115,10 @@ ProgressTarget stderr_target(bool quiet) {
   return target;
 }
 
-Progress::Progress(std::string label, int64_t total, std::string unit, bool quiet)
-    : Progress(std::move(label), total, std::move(unit), stderr_target(quiet)) {}
+ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit, bool quiet)
+    : ProgressBar(std::move(label), total, std::move(unit), stderr_target(quiet)) {}
 
-Progress::Progress(std::string label, int64_t total, std::string unit, ProgressTarget target)
+ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit, ProgressTarget target)
     : label_(std::move(label)), unit_(std::move(unit)), total_(total), target_(std::move(target)) {
   if (!target_.width) target_.width = terminal_width;
   if (!target_.now) target_.now = monotonic_seconds;
@@ -126,20 +126,20 @@ Progress::Progress(std::string label, int64_t total, std::string unit, ProgressT
   if (target_.style == ProgressStyle::lines) last_drawn_ = start_;  // a job shorter than the interval prints no line
 }
 
-Progress::~Progress() {
+ProgressBar::~ProgressBar() {
   if (!finished_) erase();
 }
 
-void Progress::restart_clock(int64_t done) {
+void ProgressBar::restart_clock(int64_t done) {
   std::lock_guard lock(mutex_);
   start_ = mark_time_ = target_.now();
   first_ = done_ = mark_done_ = done;
   window_rate_ = -1;
 }
 
-double Progress::elapsed_s() const { return target_.now() - start_; }
+double ProgressBar::elapsed_s() const { return target_.now() - start_; }
 
-double Progress::per_second() const {
+double ProgressBar::per_second() const {
   std::lock_guard lock(mutex_);
   const double now = target_.now();
   if (window_rate_ >= 0) {  // the last full window and the one under way
@@ -150,12 +150,12 @@ double Progress::per_second() const {
   return elapsed > 0 ? static_cast<double>(done_ - first_) / elapsed : 0;
 }
 
-double Progress::eta_s() const {
+double ProgressBar::eta_s() const {
   const double rate = per_second();
   return rate > 0 && total_ > 0 ? static_cast<double>(total_ - done_) / rate : -1;
 }
 
-void Progress::note_rate(int64_t done) {
+void ProgressBar::note_rate(int64_t done) {
   done_ = done;
   const double now = target_.now();
   if (now - mark_time_ >= kRateWindow) {
@@ -165,7 +165,7 @@ void Progress::note_rate(int64_t done) {
   }
 }
 
-void Progress::update(int64_t done, const std::string& note) {
+void ProgressBar::update(int64_t done, const std::string& note) {
   std::lock_guard lock(mutex_);
   note_rate(done);
   if (target_.style == ProgressStyle::off) return;
@@ -182,7 +182,7 @@ void Progress::update(int64_t done, const std::string& note) {
   draw(bar ? render_bar(width, label_, done, total_, unit_, rate, note) : "", line, bar && done >= total_ && total_ > 0);
 }
 
-void Progress::update_text(int64_t done, const std::string& text, bool always) {
+void ProgressBar::update_text(int64_t done, const std::string& text, bool always) {
   std::lock_guard lock(mutex_);
   note_rate(done);
   if (target_.style == ProgressStyle::off) return;
@@ -196,7 +196,7 @@ void Progress::update_text(int64_t done, const std::string& text, bool always) {
   draw(fit_columns(bar, width), text, always || (done >= total_ && total_ > 0));
 }
 
-void Progress::draw(const std::string& bar, const std::string& line, bool always) {
+void ProgressBar::draw(const std::string& bar, const std::string& line, bool always) {
   const double now = target_.now();
   if (target_.style == ProgressStyle::bar) {
     if (now - last_drawn_ < kBarInterval && !always) return;
@@ -210,13 +210,13 @@ void Progress::draw(const std::string& bar, const std::string& line, bool always
   last_drawn_ = now;
 }
 
-void Progress::erase() {
+void ProgressBar::erase() {
   if (bar_shown_) std::fprintf(target_.out, "\r\x1b[K");
   bar_shown_ = false;
   std::fflush(target_.out);
 }
 
-void Progress::message(const std::string& text) {
+void ProgressBar::message(const std::string& text) {
   std::lock_guard lock(mutex_);
   if (target_.style == ProgressStyle::off) return;
   erase();
@@ -225,7 +225,7 @@ void Progress::message(const std::string& text) {
   last_drawn_ = target_.style == ProgressStyle::bar ? -1e9 : last_drawn_;  // the bar comes back with the next update
 }
 
-void Progress::finish(const std::string& summary) {
+void ProgressBar::finish(const std::string& summary) {
   std::lock_guard lock(mutex_);
   if (finished_) return;
   finished_ = true;

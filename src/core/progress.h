@@ -39,14 +39,14 @@ struct ProgressTarget {
 // stderr as it is: a bar on a terminal that can move its cursor, else lines; off when quiet.
 ProgressTarget stderr_target(bool quiet);
 
-// Thread-safe. Usage: Progress p("quantize", 224, "matrices", quiet);  p.update(n, name);  p.finish("224 matrices in 41 s");
-class Progress {
+// Thread-safe. Usage: ProgressBar p("quantize", 224, "matrices", quiet);  p.update(n, name);  p.finish("224 matrices in 41 s");
+class ProgressBar {
  public:
-  Progress(std::string label, int64_t total, std::string unit, bool quiet = false);
-  Progress(std::string label, int64_t total, std::string unit, ProgressTarget target);
-  ~Progress();  // clears the bar if finish() was never called (an error is about to be printed)
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
+  ProgressBar(std::string label, int64_t total, std::string unit, bool quiet = false);
+  ProgressBar(std::string label, int64_t total, std::string unit, ProgressTarget target);
+  ~ProgressBar();  // clears the bar if finish() was never called (an error is about to be printed)
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
 
   void update(int64_t done, const std::string& note = "");
   // The bar's text is given whole (a step line, for example); plain lines print it as it is.
