@@ -17,24 +17,37 @@ namespace irq {
 using ByteProgress = std::function<void(int64_t done_bytes, int64_t all_bytes)>;
 
 // ---- base model ------------------------------------------------------------------------------------------------------
-class BaseReader {
+// Where the weights of an unquantized model come from: a .bin (BaseReader), or random numbers (synthetic.h).
+class BaseSource {
  public:
-  explicit BaseReader(const std::string& path);
+  virtual ~BaseSource() = default;
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return dtype_; }             // of the matrices; norms are f32
-  uint64_t hash() const { return file_.hash(); }     // identifies the content
-  const std::string& path() const { return file_.path(); }
-  const Layout& layout() const { return file_.layout(); }
-  // View (rows, cols) in the file's type, verified; "head" of a tied model is its "embed".
-  Tensor tensor(const std::string& name);
-  void dont_need(const std::string& name);           // its pages may leave memory (the view stays valid)
+  virtual uint64_t hash() const = 0;                 // identifies the content
+  virtual const std::string& path() const = 0;
+  virtual const Layout& layout() const = 0;
+  // View (rows, cols) in the source's type, verified; "head" of a tied model is its "embed".
+  virtual Tensor tensor(const std::string& name) = 0;
+  virtual void dont_need(const std::string& name) = 0;  // its memory may go; the view must not be read any more
+
+ protected:
+  ModelConfig config_;
+  DType dtype_ = DType::F32;
+};
+
+class BaseReader final : public BaseSource {
+ public:
+  explicit BaseReader(const std::string& path);
+  uint64_t hash() const override { return file_.hash(); }
+  const std::string& path() const override { return file_.path(); }
+  const Layout& layout() const override { return file_.layout(); }
+  Tensor tensor(const std::string& name) override;
+  void dont_need(const std::string& name) override;
   void verify_all(const ByteProgress& progress = {}) { file_.verify_all(progress); }
   FlatReader& file() { return file_; }
 
  private:
   FlatReader file_;
-  ModelConfig config_;
-  DType dtype_ = DType::F32;
 };
 
 class BaseWriter {

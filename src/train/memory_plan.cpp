@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "src/io/load_model.h"
+
 namespace irq {
 namespace {
 
@@ -37,6 +39,7 @@ MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& mode
   CheckedBackend dry(device, precision);
   Arena arena = Arena::planning(device);
   Trainer trainer(dry, arena, model, plan.max_labels);
+  stage_largest_matrix(arena, model);
   // Shapes that another one covers cannot set the peak.
   const auto largest = [](const std::vector<StepShape>& shapes) {
     std::set<StepShape> keep;
