@@ -18,7 +18,8 @@ void check_precision(Device device, Precision p) {
 
 std::unique_ptr<CheckedBackend> make_backend(Device device, Precision precision) {
   check_precision(device, precision);
-  return std::make_unique<CheckedBackend>(device == Device::CPU ? make_cpu_backend(precision) : make_cuda_backend(precision));
+  return std::make_unique<CheckedBackend>(device == Device::CPU ? make_cpu_backend(precision)
+                                                                : make_cuda_backend(precision));
 }
 
 std::unique_ptr<CheckedBackend> make_backend(const std::string& device) {
@@ -27,7 +28,8 @@ std::unique_ptr<CheckedBackend> make_backend(const std::string& device) {
     if (const std::string reason = cuda_unavailable_reason(); !reason.empty())
       throw Error("--device cuda: there is no usable GPU")
           .line("reason", reason)
-          .line("try", "--device cpu (slow, same results up to rounding), or --device auto to use a GPU where there is one");
+          .line("try",
+                "--device cpu (slow, same results up to rounding), or --device auto to use a GPU where there is one");
     return make_backend(Device::CUDA, kCudaProduction);
   }
   if (device == "auto") return make_backend(cuda_unavailable_reason().empty() ? "cuda" : "cpu");

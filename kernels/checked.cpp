@@ -9,8 +9,8 @@ namespace {
 const char* device_name(Device d) { return d == Device::CPU ? "CPU" : "CUDA"; }
 
 std::string describe_tensor(const Tensor& t) {
-  return strf("'%s' (%ld, %ld) %s on %s, row stride %ld", t.name, t.rows, t.cols, name_of(t.dtype), device_name(t.device),
-              t.stride);
+  return strf("'%s' (%ld, %ld) %s on %s, row stride %ld", t.name, t.rows, t.cols, name_of(t.dtype),
+              device_name(t.device), t.stride);
 }
 
 }  // namespace
@@ -33,7 +33,8 @@ std::string OpChecks::expected(Type type) const {
   switch (type) {
     case Type::storage: return strf("%s (storage)", name_of(precision_.storage));
     case Type::master: return strf("%s (master)", name_of(precision_.master));
-    case Type::either: return strf("%s (storage) or %s (master)", name_of(precision_.storage), name_of(precision_.master));
+    case Type::either:
+      return strf("%s (storage) or %s (master)", name_of(precision_.storage), name_of(precision_.master));
     case Type::f32: return "f32";
     case Type::i32: return "i32";
     case Type::u8: return "u8";
@@ -60,8 +61,8 @@ void OpChecks::shape(const char* arg, const Tensor& t, int64_t rows, int64_t col
 
 void OpChecks::params(const Tensor& t) const {
   any("params", t, Type::u8);
-  IRQ_CHECK(t.contiguous() && t.bytes() >= static_cast<int64_t>(sizeof(StepParams)), "%s: params holds %ld bytes, StepParams has %zu",
-            op_, t.bytes(), sizeof(StepParams));
+  IRQ_CHECK(t.contiguous() && t.bytes() >= static_cast<int64_t>(sizeof(StepParams)),
+            "%s: params holds %ld bytes, StepParams has %zu", op_, t.bytes(), sizeof(StepParams));
 }
 
 void OpChecks::bits(int bits) const { IRQ_CHECK(bits >= 2 && bits <= 4, "%s: %d bits, expected 2, 3 or 4", op_, bits); }
@@ -73,8 +74,8 @@ void OpChecks::heads(const char* arg, const Tensor& t, int head_dim) const {
 
 void OpChecks::quantized(const QuantizedMatrix& q) const {
   bits(q.format.bits);
-  IRQ_CHECK(q.rows >= 0 && q.cols >= 0 && q.format.group > 0, "%s: quantized matrix (%ld, %ld) in groups of %d", op_, q.rows,
-            q.cols, q.format.group);
+  IRQ_CHECK(q.rows >= 0 && q.cols >= 0 && q.format.group > 0, "%s: quantized matrix (%ld, %ld) in groups of %d", op_,
+            q.rows, q.cols, q.format.group);
   vector("q.codes", q.codes, q.code_bytes(), Type::u8);
   if (q.format.scale == ScaleKind::f32) {
     vector("q.scales", q.scales, q.blocks(), Type::f32);

@@ -19,7 +19,7 @@ class OpChecks {
   // The same, and the shape.
   void shape(const char* arg, const Tensor& t, int64_t rows, int64_t cols, Type type) const;
   void vector(const char* arg, const Tensor& t, int64_t n, Type type) const { shape(arg, t, 1, n, type); }
-  void params(const Tensor& t) const;      // a StepParams in bytes
+  void params(const Tensor& t) const;  // a StepParams in bytes
   void quantized(const QuantizedMatrix& q) const;
   void bits(int bits) const;
   void heads(const char* arg, const Tensor& t, int head_dim) const;  // columns are whole heads

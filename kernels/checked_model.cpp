@@ -107,8 +107,8 @@ void CheckedBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Ten
   check.any("k", k, Type::storage);
   check.heads("k", k, head_dim);
   const int64_t query_heads = q.cols / head_dim, kv_heads = k.cols / head_dim;
-  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0, "attention_fwd: %ld query heads do not share %ld key/value heads evenly",
-            query_heads, kv_heads);
+  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0,
+            "attention_fwd: %ld query heads do not share %ld key/value heads evenly", query_heads, kv_heads);
   check.shape("v", v, k.rows, k.cols, Type::storage);
   check.shape("o", o, q.rows, q.cols, Type::storage);
   check.shape("lse", lse, query_heads, q.rows, Type::master);
@@ -116,16 +116,16 @@ void CheckedBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Ten
   FORWARD(attention_fwd(o, lse, q, k, v, seqs, head_dim));
 }
 
-void CheckedBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v,
-                                   Tensor o, Tensor lse, Tensor seqs, int head_dim) {
+void CheckedBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
+                                   Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim) {
   CHECKS;
   check.any("q", q, Type::storage);
   check.heads("q", q, head_dim);
   check.any("k", k, Type::storage);
   check.heads("k", k, head_dim);
   const int64_t query_heads = q.cols / head_dim, kv_heads = k.cols / head_dim;
-  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0, "attention_bwd: %ld query heads do not share %ld key/value heads evenly",
-            query_heads, kv_heads);
+  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0,
+            "attention_bwd: %ld query heads do not share %ld key/value heads evenly", query_heads, kv_heads);
   check.shape("v", v, k.rows, k.cols, Type::storage);
   check.shape("o", o, q.rows, q.cols, Type::storage);
   check.shape("lse", lse, query_heads, q.rows, Type::master);
@@ -155,22 +155,26 @@ void CheckedBackend::swiglu_bwd(Tensor dgate_up, Tensor dh, Tensor gate_up) {
 }
 
 // ---- matmul -------------------------------------------------------------------------------------------------------
-void CheckedBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta, Tensor c) {
+void CheckedBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta,
+                            Tensor c) {
   CHECKS;
   const int64_t m = transpose_a ? a.cols : a.rows, k = transpose_a ? a.rows : a.cols;  // op(a) (m, k), op(b) (k, n)
   const int64_t n = transpose_b ? b.rows : b.cols;
   check.any("a", a, Type::either);
   check.shape("b", b, transpose_b ? n : k, transpose_b ? k : n, Type::either);
   check.shape("y", y, m, n, Type::either);
-  IRQ_CHECK(a.dtype == b.dtype, "matmul: a ('%s') is %s, b ('%s') is %s", a.name, name_of(a.dtype), b.name, name_of(b.dtype));
+  IRQ_CHECK(a.dtype == b.dtype, "matmul: a ('%s') is %s, b ('%s') is %s", a.name, name_of(a.dtype), b.name,
+            name_of(b.dtype));
   if (beta != 0) {
     check.shape("c", c, m, n, Type::either);
-    IRQ_CHECK(c.dtype == y.dtype, "matmul: c ('%s') is %s, y ('%s') is %s", c.name, name_of(c.dtype), y.name, name_of(y.dtype));
+    IRQ_CHECK(c.dtype == y.dtype, "matmul: c ('%s') is %s, y ('%s') is %s", c.name, name_of(c.dtype), y.name,
+              name_of(y.dtype));
   }
   FORWARD(matmul(y, a, transpose_a, b, transpose_b, alpha, beta, c));
 }
 
-void CheckedBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor samples, Tensor params, int adapter, double p, double beta) {
+void CheckedBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor samples, Tensor params, int adapter, double p,
+                             double beta) {
   CHECKS;
   check.any("y", y, Type::storage);
   check.shape("x", x, y.rows, y.cols, Type::storage);

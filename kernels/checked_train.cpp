@@ -45,7 +45,8 @@ void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
   FORWARD(iec_pool_fwd(u, x, beta1, tile));
 }
 
-void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile, double beta) {
+void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile,
+                                  double beta) {
   CHECKS;
   check.any("x", x, Type::storage);
   check.shape("dx", dx, x.rows, x.cols, Type::storage);
@@ -56,7 +57,8 @@ void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x
 }
 
 // ---- loss and optimizer -------------------------------------------------------------------------------------------
-void CheckedBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab, bool want_grad) {
+void CheckedBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab,
+                                   bool want_grad) {
   CHECKS;
   check.any("logits", logits, Type::either);
   check.vector("nll", nll, logits.rows, Type::master);
@@ -85,7 +87,8 @@ void CheckedBackend::adamw(Tensor p, Tensor m, Tensor v, Tensor g, Tensor norm, 
 }
 
 // ---- NF-k quantization ----------------------------------------------------------------------------------------------
-void CheckedBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_best, Tensor w, int bits, IcqSpec spec) {
+void CheckedBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_best, Tensor w, int bits,
+                                IcqSpec spec) {
   CHECKS;
   check.bits(bits);
   check.vector("w", w, w.cols, Type::f32);
@@ -109,7 +112,8 @@ void CheckedBackend::nfk_quantize(Tensor codes, Tensor absmax, Tensor entropy, T
   FORWARD(nfk_quantize(codes, absmax, entropy, w, tau, bits));
 }
 
-void CheckedBackend::double_quantize_scales(Tensor scale_codes, Tensor scale_groups, Tensor scale_offset, Tensor absmax, Tensor map) {
+void CheckedBackend::double_quantize_scales(Tensor scale_codes, Tensor scale_groups, Tensor scale_offset, Tensor absmax,
+                                            Tensor map) {
   CHECKS;
   check.vector("absmax", absmax, absmax.cols, Type::f32);
   check.vector("scale_codes", scale_codes, absmax.cols, Type::u8);

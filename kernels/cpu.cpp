@@ -25,7 +25,8 @@ int64_t meminfo_bytes(const char* field) {
   char line[256];
   long long kilobytes = -1;
   while (std::fgets(line, sizeof line, file))
-    if (std::strncmp(line, field, std::strlen(field)) == 0 && std::sscanf(line + std::strlen(field), ": %lld", &kilobytes) == 1)
+    if (std::strncmp(line, field, std::strlen(field)) == 0 &&
+        std::sscanf(line + std::strlen(field), ": %lld", &kilobytes) == 1)
       break;
   std::fclose(file);
   return kilobytes < 0 ? -1 : static_cast<int64_t>(kilobytes) * 1024;
@@ -51,7 +52,8 @@ void* CpuBackend::allocate(int64_t bytes) {
   if (bytes <= available && bytes <= std::numeric_limits<int64_t>::max() - alignment) {
     const int64_t rounded = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
     memory = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(rounded));
-    if (memory && large) madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);  // fewer TLB misses; may be refused
+    if (memory && large)
+      madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);  // fewer TLB misses; may be refused
   }
   if (!memory)
     throw Error("not enough memory")

@@ -52,7 +52,8 @@ void cuda_check(cudaError_t status, const char* what, const char* file, int line
   if (status == cudaErrorMemoryAllocation)
     throw Error("the GPU is out of memory")
         .line("at", where)
-        .line("try", "a smaller --micro-batch, --recompute block, --residency packed, or end other programs on this GPU");
+        .line("try",
+              "a smaller --micro-batch, --recompute block, --residency packed, or end other programs on this GPU");
   if (status == cudaErrorNoKernelImageForDevice)
     throw Error("this build has no kernels for this GPU")
         .line("at", where)
@@ -108,7 +109,8 @@ void* CudaBackend::allocate(int64_t bytes) {
         .line("asked", human_bytes(static_cast<double>(bytes)))
         .line("free", strf("%s of %s", human_bytes(static_cast<double>(free_bytes())).c_str(),
                            human_bytes(static_cast<double>(properties_.totalGlobalMem)).c_str()))
-        .line("try", "a smaller --micro-batch, --recompute block, --residency packed, or end other programs on this GPU");
+        .line("try",
+              "a smaller --micro-batch, --recompute block, --residency packed, or end other programs on this GPU");
   }
   CUDA_CHECK(status);
   return memory;

@@ -48,12 +48,12 @@ template <class T>
 constexpr int64_t kLanes = 32 / sizeof(T);
 template <class T>
 constexpr int64_t kCols = 2 * kLanes<T>;
-constexpr int64_t kDepth = 256;         // terms per block: a panel of b is 16 KiB, half of L1
+constexpr int64_t kDepth = 256;          // terms per block: a panel of b is 16 KiB, half of L1
 constexpr int64_t kStripe = 16 * kRows;  // rows of one task: 96 KiB of packed a in L2 (F32)
 constexpr int64_t kTall = 10 * kStripe;
 constexpr int64_t kWide = 2048;
-constexpr int64_t kFewRows = 8;              // up to here no packing pays off
-constexpr int64_t kSerialWork = 32 * 1024;   // multiply-adds below which starting threads costs more than it saves
+constexpr int64_t kFewRows = 8;             // up to here no packing pays off
+constexpr int64_t kSerialWork = 32 * 1024;  // multiply-adds below which starting threads costs more than it saves
 
 // One op(matrix): element (i, k) is data[i * row_step + k * col_step].
 template <class T>
@@ -183,7 +183,8 @@ void blocked(const Problem<T>& q) {
           for (int64_t cut = 0; cut < cuts; ++cut)
             for (int64_t p = panels * cut / cuts; p < panels * (cut + 1) / cuts; ++p)
               for (int64_t i = s * kStripe; i < std::min(tall, (s + 1) * kStripe); i += kRows)
-                micro_kernel(q, packed_a + i * depth, packed_b + p * kCols<T> * depth, depth, i0 + i, j0 + p * kCols<T>, k0 == 0);
+                micro_kernel(q, packed_a + i * depth, packed_b + p * kCols<T> * depth, depth, i0 + i, j0 + p * kCols<T>,
+                             k0 == 0);
       }
     }
 }
@@ -278,7 +279,8 @@ void run_matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b
 
 }  // namespace
 
-void CpuBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta, Tensor c) {
+void CpuBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta,
+                        Tensor c) {
   dispatch_float(y.dtype, [&](auto zero) {
     using T = decltype(zero);
     run_matmul<T>(y, a, transpose_a, b, transpose_b, static_cast<T>(alpha), static_cast<T>(beta), c);

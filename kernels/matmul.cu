@@ -15,9 +15,9 @@
 namespace irq {
 namespace {
 
-constexpr int kTile = 64;     // a block makes a (kTile, kTile) tile of y
-constexpr int kStep = 16;     // terms per pass through shared memory
-constexpr int kPerThread = 4; // a thread makes (4, 4) of it, rows and columns 16 apart: no bank conflicts
+constexpr int kTile = 64;      // a block makes a (kTile, kTile) tile of y
+constexpr int kStep = 16;      // terms per pass through shared memory
+constexpr int kPerThread = 4;  // a thread makes (4, 4) of it, rows and columns 16 apart: no bank conflicts
 constexpr int kSide = kTile / kPerThread;
 
 // One op(matrix): element (i, k) is data[i * row_step + k * col_step].
@@ -29,9 +29,9 @@ struct View {
 
 // Grid: one block per tile, tiles of a row of y first. Block: kSide^2 threads.
 template <class In, class Out>
-__global__ void __launch_bounds__(kSide* kSide) tiled_matmul(Out* y, int64_t y_stride, View<In> a, View<In> b_t, const Out* c,
-                                                             int64_t c_stride, int64_t m, int64_t n, int64_t k, float alpha,
-                                                             float beta) {
+__global__ void __launch_bounds__(kSide* kSide)
+    tiled_matmul(Out* y, int64_t y_stride, View<In> a, View<In> b_t, const Out* c, int64_t c_stride, int64_t m,
+                 int64_t n, int64_t k, float alpha, float beta) {
   __shared__ float tile_a[kStep][kTile + 1], tile_b[kStep][kTile + 1];
   const int64_t tiles_n = (n + kTile - 1) / kTile;
   const int64_t i0 = blockIdx.x / tiles_n * kTile, j0 = blockIdx.x % tiles_n * kTile;
@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kSide* kSide) tiled_matmul(Out* y, int64_t y_s
       const int ia = a.col_step == 1 ? e / kStep : e % kTile, pa = a.col_step == 1 ? e % kStep : e / kTile;
       const int ib = b_t.col_step == 1 ? e / kStep : e % kTile, pb = b_t.col_step == 1 ? e % kStep : e / kTile;
       tile_a[pa][ia] = i0 + ia < m && k0 + pa < k ? to_f(a.data[(i0 + ia) * a.row_step + (k0 + pa) * a.col_step]) : 0.f;
-      tile_b[pb][ib] = j0 + ib < n && k0 + pb < k ? to_f(b_t.data[(j0 + ib) * b_t.row_step + (k0 + pb) * b_t.col_step]) : 0.f;
+      tile_b[pb][ib] =
+          j0 + ib < n && k0 + pb < k ? to_f(b_t.data[(j0 + ib) * b_t.row_step + (k0 + pb) * b_t.col_step]) : 0.f;
     }
     __syncthreads();
 #pragma unroll
@@ -78,14 +79,16 @@ int alignment_of(const void* p) {
 // The column-major view of a row-major (rows, cols).
 cublasLtMatrixLayout_t layout_of(DType t, int64_t rows, int64_t cols, int64_t stride) {
   cublasLtMatrixLayout_t layout = nullptr;
-  cublas_check(cublasLtMatrixLayoutCreate(&layout, cuda_type(t), static_cast<uint64_t>(cols), static_cast<uint64_t>(rows), stride),
+  cublas_check(cublasLtMatrixLayoutCreate(&layout, cuda_type(t), static_cast<uint64_t>(cols),
+                                          static_cast<uint64_t>(rows), stride),
                "cublasLtMatrixLayoutCreate");
   return layout;
 }
 
 template <class T>
 void set_preference(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, T value) {
-  cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value), "cublasLtMatmulPreferenceSetAttribute");
+  cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+               "cublasLtMatmulPreferenceSetAttribute");
 }
 
 std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const MatmulPlan& plan, const MatmulKey& key) {
@@ -100,8 +103,9 @@ std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const Matmul
   set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(key.alignment[3]));
   cublasLtMatmulHeuristicResult_t found[kMatmulCandidates];
   int count = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(blas, plan.operation, plan.first, plan.second, plan.base, plan.result,
-                                                               preference, kMatmulCandidates, found, &count);
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(blas, plan.operation, plan.first, plan.second, plan.base, plan.result, preference,
+                                     kMatmulCandidates, found, &count);
   cublasLtMatmulPreferenceDestroy(preference);
   std::vector<MatmulCandidate> candidates;
   for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; ++i)
@@ -110,13 +114,17 @@ std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const Matmul
 }
 
 template <class In, class Out>
-void launch_tiled(const MatmulKey& key, Tensor y, Tensor a, Tensor b, const void* c, float alpha, float beta, cudaStream_t stream) {
-  const View<In> va = key.transpose_a ? View<In>{static_cast<const In*>(a.data), 1, key.a_stride} : View<In>{static_cast<const In*>(a.data), key.a_stride, 1};
-  const View<In> vb = key.transpose_b ? View<In>{static_cast<const In*>(b.data), key.b_stride, 1} : View<In>{static_cast<const In*>(b.data), 1, key.b_stride};
+void launch_tiled(const MatmulKey& key, Tensor y, Tensor a, Tensor b, const void* c, float alpha, float beta,
+                  cudaStream_t stream) {
+  const View<In> va = key.transpose_a ? View<In>{static_cast<const In*>(a.data), 1, key.a_stride}
+                                      : View<In>{static_cast<const In*>(a.data), key.a_stride, 1};
+  const View<In> vb = key.transpose_b ? View<In>{static_cast<const In*>(b.data), key.b_stride, 1}
+                                      : View<In>{static_cast<const In*>(b.data), 1, key.b_stride};
   const int64_t tiles = ceil_div(key.m, kTile) * ceil_div(key.n, kTile);
   IRQ_CHECK(tiles <= INT32_MAX, "matmul: %ld tiles", tiles);
   tiled_matmul<In, Out><<<static_cast<unsigned>(tiles), kSide * kSide, 0, stream>>>(
-      static_cast<Out*>(y.data), key.y_stride, va, vb, static_cast<const Out*>(c), key.c_stride, key.m, key.n, key.k, alpha, beta);
+      static_cast<Out*>(y.data), key.y_stride, va, vb, static_cast<const Out*>(c), key.c_stride, key.m, key.n, key.k,
+      alpha, beta);
   CUDA_LAUNCHED();
 }
 
@@ -124,12 +132,14 @@ void launch_tiled(const MatmulKey& key, Tensor y, Tensor a, Tensor b, const void
 
 void cublas_check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(strf("cuBLASLt error: %s (%s)", cublasLtGetStatusString(status), cublasLtGetStatusName(status))).line("at", what);
+  throw Error(strf("cuBLASLt error: %s (%s)", cublasLtGetStatusString(status), cublasLtGetStatusName(status)))
+      .line("at", what);
 }
 
 CudaBackend::MatmulPlans::~MatmulPlans() {
   for (auto& [key, plan] : plans) {
-    for (cublasLtMatrixLayout_t layout : {plan.first, plan.second, plan.base, plan.result}) cublasLtMatrixLayoutDestroy(layout);
+    for (cublasLtMatrixLayout_t layout : {plan.first, plan.second, plan.base, plan.result})
+      cublasLtMatrixLayoutDestroy(layout);
     cublasLtMatmulDescDestroy(plan.operation);
   }
   cudaFree(workspace);
@@ -139,9 +149,12 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
   if (const auto known = plans.find(key); known != plans.end()) return known->second;
   MatmulPlan plan;
   cublas_check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
-  const cublasOperation_t first = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-  cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), "TRANSA");
-  cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second), "TRANSB");
+  const cublasOperation_t first = key.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                          second = key.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
+               "TRANSA");
+  cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
+               "TRANSB");
   plan.first = layout_of(key.in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.b_stride);
   plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride);
   plan.base = layout_of(key.out, key.m, key.n, key.c_stride);
@@ -150,20 +163,30 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
   return plans.emplace(key, std::move(plan)).first->second;
 }
 
-void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta, Tensor c) {
+void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta,
+                         Tensor c) {
   if (y.numel() == 0) return;
   if (beta == 0) c = y;  // never read, but cuBLASLt wants its layout
   const auto stride_of = [](const Tensor& t) { return t.rows <= 1 ? std::max<int64_t>(t.cols, 1) : t.stride; };
-  const MatmulKey key{y.rows, y.cols, transpose_a ? a.rows : a.cols, stride_of(a), stride_of(b), stride_of(c), stride_of(y),
-                      a.dtype, y.dtype, transpose_a, transpose_b,
+  const MatmulKey key{y.rows,
+                      y.cols,
+                      transpose_a ? a.rows : a.cols,
+                      stride_of(a),
+                      stride_of(b),
+                      stride_of(c),
+                      stride_of(y),
+                      a.dtype,
+                      y.dtype,
+                      transpose_a,
+                      transpose_b,
                       {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data), alignment_of(y.data)}};
   const float alpha_f = static_cast<float>(alpha), beta_f = static_cast<float>(beta);
   const MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
   if (plan && !plan->candidates.empty()) {
     const MatmulCandidate& candidate = plan->candidates[plan->chosen];
-    cublas_check(cublasLtMatmul(blas_, plan->operation, &alpha_f, b.data, plan->first, a.data, plan->second, &beta_f, c.data,
-                                plan->base, y.data, plan->result, &candidate.algorithm, plans_->workspace, kMatmulWorkspaceBytes,
-                                stream_),
+    cublas_check(cublasLtMatmul(blas_, plan->operation, &alpha_f, b.data, plan->first, a.data, plan->second, &beta_f,
+                                c.data, plan->base, y.data, plan->result, &candidate.algorithm, plans_->workspace,
+                                kMatmulWorkspaceBytes, stream_),
                  "cublasLtMatmul");
     return;
   }

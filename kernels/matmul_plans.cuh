@@ -36,7 +36,7 @@ struct MatmulPlan {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t first = nullptr, second = nullptr, base = nullptr, result = nullptr;  // b^T, a^T, c^T, y^T
   std::vector<MatmulCandidate> candidates;  // best guess first; empty: our own kernel runs
-  size_t chosen = 0;  // a tuner may time the candidates and set this
+  size_t chosen = 0;                        // a tuner may time the candidates and set this
 };
 
 struct CudaBackend::MatmulPlans {

@@ -13,14 +13,13 @@ template <class F>
 std::string error_of(F&& f) {
   try {
     f();
-  } catch (const Error& e) {
-    return e.what();
-  }
+  } catch (const Error& e) { return e.what(); }
   return "";
 }
 
-#define EXPECT_ERROR(statement, text) \
-  EXPECT_NE(error_of([&] { statement; }).find(text), std::string::npos) << "error text: '" << error_of([&] { statement; }) << "'"
+#define EXPECT_ERROR(statement, text)                                   \
+  EXPECT_NE(error_of([&] { statement; }).find(text), std::string::npos) \
+      << "error text: '" << error_of([&] { statement; }) << "'"
 
 // Uploads into the middle of a larger matrix, reads it back, and looks at what lies around it.
 void check_transfers(Backend& backend) {
@@ -40,7 +39,8 @@ void check_transfers(Backend& backend) {
   for (int64_t r = 0; r < kRows; ++r)
     for (int64_t c = 0; c < kCols; ++c) {
       const bool inside = c >= kFrom && c < kFrom + kWidth;
-      const float expected = inside ? part[static_cast<size_t>(r * kWidth + c - kFrom)] : whole[static_cast<size_t>(r * kCols + c)];
+      const float expected =
+          inside ? part[static_cast<size_t>(r * kWidth + c - kFrom)] : whole[static_cast<size_t>(r * kCols + c)];
       EXPECT_EQ(all[static_cast<size_t>(r * kCols + c)], expected) << r << ", " << c;
     }
   backend.upload(t.slice_rows(2, 0), nullptr);  // nothing to move
@@ -98,9 +98,7 @@ TEST(MakeBackend, ProductionPrecisions) {
   EXPECT_EQ(cpu->precision().master, DType::F32);
   const auto best = make_backend("auto");
   EXPECT_EQ(best->device(), cuda_unavailable_reason().empty() ? Device::CUDA : Device::CPU);
-  if (best->device() == Device::CUDA) {
-    EXPECT_EQ(best->precision().storage, DType::BF16);
-  }
+  if (best->device() == Device::CUDA) { EXPECT_EQ(best->precision().storage, DType::BF16); }
 }
 
 TEST(MakeBackend, CudaWithoutAGpuSaysWhy) {
@@ -121,9 +119,11 @@ TEST(CheckedBackend, SaysWhichArgumentIsWrong) {
   Backend& b = cpu_backend(DType::F32);
   std::vector<float> memory(64);
   std::vector<int32_t> indices(4);
-  const Tensor x = make_view(memory.data(), DType::F32, 2, 4, "x_norm"), y = make_view(memory.data() + 8, DType::F32, 2, 3, "out");
+  const Tensor x = make_view(memory.data(), DType::F32, 2, 4, "x_norm"),
+               y = make_view(memory.data() + 8, DType::F32, 2, 3, "out");
   const Tensor tokens = make_view(indices.data(), DType::I32, 1, 2, "tokens");
-  EXPECT_ERROR(b.copy(y, x), "copy: src has the wrong shape: 'x_norm' (2, 4) f32 on CPU, row stride 4, expected (2, 3)");
+  EXPECT_ERROR(b.copy(y, x),
+               "copy: src has the wrong shape: 'x_norm' (2, 4) f32 on CPU, row stride 4, expected (2, 3)");
   EXPECT_ERROR(b.copy(tokens, tokens), "copy: dst has the wrong type");
   EXPECT_ERROR(b.embedding_fwd(x, x, y.flat()), "tokens");
   EXPECT_ERROR(b.matmul(y, x, false, x, false, 1, 0, {}), "matmul: b has the wrong shape");
@@ -165,7 +165,8 @@ TEST(CheckedBackend, DryRunChecksAndDoesNothing) {
 TEST(CheckedBackend, ProfileCountsEachOp) {
   const auto b = make_backend("cpu");
   std::vector<float> memory(64, 1.f);
-  const Tensor x = make_view(memory.data(), DType::F32, 4, 4, "x"), y = make_view(memory.data() + 16, DType::F32, 4, 4, "y");
+  const Tensor x = make_view(memory.data(), DType::F32, 4, 4, "x"),
+               y = make_view(memory.data() + 16, DType::F32, 4, 4, "y");
   b->matmul(y, x, false, x, true, 1, 0, {});
   EXPECT_TRUE(b->profile().empty());
   b->set_profile(true);

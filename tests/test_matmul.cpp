@@ -20,7 +20,8 @@ std::vector<double> by_definition(const MatmulCase& s, const HostArgs& args) {
     for (int64_t j = 0; j < s.n; ++j) {
       double sum = 0;
       for (int64_t p = 0; p < s.k; ++p)
-        sum += at(args[1], s.transpose_a ? p * s.m + i : i * s.k + p) * at(args[2], s.transpose_b ? j * s.k + p : p * s.n + j);
+        sum += at(args[1], s.transpose_a ? p * s.m + i : i * s.k + p) *
+               at(args[2], s.transpose_b ? j * s.k + p : p * s.n + j);
       const double base = s.beta == 0 ? 0 : s.beta * at(args[s.in_place ? 0 : 3], i * s.n + j);
       y[static_cast<size_t>(i * s.n + j)] = s.alpha * sum + base;
     }
@@ -50,10 +51,12 @@ std::vector<double> with_threads(int threads, const OpCase& c) {
 }
 
 TEST(MatmulCpu, SameBitsWithAnyNumberOfThreads) {
-  for (const MatmulCase& s : {MatmulCase{200, 150, 600}, {100, 150, 600, true, false}, {3, 700, 500}, {5, 700, 500, false, false}}) {
+  for (const MatmulCase& s :
+       {MatmulCase{200, 150, 600}, {100, 150, 600, true, false}, {3, 700, 500}, {5, 700, 500, false, false}}) {
     const OpCase c = matmul_case(s);
     const std::vector<double> one = with_threads(1, c);
-    for (const int threads : {2, 3, 7}) EXPECT_EQ(with_threads(threads, c), one) << c.name << ", " << threads << " threads";
+    for (const int threads : {2, 3, 7})
+      EXPECT_EQ(with_threads(threads, c), one) << c.name << ", " << threads << " threads";
   }
 }
 
@@ -68,7 +71,9 @@ TEST(MatmulCpu, BetaZeroReadsNeitherYNorC) {
 // An infinity in one row of a must not reach the other rows through the zeros that pad the packed panels.
 TEST(MatmulCpu, InfinityStaysInItsRow) {
   OpCase c = matmul_case({20, 21, 10});
-  c.args[1].value = [](Rng& rng, int64_t i) { return i == 7 * 10 + 3 ? std::numeric_limits<double>::infinity() : rng.normal(); };
+  c.args[1].value = [](Rng& rng, int64_t i) {
+    return i == 7 * 10 + 3 ? std::numeric_limits<double>::infinity() : rng.normal();
+  };
   const std::vector<double> y = run_case(c, cpu_backend(DType::F32), make_inputs(c))[0];
   for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(std::isfinite(y[i]), i / 21 != 7) << i;
 }
@@ -98,7 +103,8 @@ TEST(MatmulCuda, SameBitsEveryTime) {
     const OpCase c = matmul_case({64, 64, 16384, true, false, 1, 0, false, 0, Kind::storage, out});
     const HostArgs in = make_inputs(c);
     const std::vector<double> first = run_case(c, cuda_backend(DType::BF16), in)[0];
-    for (int repeat = 0; repeat < 5; ++repeat) EXPECT_EQ(run_case(c, cuda_backend(DType::BF16), in)[0], first) << c.name;
+    for (int repeat = 0; repeat < 5; ++repeat)
+      EXPECT_EQ(run_case(c, cuda_backend(DType::BF16), in)[0], first) << c.name;
   }
 }
 
