@@ -26,6 +26,10 @@ TEST(GlobalNormDirect, Exact) {
   // 2^26 ones: a plain float sum stops growing at 2^24.
   std::vector<float> ones(1 << 26, 1.0f);
   EXPECT_EQ(norm_of(ones), 8192.0f);
+  // One large value first: in float, 2^24 + 1 is 2^24, and the ones behind it would be lost.
+  std::vector<float> mixed(65536, 1.0f);
+  mixed[0] = 4096;
+  EXPECT_EQ(norm_of(mixed), static_cast<float>(std::sqrt(16777216.0 + 65535.0)));
 }
 
 TEST(GlobalNormDirect, DoesNotDependOnThreads) {
