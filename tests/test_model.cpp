@@ -112,6 +112,7 @@ TEST(Model, OverfitsOneBatch) {
   for (int step = 1; step <= 600; ++step) {
     last = tiny.trainer->step({pack_range(examples, 0, 2)}, step, config).loss;
     if (step == 1) first = last;
+    if (step % 100 == 0) printf("%d %g\n", step, last);
   }
   EXPECT_GT(first, 2);
   EXPECT_LT(last, 0.05);
