@@ -41,7 +41,7 @@ void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
   CHECKS;
   check.any("x", x, Type::storage);
   check.shape("u", u, x.rows, u.cols, Type::storage);
-  check.vector("beta1", beta1, 1, Type::master);
+  if (beta1) check.vector("beta1", beta1, 1, Type::master);
   FORWARD(iec_pool_fwd(u, x, beta1, tile));
 }
 
@@ -52,7 +52,7 @@ void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x
   check.shape("dx", dx, x.rows, x.cols, Type::storage);
   check.vector("partial", partial, x.rows, Type::master);
   check.shape("du", du, x.rows, du.cols, Type::storage);
-  check.vector("beta1", beta1, 1, Type::master);
+  if (beta1) check.vector("beta1", beta1, 1, Type::master);
   FORWARD(iec_pool_bwd(dx, partial, du, x, beta1, tile, beta));
 }
 
