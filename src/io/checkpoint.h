@@ -14,7 +14,7 @@
 
 namespace irq {
 
-using Progress = std::function<void(int64_t done_bytes, int64_t all_bytes)>;
+using ByteProgress = std::function<void(int64_t done_bytes, int64_t all_bytes)>;
 
 // ---- base model ------------------------------------------------------------------------------------------------------
 class BaseReader {
@@ -28,7 +28,7 @@ class BaseReader {
   // View (rows, cols) in the file's type, verified; "head" of a tied model is its "embed".
   Tensor tensor(const std::string& name);
   void dont_need(const std::string& name);           // its pages may leave memory (the view stays valid)
-  void verify_all(const Progress& progress = {}) { file_.verify_all(progress); }
+  void verify_all(const ByteProgress& progress = {}) { file_.verify_all(progress); }
   FlatReader& file() { return file_; }
 
  private:
@@ -76,7 +76,7 @@ class IrqReader {
   std::array<double, 2> entropy(const std::string& name);
   std::array<double, 2> mean_entropy();
   void dont_need(const std::string& name);            // a plain tensor or a whole matrix
-  void verify_all(const Progress& progress = {}) { file_.verify_all(progress); }
+  void verify_all(const ByteProgress& progress = {}) { file_.verify_all(progress); }
   FlatReader& file() { return file_; }
 
  private:

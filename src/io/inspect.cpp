@@ -24,20 +24,20 @@ std::string format_text(const QuantFormat& f) {
 }
 
 // Reads everything; returns the rows that say so.
-std::string verified_rows(FlatReader& file, const Progress& progress) {
+std::string verified_rows(FlatReader& file, const ByteProgress& progress) {
   file.verify_all(progress);
   return row("tensors", with_commas(static_cast<long long>(file.layout().tensors().size()))) +
          row("file", with_commas(file.file_bytes()) + " bytes (" + human_bytes(static_cast<double>(file.file_bytes())) + ")") +
          row("hash", strf("%016lx", file.hash())) + row("contents", strf("whole; %ld checksums agree", file.chunks() + 2));
 }
 
-std::string base_summary(const std::string& path, const Progress& progress) {
+std::string base_summary(const std::string& path, const ByteProgress& progress) {
   BaseReader r(path);
   return config_rows(r.config()) + row("weights", std::string(name_of(r.dtype())) + ", norms f32") +
          verified_rows(r.file(), progress);
 }
 
-std::string irq_summary(const std::string& path, const Progress& progress) {
+std::string irq_summary(const std::string& path, const ByteProgress& progress) {
   IrqReader r(path);
   std::string text = config_rows(r.config()) + row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
                      row("linears", format_text(r.format()));
@@ -54,7 +54,7 @@ std::string irq_summary(const std::string& path, const Progress& progress) {
   return text + row("entropy", strf("%.4f bits per weight (%.4f without calibration)", entropy[1], entropy[0]));
 }
 
-std::string adapter_summary(const std::string& path, const Progress& progress) {
+std::string adapter_summary(const std::string& path, const ByteProgress& progress) {
   AdapterReader r(path);
   const AdapterFile& a = r.info();
   std::string targets;
@@ -95,7 +95,7 @@ void with_file(const std::string& path, F&& f) {
 
 }  // namespace
 
-std::string inspect_summary(const std::string& path, const Progress& progress) {
+std::string inspect_summary(const std::string& path, const ByteProgress& progress) {
   const FileKind kind = sniff(path);
   const std::string title = path + ": " + describe(kind) + "\n";
   switch (kind) {
@@ -121,7 +121,7 @@ std::string inspect_tensors(const std::string& path) {
   return text;
 }
 
-std::string inspect_entropy(const std::string& path, const Progress& progress) {
+std::string inspect_entropy(const std::string& path, const ByteProgress& progress) {
   IrqReader r(path);
   const ModelConfig& c = r.config();
   std::string text = strf("%-24s %10s %10s %10s\n", "matrix", "plain", "stored", "recomputed");

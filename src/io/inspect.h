@@ -7,12 +7,12 @@
 namespace irq {
 
 // The header's fields in words, and the verdict on the contents: every byte is read and checked (throws where one is wrong).
-std::string inspect_summary(const std::string& path, const Progress& progress = {});
+std::string inspect_summary(const std::string& path, const ByteProgress& progress = {});
 // One line per tensor: name, type, shape, offset in the payload, bytes.
 std::string inspect_tensors(const std::string& path);
 // One line per quantized matrix of an .irq: mean code entropy in bits per weight without and with calibration as recorded,
 // and recomputed here from the stored codes (the mean over blocks of -sum p log2 p); at the end the mean over all weights.
-std::string inspect_entropy(const std::string& path, const Progress& progress = {});
+std::string inspect_entropy(const std::string& path, const ByteProgress& progress = {});
 
 // NAME is a plain tensor (f16 and bf16 widened to f32) or, for a matrix M of an .irq: M.codes u8 (rows, cols);
 // M.scales, M.tau, M.entropy f32 and M.scale_codes, M.tau_codes u8 (blocks); M.scale_groups, M.tau_groups f32 (groups);
