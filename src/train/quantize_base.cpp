@@ -27,7 +27,7 @@ struct HostMatrix {
 // Device memory for the largest matrix: as the file holds it, as F32, and quantized.
 class DeviceBuffers {
  public:
-  DeviceBuffers(Backend& backend, const BaseReader& in, const QuantFormat& format) : backend_(backend) {
+  DeviceBuffers(Backend& backend, const BaseSource& in, const QuantFormat& format) : backend_(backend) {
     int64_t source = 0, wide = 0, packed = 0;
     for (const LinearShape& s : layer_linears(in.config())) {
       source = std::max(source, s.out * s.in * size_of(in.dtype()));
@@ -101,7 +101,7 @@ void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>&
 
 }  // namespace
 
-IrqInfo quantized_info(const BaseReader& in, const QuantizeOptions& options) {
+IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
   IrqInfo info;
   info.config = in.config();
   info.dtype = in.dtype();
@@ -129,7 +129,7 @@ std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
-QuantizeSummary quantize_base(Backend& backend, BaseReader& in, const std::string& out_path, const QuantizeOptions& options,
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
                               const QuantizeProgress& progress) {
   const double start = now_seconds();
   const IrqInfo info = quantized_info(in, options);

@@ -41,11 +41,11 @@ using QuantizeProgress = std::function<void(int64_t done, int64_t of, const std:
 
 // The next matrix is read and checked, and the last one written, while the device works on the present one. Ctrl-C
 // ends it between two matrices; the file at out_path appears when it is whole, or not at all.
-QuantizeSummary quantize_base(Backend& backend, BaseReader& in, const std::string& out_path, const QuantizeOptions& options,
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
                               const QuantizeProgress& progress = {});
 
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
-IrqInfo quantized_info(const BaseReader& in, const QuantizeOptions& options);
+IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options);
 bool same_quantization(const IrqInfo& a, const IrqInfo& b);
 // The name of the cached quantized base of `base_path`: it holds bits, lambda, n, entropy and the source's hash.
 std::string cached_name(const std::string& base_path, const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"

@@ -1,0 +1,185 @@
+// Attention: the op ladder, and the CPU reference against the plain definition, finite differences and itself repacked.
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+
+#include "tests/cases/attention.h"
+
+namespace irq {
+namespace {
+
+IRQ_OP_TESTS(Attention, attention_cases());
+
+constexpr int kHeads = 4, kKvHeads = 2, kDim = 8;
+
+struct Inputs {
+  std::vector<double> q, k, v, dout;
+};
+Inputs random_inputs(int64_t queries, int64_t keys) {
+  Inputs in;
+  Rng rng(7);
+  for (auto* x : {&in.q, &in.dout}) x->resize(static_cast<size_t>(queries * kHeads * kDim));
+  for (auto* x : {&in.k, &in.v}) x->resize(static_cast<size_t>(keys * kKvHeads * kDim));
+  for (auto* x : {&in.q, &in.k, &in.v, &in.dout})
+    for (double& value : *x) value = rng.normal();
+  return in;
+}
+
+struct Results {
+  std::vector<double> o, lse, dq, dk, dv, delta;
+};
+
+// The op on the CPU in F32 or F64. Outputs start as NaN.
+Results run(const Inputs& in, const SeqRanges& seqs, int64_t queries, int64_t keys, DType type) {
+  AttentionShape shape{"direct", kDim, kHeads, kKvHeads, queries, keys, seqs, 0};
+  const OpCase c = attention_bwd_case(shape);
+  HostArgs args = make_inputs(c);
+  args[4] = in.dout, args[5] = in.q, args[6] = in.k, args[7] = in.v;
+  HostArgs out = run_case(c, cpu_backend(type), args);
+  return {out[8], out[9], out[0], out[1], out[2], out[3]};
+}
+
+bool attends(const std::array<int32_t, 6>& s, int64_t i, int64_t j) {
+  const auto [qb, qe, kb, ke, pb, pe] = s;
+  if (i < qb || i >= qe) return false;
+  if (j >= pb && j < pe) return true;
+  return j >= kb && j < ke && (j - ke) <= (i - qe);
+}
+
+// The definition, with the whole matrix. Rows in no sequence: o = 0, lse = 0.
+Results dense(const Inputs& in, const SeqRanges& seqs, int64_t queries, int64_t keys) {
+  Results r;
+  r.o.assign(static_cast<size_t>(queries * kHeads * kDim), 0);
+  r.lse.assign(static_cast<size_t>(kHeads * queries), 0);
+  for (int h = 0; h < kHeads; ++h)
+    for (int64_t i = 0; i < queries; ++i)
+      for (const auto& s : seqs) {
+        if (i < s[0] || i >= s[1]) continue;
+        std::vector<double> weight(static_cast<size_t>(keys), 0);
+        double total = 0;
+        const double* q = &in.q[static_cast<size_t>((i * kHeads + h) * kDim)];
+        for (int64_t j = 0; j < keys; ++j) {
+          if (!attends(s, i, j)) continue;
+          const double* k = &in.k[static_cast<size_t>((j * kKvHeads + h / (kHeads / kKvHeads)) * kDim)];
+          double dot = 0;
+          for (int d = 0; d < kDim; ++d) dot += q[d] * k[d];
+          total += weight[static_cast<size_t>(j)] = std::exp(dot / std::sqrt(double{kDim}));
+        }
+        for (int64_t j = 0; j < keys; ++j)
+          for (int d = 0; d < kDim; ++d)
+            r.o[static_cast<size_t>((i * kHeads + h) * kDim + d)] +=
+                weight[static_cast<size_t>(j)] / total * in.v[static_cast<size_t>((j * kKvHeads + h / (kHeads / kKvHeads)) * kDim + d)];
+        r.lse[static_cast<size_t>(h * queries + i)] = std::log(total);
+      }
+  return r;
+}
+
+// A prefix of 6 rows (itself a sequence), two sequences on it, one alone, a decode row, dead rows, spans over one slab of 64.
+const SeqRanges kMixed = {{0, 6, 0, 6, 0, 0}, {6, 10, 6, 10, 0, 6}, {12, 15, 12, 15, 0, 6}, {16, 90, 16, 90, 0, 0},
+                          {91, 92, 95, 170, 0, 0}, {93, 93, 0, 0, 0, 0}};
+constexpr int64_t kMixedQueries = 94, kMixedKeys = 172;
+
+TEST(AttentionReference, IsTheDenseSoftmax) {
+  const Inputs in = random_inputs(kMixedQueries, kMixedKeys);
+  const Results out = run(in, kMixed, kMixedQueries, kMixedKeys, DType::F64), ref = dense(in, kMixed, kMixedQueries, kMixedKeys);
+  // F64 against F64: only the order of sums of at most 75 terms differs.
+  EXPECT_LE(relative_l2(out.o, ref.o), 1e-14);
+  EXPECT_LE(relative_l2(out.lse, ref.lse), 1e-14);
+}
+
+TEST(AttentionReference, RowsInNoSequenceAreZero) {
+  const Results out = run(random_inputs(kMixedQueries, kMixedKeys), kMixed, kMixedQueries, kMixedKeys, DType::F32);
+  for (const int64_t i : {10, 11, 15, 90, 92, 93})
+    for (int c = 0; c < kHeads * kDim; ++c) {
+      EXPECT_EQ(out.o[static_cast<size_t>(i * kHeads * kDim + c)], 0) << "row " << i;
+      EXPECT_EQ(out.dq[static_cast<size_t>(i * kHeads * kDim + c)], 0) << "row " << i;
+    }
+  for (const int64_t j : {10, 11, 15, 90, 94, 170, 171})
+    for (int c = 0; c < kKvHeads * kDim; ++c) {
+      EXPECT_EQ(out.dk[static_cast<size_t>(j * kKvHeads * kDim + c)], 0) << "row " << j;
+      EXPECT_EQ(out.dv[static_cast<size_t>(j * kKvHeads * kDim + c)], 0) << "row " << j;
+    }
+}
+
+// d<o, dout>/dx by central differences. Step 1e-4: truncation and rounding are both near 1e-8 of the gradient.
+TEST(AttentionReference, BackwardIsTheDerivative) {
+  const SeqRanges seqs = {{0, 3, 0, 3, 0, 0}, {3, 7, 3, 7, 0, 3}, {8, 9, 8, 9, 0, 3}, {9, 11, 9, 14, 0, 0}};
+  const int64_t queries = 12, keys = 14;
+  const Inputs in = random_inputs(queries, keys);
+  const Results r = run(in, seqs, queries, keys, DType::F64);
+  const auto check = [&](std::vector<double> Inputs::*member, const std::vector<double>& analytic) {
+    std::vector<double> numeric(analytic.size());
+    for (size_t i = 0; i < numeric.size(); ++i) {
+      const double step = 1e-4;
+      double loss[2];
+      for (const int side : {0, 1}) {
+        Inputs moved = in;
+        (moved.*member)[i] += side ? step : -step;
+        const Results out = dense(moved, seqs, queries, keys);
+        loss[side] = 0;
+        for (size_t j = 0; j < out.o.size(); ++j) loss[side] += out.o[j] * in.dout[j];
+      }
+      numeric[i] = (loss[1] - loss[0]) / (2 * step);
+    }
+    EXPECT_LE(relative_l2(analytic, numeric), 1e-7);
+  };
+  check(&Inputs::q, r.dq);
+  check(&Inputs::k, r.dk);
+  check(&Inputs::v, r.dv);
+}
+
+// The same sequences alone, and packed in the opposite order with dead rows between: the same bits.
+TEST(AttentionReference, PackingChangesNoBit) {
+  const std::vector<int> lengths = {1, 130, 64, 7};
+  const int64_t rows = 230;
+  const Inputs in = random_inputs(rows, rows);
+  SeqRanges forwards, backwards;
+  std::vector<int> begin_forwards, begin_backwards(lengths.size());
+  int at = 0;
+  for (const int n : lengths) begin_forwards.push_back(at), forwards.push_back({at, at + n, at, at + n, 0, 0}), at += n + 1;
+  at = 5;
+  for (size_t i = lengths.size(); i-- > 0;) {
+    backwards.push_back({at, at + lengths[i], at, at + lengths[i], 0, 0});
+    begin_backwards[i] = at, at += lengths[i];
+  }
+  const auto move_rows = [&](const std::vector<double>& x, int64_t width) {
+    std::vector<double> y(x.size(), 0);
+    for (size_t i = 0; i < lengths.size(); ++i)
+      std::copy_n(x.begin() + begin_forwards[i] * width, lengths[i] * width, y.begin() + begin_backwards[i] * width);
+    return y;
+  };
+  const int64_t q_width = kHeads * kDim, k_width = kKvHeads * kDim;
+  const Inputs moved = {move_rows(in.q, q_width), move_rows(in.k, k_width), move_rows(in.v, k_width), move_rows(in.dout, q_width)};
+  const Results a = run(in, forwards, rows, rows, DType::F32), b = run(moved, backwards, rows, rows, DType::F32);
+  EXPECT_EQ(move_rows(a.o, q_width), b.o);
+  EXPECT_EQ(move_rows(a.dq, q_width), b.dq);
+  EXPECT_EQ(move_rows(a.dk, k_width), b.dk);
+  EXPECT_EQ(move_rows(a.dv, k_width), b.dv);
+  for (const auto& s : forwards) {  // alone: every other row is dead
+    const Results alone = run(in, {s}, rows, rows, DType::F32);
+    const auto same = [&](const std::vector<double>& x, const std::vector<double>& y, int64_t width) {
+      return std::equal(x.begin() + s[0] * width, x.begin() + s[1] * width, y.begin() + s[0] * width);
+    };
+    EXPECT_TRUE(same(alone.o, a.o, q_width) && same(alone.dq, a.dq, q_width));
+    EXPECT_TRUE(same(alone.dk, a.dk, k_width) && same(alone.dv, a.dv, k_width));
+  }
+}
+
+TEST(AttentionReference, ThreadsChangeNoBit) {
+  const Inputs in = random_inputs(kMixedQueries, kMixedKeys);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const Results one = run(in, kMixed, kMixedQueries, kMixedKeys, DType::F32);
+  omp_set_num_threads(3);
+  const Results three = run(in, kMixed, kMixedQueries, kMixedKeys, DType::F32);
+  omp_set_num_threads(threads);
+  EXPECT_EQ(one.o, three.o);
+  EXPECT_EQ(one.lse, three.lse);
+  EXPECT_EQ(one.dq, three.dq);
+  EXPECT_EQ(one.dk, three.dk);
+  EXPECT_EQ(one.dv, three.dv);
+}
+
+}  // namespace
+}  // namespace irq
