@@ -1,45 +1,103 @@
-# make            build ./irq_* (finds nvcc, or builds for the CPU only)
-# make help       the targets
-NVCC  ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+# make          build ./irq_* (finds nvcc, or says "CPU only")          make help     the other targets
+# Variables: CUDA=0 (leave the GPU half out, in its own folder), NCCL=0, ARCHS='-gencode=...', NVCC=path, PREFIX=/usr/local
+MAKEFLAGS += -r --no-print-directory $(if $(filter 0,$(MAKELEVEL)),-j$(shell nproc))
+CXX   := g++
+comma := ,
+ifeq ($(origin NVCC),undefined)
+NVCC := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
+endif
 CUDA  ?= $(if $(NVCC),1,0)
 BUILD ?= build$(if $(filter 0,$(CUDA)),-cpu)
-OMP   := -fopenmp
-WARN  := -Wall -Wextra -Werror
-FLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fPIC -g1 $(OMP) $(WARN) -I. -MMD -MP
+PREFIX ?= /usr/local
 ARCHS ?= -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90,code=sm_90
-NVFLAGS := -std=c++20 -O3 --fmad=true -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -Werror=all-warnings -I. $(ARCHS)
+ARCHS_SM90 ?= -gencode=arch=compute_90a,code=sm_90a
 
-TOOLS := $(patsubst tools/%.cpp,%,$(wildcard tools/irq_*.cpp))
-LIB_SRC := $(filter-out kernels/cuda_absent.cpp,$(wildcard kernels/*.cpp src/*/*.cpp))
-CU_SRC  := $(wildcard kernels/*.cu)
-LIBS  := -lsentencepiece
-ifeq ($(CUDA),1)
-CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o) $(CU_SRC:%=$(BUILD)/%.o)
-LIBS  += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart
-else
-LIB_OBJ := $(LIB_SRC:%=$(BUILD)/%.o) $(BUILD)/kernels/cuda_absent.cpp.o
+# Packages unpacked without root (make deps LOCAL=1) live under .deps and are found through a transitive relative rpath.
+MULTIARCH := $(if $(wildcard .deps),$(shell $(CXX) -print-multiarch))
+DEPS_INC  := $(if $(wildcard .deps),-isystem .deps/usr/include)
+ifneq ($(MULTIARCH),)
+DEPS_LIB  := -L.deps/usr/lib/$(MULTIARCH) -L.deps/usr/lib -Wl,-rpath-link,.deps/usr/lib/$(MULTIARCH) \
+             -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/../.deps/usr/lib/$(MULTIARCH)'
 endif
-TOOL_COMMON := $(filter-out tools/irq_%,$(wildcard tools/*.cpp))
-TEST_SRC := $(wildcard tests/*.cpp)
 
-all: $(TOOLS)
-$(BUILD)/%.cpp.o: %.cpp
+# -Wno-restrict: g++ 12 warns about "literal" + std::string&& where nothing overlaps (its bug 105651).
+CXXFLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fopenmp -fPIC -g1 -Wall -Wextra -Werror -Wno-restrict -I. -MMD -MP $(DEPS_INC)
+NVFLAGS   = -std=c++20 -O3 -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -Werror=all-warnings -I. -MMD -MP -MF $(@:.o=.d) \
+            $(if $(filter %_sm90.cu,$<),$(ARCHS_SM90),$(ARCHS))
+LDFLAGS  := -fopenmp -Wl,-rpath,'$$ORIGIN',-rpath,'$$ORIGIN/../lib' $(DEPS_LIB)
+LIBS     := -lsentencepiece -lpcre2-8
+
+# What a build leaves out is decided here, by linking, never by #ifdef.
+NCCL := 0
+LIB_SRC := $(filter-out kernels/cuda_absent.cpp src/train/dist_%,$(wildcard kernels/*.cpp src/*/*.cpp))
+ifeq ($(CUDA),1)
+$(if $(NVCC),,$(error CUDA=1, but there is no nvcc on PATH or in /usr/local/cuda/bin (NVCC=path names one)))
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+NCCL      := $(if $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),1,0)
+CXXFLAGS  += -isystem $(CUDA_HOME)/include
+LIB_SRC   += $(wildcard kernels/*.cu)
+LIBS      += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcusolver -lcudart $(if $(filter 1,$(NCCL)),-lnccl)
+else
+LIB_SRC   += kernels/cuda_absent.cpp
+endif
+LIB_SRC   += $(wildcard src/train/dist_$(if $(filter 1,$(NCCL)),nccl,single).cpp)
+
+object    = $(addprefix $(BUILD)/,$(addsuffix .o,$(1)))
+TOOLS    := $(patsubst tools/%.cpp,%,$(wildcard tools/irq_*.cpp))
+COMMON   := $(call object,$(filter-out tools/irq_%,$(wildcard tools/*.cpp)))
+BENCH    := $(call object,$(wildcard bench/*.cpp) $(if $(filter 1,$(CUDA)),$(wildcard bench/variants/*.cu)))
+DEMO     := $(filter irq_train irq_quantize irq_eval irq_generate,$(TOOLS))
+
+ifneq ($(filter-out clean help deps check format,$(or $(MAKECMDGOALS),all)),)
+ifeq ($(MAKELEVEL),0)
+$(info $(if $(filter 1,$(CUDA)),CUDA: $(NVCC)$(if $(filter 1,$(NCCL)),$(comma) NCCL,; no NCCL: one GPU),CPU only$(if $(NVCC), (CUDA=0),: no nvcc)) -> $(BUILD)/)
+endif
+endif
+
+all: $(TOOLS)                        ## build every tool as ./irq_*
+deps:                                ## install the packages that are missing (nothing to do, no network: when all is there)
+	@tools/deps.sh $(if $(LOCAL),--unpack)
+demo: deps                           ## quantize, finetune and ask the tiny model in tools/demo
+	@$(MAKE) $(DEMO)
+	@tools/demo/demo.sh
+test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
+	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
+	@$(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
+bench: irq_bench                     ## time every op (and the CPU references where there is no GPU)
+	./irq_bench all
+check:                               ## layering, formatting, file sizes, conditionals
+	@tools/check.sh
+format:                              ## apply .clang-format to every source file
+	@tools/check.sh --format
+clean:                               ## remove what was built
+	rm -rf build build-cpu $(TOOLS)
+install: $(TOOLS)                    ## copy the tools to PREFIX/bin and libirq.so to PREFIX/lib
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
+	install $(addprefix $(BUILD)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(BUILD)/libirq.so $(DESTDIR)$(PREFIX)/lib
+help:                                ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+# A real binary lies beside its library; ./irq_x is a link to the one built last (CUDA or CPU).
+$(TOOLS): %: $(BUILD)/% FORCE
+	@[ "$$(readlink $@)" = $< ] || ln -sf $< $@
+$(BUILD)/irq_bench: $(BENCH)
+$(BUILD)/irq_tests: $(call object,$(wildcard tests/*.cpp)) $(COMMON) $(BUILD)/libirq.so
+	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -lgtest -lpthread $(LDFLAGS)
+$(BUILD)/irq_%: $(BUILD)/tools/irq_%.cpp.o $(COMMON) $(BUILD)/libirq.so
+	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq $(LDFLAGS)
+$(BUILD)/libirq.so: $(call object,$(LIB_SRC))
+	$(CXX) -shared -o $@ $^ $(LDFLAGS) -Wl,--no-undefined $(LIBS)
+$(BUILD)/%.cpp.o: %.cpp | $(BUILD)/ready
 	@mkdir -p $(@D)
-	g++ $(FLAGS) -c $< -o $@
-$(BUILD)/%.cu.o: %.cu
+	$(CXX) $(CXXFLAGS) -c $< -o $@
+$(BUILD)/%.cu.o: %.cu | $(BUILD)/ready
 	@mkdir -p $(@D)
-	$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-$(BUILD)/libirq.so: $(LIB_OBJ)
-	g++ -shared $(OMP) -o $@ $^ $(LIBS)
-irq_%: $(BUILD)/tools/irq_%.cpp.o $(TOOL_COMMON:%=$(BUILD)/%.o) $(BUILD)/libirq.so
-	g++ $(OMP) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -Wl,-rpath,'$$ORIGIN/$(BUILD)'
-$(BUILD)/irq_tests: $(TEST_SRC:%=$(BUILD)/%.o) $(BUILD)/libirq.so
-	g++ $(OMP) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -lgtest -lgtest_main -Wl,-rpath,'$$ORIGIN'
-test: $(BUILD)/irq_tests $(TOOLS)
-	$(BUILD)/irq_tests
-clean:
-	rm -rf build build-cpu irq_*
-.PHONY: all test clean
+	$(NVCC) $(NVFLAGS) -c $< -o $@
+$(BUILD)/ready:
+	@tools/deps.sh --check && mkdir -p $(BUILD) && touch $@
+
+FORCE:
+.PHONY: all deps demo test bench check format clean install help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

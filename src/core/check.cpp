@@ -19,7 +19,7 @@ std::string strf(const char* format, ...) {
 
 std::string with_commas(long long n) {
   std::string s = std::to_string(n < 0 ? -n : n);
-  for (int i = static_cast<int>(s.size()) - 3; i > 0; i -= 3) s.insert(static_cast<size_t>(i), ",");
+  for (int i = static_cast<int>(s.size()) - 3; i > 0; i -= 3) s.insert(static_cast<size_t>(i), 1, ',');
   return n < 0 ? "-" + s : s;
 }
 

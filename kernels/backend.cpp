@@ -1,0 +1,39 @@
+// Choosing a device: names to backends, each wrapped in the checks.
+#include "kernels/backend.h"
+
+namespace irq {
+namespace {
+
+constexpr Precision kCpuProduction{DType::F32, DType::F32};
+constexpr Precision kCudaProduction{DType::BF16, DType::F32};
+
+void check_precision(Device device, Precision p) {
+  const bool cpu_ok = p.storage == p.master && (p.storage == DType::F32 || p.storage == DType::F64);
+  const bool cuda_ok = p.master == DType::F32 && (p.storage == DType::F32 || p.storage == DType::BF16);
+  IRQ_CHECK(device == Device::CPU ? cpu_ok : cuda_ok, "no backend stores %s with masters in %s on this device",
+            name_of(p.storage), name_of(p.master));
+}
+
+}  // namespace
+
+std::unique_ptr<CheckedBackend> make_backend(Device device, Precision precision) {
+  check_precision(device, precision);
+  return std::make_unique<CheckedBackend>(device == Device::CPU ? make_cpu_backend(precision)
+                                                                : make_cuda_backend(precision));
+}
+
+std::unique_ptr<CheckedBackend> make_backend(const std::string& device) {
+  if (device == "cpu") return make_backend(Device::CPU, kCpuProduction);
+  if (device == "cuda") {
+    if (const std::string reason = cuda_unavailable_reason(); !reason.empty())
+      throw Error("--device cuda: there is no usable GPU")
+          .line("reason", reason)
+          .line("try",
+                "--device cpu (slow, same results up to rounding), or --device auto to use a GPU where there is one");
+    return make_backend(Device::CUDA, kCudaProduction);
+  }
+  if (device == "auto") return make_backend(cuda_unavailable_reason().empty() ? "cuda" : "cpu");
+  throw Error(strf("--device %s: no such device", device.c_str()), Exit::usage).line("expected", "auto, cpu or cuda");
+}
+
+}  // namespace irq

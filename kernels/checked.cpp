@@ -1,0 +1,154 @@
+// CheckedBackend: memory, transfers and the checks themselves. Its ops are in checked_model.cpp and checked_train.cpp.
+#include "kernels/checked.h"
+
+#include <limits>
+
+namespace irq {
+namespace {
+
+const char* device_name(Device d) { return d == Device::CPU ? "CPU" : "CUDA"; }
+
+std::string describe_tensor(const Tensor& t) {
+  return strf("'%s' (%ld, %ld) %s on %s, row stride %ld", t.name, t.rows, t.cols, name_of(t.dtype),
+              device_name(t.device), t.stride);
+}
+
+}  // namespace
+
+// ---- checks -------------------------------------------------------------------------------------------------------
+bool OpChecks::type_ok(DType t, Type type) const {
+  switch (type) {
+    case Type::storage: return t == precision_.storage;
+    case Type::master: return t == precision_.master;
+    case Type::either: return t == precision_.storage || t == precision_.master;
+    case Type::f32: return t == DType::F32;
+    case Type::i32: return t == DType::I32;
+    case Type::u8: return t == DType::U8;
+    case Type::floating: return t != DType::I32 && t != DType::U8;
+  }
+  return false;
+}
+
+std::string OpChecks::expected(Type type) const {
+  switch (type) {
+    case Type::storage: return strf("%s (storage)", name_of(precision_.storage));
+    case Type::master: return strf("%s (master)", name_of(precision_.master));
+    case Type::either:
+      return strf("%s (storage) or %s (master)", name_of(precision_.storage), name_of(precision_.master));
+    case Type::f32: return "f32";
+    case Type::i32: return "i32";
+    case Type::u8: return "u8";
+    case Type::floating: return "a floating-point type";
+  }
+  return "?";
+}
+
+void OpChecks::any(const char* arg, const Tensor& t, Type type) const {
+  IRQ_CHECK(t.data || t.numel() == 0, "%s: %s is missing: %s", op_, arg, describe_tensor(t).c_str());
+  IRQ_CHECK(t.device == device_, "%s: %s is on the wrong device: %s, expected %s", op_, arg, describe_tensor(t).c_str(),
+            device_name(device_));
+  IRQ_CHECK(type_ok(t.dtype, type), "%s: %s has the wrong type: %s, expected %s", op_, arg, describe_tensor(t).c_str(),
+            expected(type).c_str());
+  IRQ_CHECK(t.rows >= 0 && t.cols >= 0 && (t.stride >= t.cols || t.rows <= 1), "%s: %s is not a matrix: %s", op_, arg,
+            describe_tensor(t).c_str());
+}
+
+void OpChecks::shape(const char* arg, const Tensor& t, int64_t rows, int64_t cols, Type type) const {
+  IRQ_CHECK(t.rows == rows && t.cols == cols, "%s: %s has the wrong shape: %s, expected (%ld, %ld)", op_, arg,
+            describe_tensor(t).c_str(), rows, cols);
+  any(arg, t, type);
+}
+
+void OpChecks::params(const Tensor& t) const {
+  any("params", t, Type::u8);
+  IRQ_CHECK(t.contiguous() && t.bytes() >= static_cast<int64_t>(sizeof(StepParams)),
+            "%s: params holds %ld bytes, StepParams has %zu", op_, t.bytes(), sizeof(StepParams));
+}
+
+void OpChecks::bits(int bits) const { IRQ_CHECK(bits >= 2 && bits <= 4, "%s: %d bits, expected 2, 3 or 4", op_, bits); }
+
+void OpChecks::heads(const char* arg, const Tensor& t, int head_dim) const {
+  IRQ_CHECK(head_dim > 0 && t.cols % head_dim == 0, "%s: %s has no whole number of heads of %d: %s", op_, arg, head_dim,
+            describe_tensor(t).c_str());
+}
+
+void OpChecks::quantized(const QuantizedMatrix& q) const {
+  bits(q.format.bits);
+  IRQ_CHECK(q.rows >= 0 && q.cols >= 0 && q.format.group > 0, "%s: quantized matrix (%ld, %ld) in groups of %d", op_,
+            q.rows, q.cols, q.format.group);
+  vector("q.codes", q.codes, q.code_bytes(), Type::u8);
+  if (q.format.scale == ScaleKind::f32) {
+    vector("q.scales", q.scales, q.blocks(), Type::f32);
+  } else {
+    vector("q.scale_codes", q.scale_codes, q.blocks(), Type::u8);
+    vector("q.scale_groups", q.scale_groups, q.groups(), Type::f32);
+    vector("q.scale_offset", q.scale_offset, 1, Type::f32);
+  }
+  if (q.has_tau()) {
+    vector("q.tau_codes", q.tau_codes, q.blocks(), Type::u8);
+    vector("q.tau_groups", q.tau_groups, q.groups(), Type::f32);
+  }
+  if (q.format.scale == ScaleKind::dq8 || q.has_tau()) vector("q.map", q.map, 256, Type::f32);
+}
+
+// ---- CheckedBackend: everything but the ops -------------------------------------------------------------------------
+CheckedBackend::CheckedBackend(std::unique_ptr<Backend> inner)
+    : Backend(inner->precision()), inner_(std::move(inner)), device_(inner_->device()) {}
+CheckedBackend::CheckedBackend(Device device, Precision precision) : Backend(precision), device_(device) {}
+CheckedBackend::~CheckedBackend() = default;
+
+void CheckedBackend::set_profile(bool on) {
+  profiling_ = on;
+  if (on) times_.clear();
+}
+const std::vector<OpTime>& CheckedBackend::profile() const { return times_; }
+
+void CheckedBackend::Scope::add(CheckedBackend& b, const char* op, double ms) {
+  for (OpTime& t : b.times_)
+    if (t.op == op) {
+      ++t.calls;
+      t.ms += ms;
+      return;
+    }
+  b.times_.push_back({op, 1, ms});
+}
+
+Device CheckedBackend::device() const { return device_; }
+std::string CheckedBackend::describe() const {
+  return inner_ ? inner_->describe() : strf("%s, dry run", device_name(device_));
+}
+
+// A dry backend hands out an address that is never read: the same for all, so that nothing can depend on it.
+void* CheckedBackend::allocate(int64_t bytes) {
+  IRQ_CHECK(bytes >= 0, "allocation of %ld bytes", bytes);
+  return inner_ ? inner_->allocate(bytes) : reinterpret_cast<void*>(uintptr_t{1} << 40);
+}
+void CheckedBackend::release(void* memory) {
+  if (inner_) inner_->release(memory);
+}
+int64_t CheckedBackend::free_bytes() const {
+  return inner_ ? inner_->free_bytes() : std::numeric_limits<int64_t>::max();
+}
+void CheckedBackend::synchronize() {
+  if (inner_) inner_->synchronize();
+}
+
+namespace {
+void check_transfer(const char* what, const Tensor& t, const void* host, Device device) {
+  IRQ_CHECK(t.numel() == 0 || (t.data && host), "%s: null memory for %s", what, describe_tensor(t).c_str());
+  IRQ_CHECK(t.device == device, "%s: %s, expected it on %s", what, describe_tensor(t).c_str(), device_name(device));
+  IRQ_CHECK(t.rows >= 0 && t.cols >= 0 && (t.stride >= t.cols || t.rows <= 1), "%s: not a matrix: %s", what,
+            describe_tensor(t).c_str());
+}
+}  // namespace
+
+void CheckedBackend::upload(Tensor dst, const void* host) {
+  check_transfer("upload", dst, host, device_);
+  if (inner_) inner_->upload(dst, host);
+}
+void CheckedBackend::download(void* host, Tensor src) {
+  check_transfer("download", src, host, device_);
+  if (inner_) inner_->download(host, src);
+}
+
+}  // namespace irq

@@ -1,0 +1,150 @@
+// CheckedBackend: the ops of the adapters, the loss, the optimizer and the quantizer.
+#include "kernels/checked.h"
+
+namespace irq {
+
+#define CHECKS const OpChecks check(__func__, device_, precision_)
+#define FORWARD(...) Scope::run(*this, __func__, [&](Backend& inner) { inner.__VA_ARGS__; })
+
+// ---- LoRA + IEC ---------------------------------------------------------------------------------------------------
+void CheckedBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) {
+  CHECKS;
+  check.any("a", a, Type::master);
+  check.shape("a_folded", a_folded, a.rows, a.cols, Type::storage);
+  if (beta1) check.vector("beta1", beta1, 1, Type::master);
+  FORWARD(iec_fold_a(a_folded, a, beta1, tile));
+}
+
+void CheckedBackend::iec_fold_b(Tensor b_folded, Tensor b, Tensor beta2, double scale, bool tile) {
+  CHECKS;
+  check.any("b", b, Type::master);
+  check.shape("b_folded", b_folded, b.rows, b.cols, Type::storage);
+  if (beta2) check.vector("beta2", beta2, 1, Type::master);
+  FORWARD(iec_fold_b(b_folded, b, beta2, scale, tile));
+}
+
+void CheckedBackend::iec_dbeta1(Tensor dbeta1, Tensor da, bool tile, double beta) {
+  CHECKS;
+  check.vector("dbeta1", dbeta1, 1, Type::master);
+  check.any("da", da, Type::master);
+  FORWARD(iec_dbeta1(dbeta1, da, tile, beta));
+}
+
+void CheckedBackend::iec_dbeta2(Tensor dbeta2, Tensor db, bool tile, double beta) {
+  CHECKS;
+  check.vector("dbeta2", dbeta2, 1, Type::master);
+  check.any("db", db, Type::master);
+  FORWARD(iec_dbeta2(dbeta2, db, tile, beta));
+}
+
+void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
+  CHECKS;
+  check.any("x", x, Type::storage);
+  check.shape("u", u, x.rows, u.cols, Type::storage);
+  if (beta1) check.vector("beta1", beta1, 1, Type::master);
+  FORWARD(iec_pool_fwd(u, x, beta1, tile));
+}
+
+void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile,
+                                  double beta) {
+  CHECKS;
+  check.any("x", x, Type::storage);
+  check.shape("dx", dx, x.rows, x.cols, Type::storage);
+  check.vector("partial", partial, x.rows, Type::master);
+  check.shape("du", du, x.rows, du.cols, Type::storage);
+  if (beta1) check.vector("beta1", beta1, 1, Type::master);
+  FORWARD(iec_pool_bwd(dx, partial, du, x, beta1, tile, beta));
+}
+
+// ---- loss and optimizer -------------------------------------------------------------------------------------------
+void CheckedBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab,
+                                   bool want_grad) {
+  CHECKS;
+  check.any("logits", logits, Type::either);
+  check.vector("nll", nll, logits.rows, Type::master);
+  check.vector("targets", targets, logits.rows, Type::i32);
+  check.params(params);
+  IRQ_CHECK(vocab > 0 && vocab <= logits.cols, "cross_entropy: vocabulary of %ld in %ld columns", vocab, logits.cols);
+  FORWARD(cross_entropy(nll, logits, targets, params, vocab, want_grad));
+}
+
+void CheckedBackend::global_norm(Tensor norm, Tensor g) {
+  CHECKS;
+  check.vector("norm", norm, 1, Type::master);
+  check.vector("g", g, g.cols, Type::master);
+  FORWARD(global_norm(norm, g));
+}
+
+void CheckedBackend::adamw(Tensor p, Tensor m, Tensor v, Tensor g, Tensor norm, Tensor params, double decay) {
+  CHECKS;
+  check.vector("p", p, p.cols, Type::master);
+  check.vector("m", m, p.cols, Type::master);
+  check.vector("v", v, p.cols, Type::master);
+  check.vector("g", g, p.cols, Type::master);
+  check.vector("norm", norm, 1, Type::master);
+  check.params(params);
+  FORWARD(adamw(p, m, v, g, norm, params, decay));
+}
+
+// ---- NF-k quantization ----------------------------------------------------------------------------------------------
+void CheckedBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_best, Tensor w, int bits,
+                                IcqSpec spec) {
+  CHECKS;
+  check.bits(bits);
+  check.vector("w", w, w.cols, Type::f32);
+  const int64_t blocks = ceil_ratio(w.cols, kBlock);
+  check.vector("tau", tau, blocks, Type::f32);
+  if (entropy_plain) check.vector("entropy_plain", entropy_plain, blocks, Type::f32);
+  if (entropy_best) check.vector("entropy_best", entropy_best, blocks, Type::f32);
+  IRQ_CHECK(spec.n >= 0 && spec.lambda >= 0, "icq_search: n = %d, lambda = %g", spec.n, spec.lambda);
+  FORWARD(icq_search(tau, entropy_plain, entropy_best, w, bits, spec));
+}
+
+void CheckedBackend::nfk_quantize(Tensor codes, Tensor absmax, Tensor entropy, Tensor w, Tensor tau, int bits) {
+  CHECKS;
+  check.bits(bits);
+  check.vector("w", w, w.cols, Type::f32);
+  const int64_t blocks = ceil_ratio(w.cols, kBlock);
+  check.vector("codes", codes, ceil_ratio(w.cols * bits, 8), Type::u8);
+  check.vector("absmax", absmax, blocks, Type::f32);
+  if (entropy) check.vector("entropy", entropy, blocks, Type::f32);
+  if (tau) check.vector("tau", tau, blocks, Type::f32);
+  FORWARD(nfk_quantize(codes, absmax, entropy, w, tau, bits));
+}
+
+void CheckedBackend::double_quantize_scales(Tensor scale_codes, Tensor scale_groups, Tensor scale_offset, Tensor absmax,
+                                            Tensor map) {
+  CHECKS;
+  check.vector("absmax", absmax, absmax.cols, Type::f32);
+  check.vector("scale_codes", scale_codes, absmax.cols, Type::u8);
+  check.vector("scale_groups", scale_groups, ceil_ratio(absmax.cols, kScaleGroup), Type::f32);
+  check.vector("scale_offset", scale_offset, 1, Type::f32);
+  check.vector("map", map, 256, Type::f32);
+  FORWARD(double_quantize_scales(scale_codes, scale_groups, scale_offset, absmax, map));
+}
+
+void CheckedBackend::double_quantize_tau(Tensor tau_codes, Tensor tau_groups, Tensor tau, Tensor map) {
+  CHECKS;
+  check.vector("tau", tau, tau.cols, Type::f32);
+  check.vector("tau_codes", tau_codes, tau.cols, Type::u8);
+  check.vector("tau_groups", tau_groups, ceil_ratio(tau.cols, kScaleGroup), Type::f32);
+  check.vector("map", map, 256, Type::f32);
+  FORWARD(double_quantize_tau(tau_codes, tau_groups, tau, map));
+}
+
+void CheckedBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {
+  CHECKS;
+  check.quantized(q);
+  check.shape("w", w, q.rows, q.cols, w.dtype == DType::F32 ? Type::f32 : Type::storage);
+  FORWARD(nfk_dequant(w, q));
+}
+
+void CheckedBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta) {
+  CHECKS;
+  check.quantized(q);
+  check.shape("x", x, x.rows, q.cols, Type::storage);
+  check.shape("y", y, x.rows, q.rows, Type::storage);
+  FORWARD(nfk_matmul(y, x, q, beta));
+}
+
+}  // namespace irq

@@ -1,0 +1,14 @@
+// Linked in place of kernels/*.cu where there is no nvcc: the same two functions, which say so.
+#include "kernels/backend.h"
+
+namespace irq {
+
+std::string cuda_unavailable_reason() { return "this build has no CUDA (nvcc was not found when it was built)"; }
+
+std::unique_ptr<Backend> make_cuda_backend(Precision) {
+  throw Error("no usable GPU")
+      .line("reason", cuda_unavailable_reason())
+      .line("try", "install the CUDA Toolkit and run make again, or use --device cpu");
+}
+
+}  // namespace irq

@@ -1,0 +1,172 @@
+// What memory a model takes and what lies in it; initial values; refresh after an optimizer step.
+#include <cmath>
+
+#include "src/model/llama.h"
+
+namespace irq {
+namespace {
+
+// Groups in the order of layer_linears(): indices of their parts.
+struct GroupShape {
+  const char* name;
+  int first, count;
+};
+constexpr GroupShape kGroups[4] = {{"qkv", 0, 3}, {"o", 3, 1}, {"gate_up", 4, 2}, {"down", 6, 1}};
+
+QuantizedMatrix packed_matrix(Arena& arena, const ModelPlan& plan, int64_t rows, int64_t cols, const Tensor& map) {
+  QuantizedMatrix q;
+  q.rows = rows, q.cols = cols, q.format = plan.format;
+  q.codes = arena.push("packed codes", DType::U8, 1, q.code_bytes());
+  if (q.format.scale == ScaleKind::f32) {
+    q.scales = arena.push("block scales", DType::F32, 1, q.blocks());
+  } else {
+    q.scale_codes = arena.push("block scales", DType::U8, 1, q.blocks());
+    q.scale_groups = arena.push("block scales", DType::F32, 1, q.groups());
+    q.scale_offset = arena.push("block scales", DType::F32, 1, 1);
+  }
+  if (q.has_tau()) {
+    q.tau_codes = arena.push("block shifts (tau)", DType::U8, 1, q.blocks());
+    q.tau_groups = arena.push("block shifts (tau)", DType::F32, 1, q.groups());
+  }
+  q.map = map;
+  return q;
+}
+
+}  // namespace
+
+Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
+    : backend_(backend), arena_(arena), plan_(plan), weights_(std::make_unique<DeviceWeights>(backend, arena)) {
+  const ModelConfig& c = config();
+  const DType storage = backend.precision().storage, master = backend.precision().master;
+  IRQ_CHECK(!(plan.full && (plan.quantized || plan.lora)), "full training has no frozen part");
+  embed_ = trained_or_stored("embed", "embedding and head", c.vocab, c.dim, storage);
+  layers_.resize(static_cast<size_t>(c.layers));
+  const auto shapes = layer_linears(c);
+  const Tensor map = plan.quantized ? arena.push("dynamic map", DType::F32, 1, 256) : Tensor{};
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    Layer& layer = layers_[l];
+    const std::string prefix = strf("layers.%zu.", l);
+    layer.recompute = static_cast<int64_t>(l) < plan.recompute_layers ? plan.recompute : lighter(plan.recompute);
+    layer.attn_norm = trained_or_stored(prefix + "attn_norm", "norms", 1, c.dim, master);
+    layer.ffn_norm = trained_or_stored(prefix + "ffn_norm", "norms", 1, c.dim, master);
+    const auto groups = layer.groups();
+    for (size_t k = 0; k < 4; ++k) {
+      LinearGroup& g = *groups[k];
+      g.name = kGroups[k].name;
+      g.layer = static_cast<int>(l);
+      for (int i = 0; i < kGroups[k].count; ++i) {
+        const LinearShape& s = shapes[static_cast<size_t>(kGroups[k].first + i)];
+        LinearPart part{s.name, g.out, s.out, false, {}};
+        if (plan.quantized && plan.residency == Residency::packed) {
+          part.quantized = true;
+          part.packed = packed_matrix(arena, plan, s.out, s.in, map);
+        }
+        g.parts.push_back(part);
+        g.in = s.in;
+        g.out += s.out;
+      }
+      build_group(g, kGroups[k].first);
+    }
+  }
+  norm_ = trained_or_stored("norm", "norms", 1, c.dim, master);
+  head_ = c.tied ? embed_ : trained_or_stored("head", "embedding and head", c.vocab, c.dim, storage);
+  cos_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
+  sin_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
+  if (params_.size() > 0) params_.allocate(arena, master, plan.training);
+  bind_params();
+}
+
+// A trained weight is a parameter (bound when the store has memory); a frozen one is plain memory.
+Weight Llama::trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType type) {
+  Weight w;
+  if (plan_.full) w.param = params_.add(name, rows, cols);
+  const bool alias = plan_.full && type == backend_.precision().master;
+  if (!alias) w.value = arena_.push(label, type, rows, cols);
+  return w;
+}
+
+void Llama::build_group(LinearGroup& g, int first_linear) {
+  const DType storage = backend_.precision().storage;
+  if (plan_.full) {
+    g.param_weight = params_.add(strf("layers.%d.%s", g.layer, g.name), g.out, g.in);
+    if (storage != backend_.precision().master) g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
+    return;
+  }
+  if (plan_.lora) {
+    const LoraConfig& lora = plan_.lora_config;
+    g.scale = lora.scale(), g.dropout = lora.dropout, g.tile = lora.tile;
+    for (size_t i = 0; i < g.parts.size(); ++i) {
+      const int linear = first_linear + static_cast<int>(i);
+      if (!(lora.targets >> linear & 1u)) continue;
+      AdapterPart p;
+      p.id = g.layer * 7 + linear;
+      p.row = g.parts[i].row, p.out = g.parts[i].out;
+      p.column = g.rank, p.rank = lora.rank;
+      p.b_folded = arena_.push("folded adapters", storage, p.out, p.rank);
+      g.rank += lora.rank;
+      g.adapters.push_back(p);
+    }
+    const auto name = [&](const AdapterPart& p, const char* what) {
+      return strf("layers.%d.%s.%s", g.layer, g.parts[static_cast<size_t>(p.id % 7 - first_linear)].name, what);
+    };
+    for (AdapterPart& p : g.adapters) p.param_a = params_.add(name(p, "A"), p.rank, g.in);
+    for (AdapterPart& p : g.adapters) p.param_b = params_.add(name(p, "B"), p.out, p.rank);
+    for (AdapterPart& p : g.adapters) {
+      if (lora.u1) p.param_beta1 = params_.add(name(p, "beta1"), 1, 1);
+      if (lora.u2) p.param_beta2 = params_.add(name(p, "beta2"), 1, 1);
+    }
+    if (g.rank > 0) g.a_folded = arena_.push("folded adapters", storage, g.rank, g.in);
+  }
+  if (!plan_.quantized || plan_.residency == Residency::cached)
+    g.resident = arena_.push("resident weights", storage, g.out + g.rank, g.in + g.rank);
+}
+
+void Llama::bind_params() {
+  const auto bind = [&](Weight& w) {
+    if (w.param >= 0 && !w.value) w.value = params_.value(w.param);
+  };
+  bind(embed_), bind(norm_), bind(head_);
+  for (Layer& layer : layers_) {
+    bind(layer.attn_norm), bind(layer.ffn_norm);
+    for (LinearGroup* g : layer.groups()) {
+      if (g->param_weight >= 0 && !g->resident) g->resident = params_.value(g->param_weight);
+      for (AdapterPart& p : g->adapters) {
+        p.a = params_.value(p.param_a), p.b = params_.value(p.param_b);
+        if (p.param_beta1 >= 0) p.beta1 = params_.value(p.param_beta1);
+        if (p.param_beta2 >= 0) p.beta2 = params_.value(p.param_beta2);
+      }
+    }
+  }
+}
+
+void Llama::refresh() {
+  const auto round = [&](const Weight& w) {
+    if (w.param < 0) return;
+    const Tensor master = params_.value(w.param);
+    if (master.data != w.value.data) backend_.copy(w.value, master);
+  };
+  round(embed_), round(norm_);
+  if (!config().tied) round(head_);
+  for (Layer& layer : layers_) {
+    round(layer.attn_norm), round(layer.ffn_norm);
+    for (LinearGroup* g : layer.groups()) {
+      if (g->param_weight >= 0) round({g->resident, g->param_weight});
+      if (g->rank > 0) fold_adapters(backend_, *g);
+    }
+  }
+}
+
+void Llama::finish_gradients() {
+  params_.zero_untouched(backend_);
+  for (Layer& layer : layers_)
+    for (LinearGroup* g : layer.groups())
+      for (AdapterPart& p : g->adapters) {
+        // With dropout the pooled branch has given dbeta1 already; else both follow from dA and dB (fidelity 4.4).
+        if (p.param_beta1 >= 0 && g->dropout == 0)
+          backend_.iec_dbeta1(params_.grad_value(p.param_beta1), params_.grad_value(p.param_a), g->tile, 0);
+        if (p.param_beta2 >= 0)
+          backend_.iec_dbeta2(params_.grad_value(p.param_beta2), params_.grad_value(p.param_b), g->tile, 0);
+      }
+}
+
+}  // namespace irq

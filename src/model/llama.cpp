@@ -1,0 +1,81 @@
+// The forward pass of a LLaMA with IR-QLoRA adapters, as the paper writes it. Its backward is recorded by the ops.
+#include "src/model/llama.h"
+
+namespace irq {
+
+Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache) {
+  const ModelConfig& c = config();
+  const int head_dim = static_cast<int>(c.head_dim);
+  ops::rope(t, qkv, c.q_width() + c.kv_width(), head_dim, cos_, sin_, batch);
+  if (cache == nullptr) return ops::attention(t, qkv, c.heads, c.kv_heads, head_dim, batch, layer.o.rank);
+  const Tensor now = t.value(qkv);
+  for (const KvCache::Write& w : cache->writes) {
+    const Tensor rows = now.slice_rows(w.row, w.count);
+    backend_.copy(cache->keys[index].slice_rows(w.cache_row, w.count), rows.slice_cols(c.q_width(), c.kv_width()));
+    backend_.copy(cache->values[index].slice_rows(w.cache_row, w.count),
+                  rows.slice_cols(c.q_width() + c.kv_width(), c.kv_width()));
+  }
+  return ops::cached_attention(t, qkv, c.heads, head_dim, cache->keys[index], cache->values[index], batch, layer.o.rank);
+}
+
+Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache) {
+  const double eps = config().norm_eps;
+  const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
+  // x1 = x + W_o attention(rope(W_qkv norm(x)))
+  const Var n1 = ops::rmsnorm(t, x, layer.attn_norm, eps, layer.qkv.rank);
+  const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, batch, {.name = "q|k|v"});
+  t.done(n1);
+  const Var o = attend(t, layer, index, qkv, batch, cache);
+  t.done(qkv);
+  const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch, {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
+  t.done(o);
+  // x2 = x1 + W_down (silu(W_gate n) * W_up n),  n = norm(x1)
+  const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank);
+  const bool rebuild = layer.recompute == Recompute::gate_up;
+  const Var gate_up = ops::adapted_linear(t, n2, layer.gate_up, *weights_, batch, {.transient = rebuild, .name = "gate|up"});
+  t.done(n2);
+  const Var h = ops::swiglu(t, gate_up, layer.down.rank);
+  t.done(gate_up);
+  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch, {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
+  t.done(h);
+  t.done(x1);
+  return x2;
+}
+
+Var Llama::hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache) {
+  // The stream's gradient carries the du of the linears that write it (LinearGroup): room for the wider of the two.
+  const int64_t spare = layers_.empty() ? 0 : std::max(layers_[0].o.rank, layers_[0].down.rank);
+  Var x = ops::embedding(t, embed_, batch, spare);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    const auto run = [&, i](Var in) { return block(t, layer, i, in, batch, cache); };
+    const Var next = layer.recompute == Recompute::block
+                         ? recompute(t, "layer", x, [this, &t, &layer, i, batch, cache](Var in) { return block(t, layer, i, in, batch, cache); })
+                         : run(x);
+    t.done(x);
+    x = next;
+  }
+  return x;
+}
+
+void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
+  const Var x = hidden(t, batch);
+  const Var scored = ops::gather_labels(t, x, batch);
+  t.done(x);
+  const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
+  ops::cross_entropy_head(t, n, head_, batch, nll);
+  t.done(n);
+  t.done(scored);
+}
+
+void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache) {
+  const Var x = hidden(t, batch, cache);
+  const Var scored = ops::gather_labels(t, x, batch);
+  t.done(x);
+  const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
+  ops::logits(t, n, head_, out);
+  t.done(n);
+  t.done(scored);
+}
+
+}  // namespace irq

@@ -1,0 +1,94 @@
+// Llama: weights on the device and the forward pass. Building (what memory holds what) is in build.cpp, filling it from
+// files in src/io/load_model.cpp.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "src/model/config.h"
+#include "src/model/method.h"
+#include "src/ops/ops.h"
+
+namespace irq {
+
+enum class Recompute { none, gate_up, block };
+inline Recompute lighter(Recompute r) { return r == Recompute::block ? Recompute::gate_up : Recompute::none; }
+enum class Residency { packed, cached };
+
+struct Layer {
+  Weight attn_norm, ffn_norm;             // (1, C)
+  LinearGroup qkv, o, gate_up, down;
+  Recompute recompute = Recompute::none;
+  std::array<LinearGroup*, 4> groups() { return {&qkv, &o, &gate_up, &down}; }
+};
+
+// Keys and values of every layer for `slots` sequences of up to `capacity` tokens: (slots * capacity, kv_width) each.
+struct KvCache {
+  std::vector<Tensor> keys, values;
+  int64_t capacity = 0;
+  struct Write {
+    int64_t row, cache_row, count;  // batch rows [row, +count) go to cache rows [cache_row, +count)
+  };
+  std::vector<Write> writes;        // of the batch about to run
+};
+
+// What a model is built for.
+struct ModelPlan {
+  ModelConfig config;
+  bool quantized = false;
+  QuantFormat format;
+  Residency residency = Residency::packed;
+  bool full = false;                // every parameter trains
+  bool lora = false;
+  LoraConfig lora_config;
+  bool training = false;            // gradients and Adam's state are wanted
+  int64_t positions = 0;            // rows of the RoPE table
+  Recompute recompute = Recompute::none;  // of the first `recompute_layers` layers; the others use the next lighter level
+  int64_t recompute_layers = 0;
+};
+
+class Llama {
+ public:
+  // Takes the memory of everything that stays from the arena; contents are undefined until loaded.
+  Llama(Backend& backend, Arena& arena, const ModelPlan& plan);
+
+  const ModelPlan& plan() const { return plan_; }
+  const ModelConfig& config() const { return plan_.config; }
+  ParamStore& params() { return params_; }
+  std::vector<Layer>& layers() { return layers_; }
+  Weight& embed() { return embed_; }
+  Weight& norm() { return norm_; }
+  Weight& head() { return head_; }
+  WeightProvider& weights() { return *weights_; }
+
+  void init_rope();                       // fills the cos and sin tables
+  void init_adapters(uint64_t seed);      // A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, betas = 0
+  void init_full(uint64_t seed);          // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
+  // After a change of the masters: folds the adapters, or rounds trained weights to their storage copies.
+  void refresh();
+  void finish_gradients();                // dbeta from dA and dB, zeros where nothing arrived
+
+  // The residual stream after the last layer, (N, C).
+  Var hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache = nullptr);
+  // Next-token loss of every label row into nll (1, L).
+  void loss(Tape& t, const DeviceBatch& batch, Tensor nll);
+  // Logits (n, V) of the batch's label rows, master precision.
+  void logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache = nullptr);
+
+ private:
+  Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
+  Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
+  void build_group(LinearGroup& g, int first_linear);
+  Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type);
+  void bind_params();
+
+  Backend& backend_;
+  Arena& arena_;
+  ModelPlan plan_;
+  std::unique_ptr<WeightProvider> weights_;
+  ParamStore params_;
+  Weight embed_, norm_, head_;
+  std::vector<Layer> layers_;
+  Tensor cos_, sin_;
+};
+
+}  // namespace irq

@@ -1,0 +1,53 @@
+#include "src/ops/ops.h"
+
+namespace irq::ops {
+namespace {
+
+struct Heads {
+  Tensor q, k, v;
+};
+Heads split(const Tensor& qkv, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+  const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
+  return {qkv.slice_cols(0, q), qkv.slice_cols(q, kv), qkv.slice_cols(q + kv, kv)};
+}
+
+}  // namespace
+
+void rope(Tape& t, Var x, int64_t width, int head_dim, const Tensor& cos_table, const Tensor& sin_table,
+          const DeviceBatch& batch) {
+  t.backend().rope(t.value(x).slice_cols(0, width), cos_table, sin_table, batch.positions, head_dim, false);
+  t.record("rope", {}, true, [&t, x, width, head_dim, cos_table, sin_table, positions = batch.positions] {
+    t.backend().rope(t.out_grad(x).slice_cols(0, width), cos_table, sin_table, positions, head_dim, true);
+  });
+}
+
+Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, const DeviceBatch& batch,
+              int64_t spare_cols) {
+  const int64_t rows = batch.rows;
+  const Tensor lse = t.keep("attention lse", t.master(), heads, rows);
+  const Var o = t.saved("attention output", rows, heads * head_dim, spare_cols);
+  const Heads in = split(t.value(qkv), heads, kv_heads, head_dim);
+  t.backend().attention_fwd(t.value(o), lse, in.q, in.k, in.v, batch.seqs, head_dim);
+  t.record("attention", {o}, t.needs_grad(qkv), [=, &t, seqs = batch.seqs] {
+    const Heads x = split(t.value(qkv), heads, kv_heads, head_dim);
+    const GradSlot slot = t.grad(qkv);
+    IRQ_CHECK(slot.beta == 0, "qkv has one consumer");
+    const Heads d = split(slot.tensor, heads, kv_heads, head_dim);
+    const Scratch delta(t.arena(), "attention delta", t.master(), heads, rows);
+    t.backend().attention_bwd(d.q, d.k, d.v, delta, t.out_grad(o), x.q, x.k, x.v, t.value(o), lse, seqs, head_dim);
+  });
+  return o;
+}
+
+Var cached_attention(Tape& t, Var qkv, int64_t heads, int head_dim, const Tensor& keys, const Tensor& values,
+                     const DeviceBatch& batch, int64_t spare_cols) {
+  IRQ_CHECK(!t.recording(), "a cache has no gradient");
+  const Tensor lse = t.keep("attention lse", t.master(), heads, batch.rows);
+  const Var o = t.saved("attention output", batch.rows, heads * head_dim, spare_cols);
+  const Tensor q = t.value(qkv).slice_cols(0, heads * head_dim);
+  t.backend().attention_fwd(t.value(o), lse, q, keys, values, batch.seqs, head_dim);
+  t.record("attention", {o}, false, {});
+  return o;
+}
+
+}  // namespace irq::ops

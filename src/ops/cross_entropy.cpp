@@ -1,0 +1,41 @@
+#include <algorithm>
+
+#include "src/ops/ops.h"
+
+namespace irq::ops {
+namespace {
+// Rows of logits that exist at a time: 1024 x 32000 bf16 = 64 MB.
+constexpr int64_t kChunkRows = 1024;
+}  // namespace
+
+void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll) {
+  Backend& b = t.backend();
+  const Tensor in = t.value(x);
+  const int64_t rows = in.rows, vocab = head.value.rows;
+  const bool grads = t.recording();
+  // The gradient is known as soon as the logits are, so it is taken here and the logits are gone.
+  const Tensor dx = grads ? t.keep("gradient of the head's input", t.storage(), rows, in.cols) : Tensor{};
+  for (int64_t begin = 0; begin < rows; begin += kChunkRows) {
+    const int64_t count = std::min(kChunkRows, rows - begin);
+    const Scratch chunk(t.arena(), "logits chunk", t.storage(), count, vocab);
+    const Tensor x_chunk = in.slice_rows(begin, count);
+    b.matmul(chunk, x_chunk, false, head.value, true, 1, 0, {});
+    b.cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params, vocab, grads);
+    if (!grads) continue;
+    b.matmul(dx.slice_rows(begin, count), chunk, false, head.value, false, 1, 0, {});
+    if (head.param >= 0) {
+      const GradSlot d = t.param_grad(head.param);
+      b.matmul(d.tensor, chunk, true, x_chunk, false, 1, d.beta, d.tensor);
+    }
+  }
+  t.record("cross_entropy", {}, true, [&t, x, dx] {
+    const GradSlot d = t.grad(x);
+    t.backend().axpby(d.tensor, dx, 1, d.beta);
+  });
+}
+
+void logits(Tape& t, Var x, const Weight& head, Tensor out) {
+  t.backend().matmul(out, t.value(x), false, head.value, true, 1, 0, {});
+}
+
+}  // namespace irq::ops

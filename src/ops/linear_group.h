@@ -1,0 +1,75 @@
+// LinearGroup: the linears that share one input (q|k|v, o, gate|up, down), run as one matrix product, with their LoRA +
+// IEC adapters extending it in both dimensions (all products below are single GEMMs):
+//
+//   ext = [ W  sB' ]  (out + R) x (in + R)      y  = [x | u] [W | sB']^T,   u = x A'^T
+//         [ A'  -  ]                            dx = [dy | du] [W ; A'],    du = dy sB'
+//
+// W stacks the group's weights, A' = A + beta1 P and B' = B + beta2 E are the folded adapters (fidelity 4.3), sB' is
+// block-diagonal, R is the sum of the ranks.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "src/core/arena.h"
+
+namespace irq {
+
+// One linear's adapter inside its group. Indices point into the ParamStore; -1 = not trained (and zero).
+struct AdapterPart {
+  int id = 0;                 // number of the adapter in the model: dropout masks differ by it
+  int64_t row = 0, out = 0;   // its output rows within the group
+  int64_t column = 0, rank = 0;  // its place among the R rank columns
+  int param_a = -1, param_b = -1, param_beta1 = -1, param_beta2 = -1;
+  Tensor a, b, beta1, beta2;  // masters: (r, in) (out, r) (1, 1) (1, 1)
+  Tensor b_folded;            // (out, r) S: scale * (B + beta2 E)
+};
+
+struct LinearPart {
+  const char* name = "";
+  int64_t row = 0, out = 0;
+  bool quantized = false;
+  QuantizedMatrix packed;
+};
+
+struct LinearGroup {
+  const char* name = "";
+  int layer = 0;
+  int64_t in = 0, out = 0, rank = 0;  // rank = R
+  std::vector<LinearPart> parts;
+  std::vector<AdapterPart> adapters;
+  Tensor a_folded;     // (R, in) S. Without dropout A + beta1 P; with dropout A alone, the pooled branch runs apart
+  double scale = 0;    // alpha / r
+  double dropout = 0;
+  bool tile = false;
+  Tensor resident;     // W in storage type if it stays on the device unpacked: (out + R) x (in + R) ext, or (out, in) if R = 0
+  int param_weight = -1;  // --method full: the stacked weight is trained
+};
+
+// The only way to a frozen weight. acquire() gives ext (rows out + R, cols in + R; with R = 0 just W); release() ends its
+// use. What lies behind (packed on the device, cached, streamed from the host, sharded) is the implementation's affair.
+class WeightProvider {
+ public:
+  virtual ~WeightProvider() = default;
+  virtual Tensor acquire(const LinearGroup& group) = 0;
+  virtual void release(const LinearGroup& group, const Tensor& ext) = 0;
+};
+
+// Residency on the device: packed groups are dequantized into scratch for each use, resident ones are returned as they are.
+class DeviceWeights final : public WeightProvider {
+ public:
+  DeviceWeights(Backend& backend, Arena& arena) : backend_(backend), arena_(arena) {}
+  Tensor acquire(const LinearGroup& group) override;
+  void release(const LinearGroup& group, const Tensor& ext) override;
+
+ private:
+  Backend& backend_;
+  Arena& arena_;
+};
+
+// Recomputes a_folded and every b_folded from the masters (and refreshes a resident ext); once per optimizer step.
+void fold_adapters(Backend& backend, LinearGroup& group);
+// Writes the folded adapters into ext's last rows and columns.
+void place_adapters(Backend& backend, const LinearGroup& group, const Tensor& ext);
+
+}  // namespace irq

@@ -1,0 +1,160 @@
+#include "src/quant/quantize.h"
+
+#include <cmath>
+
+namespace irq {
+namespace {
+
+constexpr int64_t kAlign = 256;
+int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Calls f(tensor member, dtype, element count) for every tensor that a matrix of this format stores.
+template <class F>
+void for_each_part(QuantizedMatrix& q, F&& f) {
+  f(q.codes, DType::U8, q.code_bytes(), "codes");
+  if (q.format.scale == ScaleKind::f32) {
+    f(q.scales, DType::F32, q.blocks(), "scales");
+  } else {
+    f(q.scale_codes, DType::U8, q.blocks(), "scale_codes");
+    f(q.scale_groups, DType::F32, q.groups(), "scale_groups");
+    f(q.scale_offset, DType::F32, int64_t{1}, "scale_offset");
+  }
+  if (q.has_tau()) {
+    f(q.tau_codes, DType::U8, q.blocks(), "tau_codes");
+    f(q.tau_groups, DType::F32, q.groups(), "tau_groups");
+  }
+}
+
+QuantizedMatrix describe(int64_t rows, int64_t cols, const QuantFormat& format) {
+  IRQ_CHECK(format.kind == QuantKind::nf && format.group == kBlock, "only NF codes in blocks of 64");
+  IRQ_CHECK(format.shift == ShiftKind::none || format.shift == ShiftKind::tau, "NF codes are shifted by tau or not at all");
+  QuantizedMatrix q;
+  q.rows = rows;
+  q.cols = cols;
+  q.format = format;
+  return q;
+}
+
+}  // namespace
+
+int64_t quantized_bytes(int64_t rows, int64_t cols, const QuantFormat& format) {
+  QuantizedMatrix q = describe(rows, cols, format);
+  int64_t total = 0;
+  for_each_part(q, [&](Tensor&, DType t, int64_t n, const char*) { total += n * size_of(t); });
+  return total;
+}
+
+int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format) {
+  QuantizedMatrix q = describe(rows, cols, format);
+  int64_t total = 0;
+  for_each_part(q, [&](Tensor&, DType t, int64_t n, const char*) { total += aligned(n * size_of(t)); });
+  return total;
+}
+
+QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map, Device device) {
+  QuantizedMatrix q = describe(rows, cols, format);
+  q.map = map;
+  char* next = static_cast<char*>(memory);
+  for_each_part(q, [&](Tensor& part, DType t, int64_t n, const char* name) {
+    part = make_view(next, t, 1, n, name, device);
+    next += aligned(n * size_of(t));
+  });
+  return q;
+}
+
+Quantizer::~Quantizer() {
+  if (scratch_) backend_.release(scratch_);
+}
+
+void Quantizer::reserve(int64_t blocks) {
+  const int64_t part = aligned(blocks * size_of(DType::F32));
+  if (blocks > scratch_blocks_) {
+    if (scratch_) backend_.release(scratch_);
+    scratch_ = nullptr;
+    scratch_blocks_ = 0;
+    scratch_ = backend_.allocate(4 * part);
+    scratch_blocks_ = blocks;
+  }
+  char* next = static_cast<char*>(scratch_);
+  const auto take = [&](const char* name) {
+    Tensor t = make_view(next, DType::F32, 1, blocks, name, backend_.device());
+    next += part;
+    return t;
+  };
+  tau_ = take("tau");
+  absmax_ = take("absmax");
+  entropy_plain_ = take("entropy_plain");
+  entropy_ = take("entropy");
+}
+
+double Quantizer::mean(Tensor x) {
+  std::vector<float> host(static_cast<size_t>(x.numel()));
+  backend_.download(host.data(), x);
+  double sum = 0;
+  for (const float v : host) sum += static_cast<double>(v);
+  return sum / static_cast<double>(host.size());
+}
+
+// Called when some block's absmax is not finite: says which element, or that a block's spread is beyond fp32.
+void Quantizer::reject_unusable_weights(Tensor w) {
+  std::vector<float> absmax(static_cast<size_t>(absmax_.numel())), block(kBlock);
+  backend_.download(absmax.data(), absmax_);
+  for (int64_t b = 0; b < absmax_.numel(); ++b) {
+    if (std::isfinite(absmax[static_cast<size_t>(b)])) continue;
+    const int64_t begin = b * kBlock, n = std::min<int64_t>(kBlock, w.numel() - begin);
+    backend_.download(block.data(), w.flat().slice_cols(begin, n));
+    for (int64_t i = 0; i < n; ++i) {
+      const float x = block[static_cast<size_t>(i)];
+      if (std::isfinite(x)) continue;
+      const long row = static_cast<long>((begin + i) / w.cols), col = static_cast<long>((begin + i) % w.cols);
+      throw Error(strf("%s: a weight is %s", w.name, std::isnan(x) ? "not a number" : "infinite"))
+          .line("expected", "finite weights")
+          .line("found", strf("%g at row %ld, column %ld (counted from 0)", static_cast<double>(x), row, col))
+          .line("likely", "a damaged download, or a model whose training diverged")
+          .line("try", "./irq_convert <source> <model>.bin    again from an intact source");
+    }
+    throw Error(strf("%s: weights are too large to quantize", w.name))
+        .line("expected", "weights whose differences fit in fp32")
+        .line("found", strf("a spread beyond 3.4e38 among the 64 weights from row %ld, column %ld",
+                            static_cast<long>(begin / w.cols), static_cast<long>(begin % w.cols)))
+        .line("likely", "a damaged file, or a wrong element type")
+        .line("try", "./irq_inspect <model> --tensors");
+  }
+}
+
+QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq) {
+  describe(out.rows, out.cols, out.format);
+  IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.contiguous() && w.dtype == DType::F32,
+            "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows, out.cols);
+  IRQ_CHECK((icq != nullptr) == out.has_tau(), "%s: a shift is stored if and only if ICQ searches one", w.name);
+  QuantizeStats stats;
+  stats.blocks = out.blocks();
+  if (w.numel() == 0) return stats;
+  reserve(stats.blocks);
+  const Tensor flat = w.flat();
+  const int bits = out.format.bits;
+  if (icq) {
+    backend_.icq_search(tau_, entropy_plain_, entropy_, flat, bits, *icq);
+    backend_.nfk_quantize(out.codes, absmax_, Tensor{}, flat, tau_, bits);
+  } else {
+    tau_ = Tensor{};
+    backend_.nfk_quantize(out.codes, absmax_, entropy_, flat, tau_, bits);
+    entropy_plain_ = entropy_;
+  }
+  // A NaN or infinite weight makes its block's absmax so, and with it the offset, their mean.
+  float offset = 0;
+  if (out.format.scale == ScaleKind::dq8) {
+    backend_.double_quantize_scales(out.scale_codes, out.scale_groups, out.scale_offset, absmax_, out.map);
+    backend_.download(&offset, out.scale_offset);
+  } else {
+    backend_.copy(out.scales, absmax_);
+    offset = static_cast<float>(mean(absmax_));
+  }
+  if (!backend_.dry() && !std::isfinite(offset)) reject_unusable_weights(w);
+  if (icq) backend_.double_quantize_tau(out.tau_codes, out.tau_groups, tau_, out.map);
+  stats.entropy = mean(entropy_);
+  stats.entropy_plain = icq ? mean(entropy_plain_) : stats.entropy;
+  return stats;
+}
+
+}  // namespace irq

@@ -1,0 +1,51 @@
+// One weight matrix -> NF-k codes, scales and shifts: ICQ's search, the codes, the double quantization, in this order.
+#pragma once
+#include "kernels/backend.h"
+
+namespace irq {
+
+// Exact size of what is stored for a matrix: codes, scales, shifts (not the map, which all matrices share).
+int64_t quantized_bytes(int64_t rows, int64_t cols, const QuantFormat& format);
+
+// A matrix whose tensors lie in `memory`, each on a 256-byte boundary; placed_bytes says how much that takes.
+int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format);
+QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map, Device device);
+
+struct QuantizeStats {
+  double entropy_plain = 0;  // bits, mean over blocks: of the codes of w
+  double entropy = 0;        // of the codes that were stored (of w - tau with ICQ, else the same)
+  int64_t blocks = 0;
+};
+
+// Holds the scratch (20 bytes per block) of the largest matrix so far. Not for use inside a training step: it allocates
+// and waits for results.
+class Quantizer {
+ public:
+  explicit Quantizer(Backend& backend) : backend_(backend) {}
+  ~Quantizer();
+  Quantizer(const Quantizer&) = delete;
+  Quantizer& operator=(const Quantizer&) = delete;
+
+  // Fills the tensors of `out`, which the caller allocated, from w (rows, cols) F32 contiguous on the backend's device.
+  // With icq, out.format.shift must be tau; without, none. Throws an Error that names the matrix (w.name) and the
+  // element if a weight is NaN or infinite, or if the weights of a block lie further apart than fp32 reaches.
+  QuantizeStats run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq);
+
+  // Of the last run, until the next one: (1, blocks) F32 on the device.
+  Tensor tau() const { return tau_; }        // before its double quantization; null without ICQ
+  Tensor absmax() const { return absmax_; }  // before its double quantization
+  Tensor entropy_plain() const { return entropy_plain_; }
+  Tensor entropy() const { return entropy_; }
+
+ private:
+  void reserve(int64_t blocks);
+  double mean(Tensor x);
+  void reject_unusable_weights(Tensor w);
+
+  Backend& backend_;
+  void* scratch_ = nullptr;
+  int64_t scratch_blocks_ = 0;
+  Tensor tau_, absmax_, entropy_plain_, entropy_;
+};
+
+}  // namespace irq

@@ -1,0 +1,107 @@
+#include "src/train/memory_plan.h"
+
+#include <algorithm>
+#include <set>
+
+#include "src/io/load_model.h"
+
+namespace irq {
+namespace {
+
+// A batch with the right sizes and nothing in it.
+Batch hollow_batch(const StepShape& s) {
+  Batch b;
+  const auto rows = static_cast<size_t>(s.rows), labels = static_cast<size_t>(s.labels);
+  b.tokens.assign(rows, 0), b.positions.assign(rows, 0), b.samples.assign(rows, 0), b.row_label.assign(rows, -1);
+  b.label_rows.assign(labels, 0), b.targets.assign(labels, 0);
+  b.seqs.assign(static_cast<size_t>(s.sequences), SeqRange{});
+  b.real_rows = s.rows, b.real_labels = s.labels, b.examples = s.sequences;
+  return b;
+}
+
+const char* text(Recompute r) {
+  return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block";
+}
+
+std::string gib(int64_t bytes) { return strf("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
+
+}  // namespace
+
+StepShape shape_of(const Batch& b) {
+  return {b.rows(), static_cast<int64_t>(b.label_rows.size()), static_cast<int64_t>(b.seqs.size())};
+}
+
+MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& model, const std::vector<StepShape>& train,
+                       const std::vector<StepShape>& evaluate) {
+  MemoryPlan plan{model, 0, 0, {}};
+  for (const auto* shapes : {&train, &evaluate})
+    for (const StepShape& s : *shapes) plan.max_labels = std::max(plan.max_labels, s.labels);
+  CheckedBackend dry(device, precision);
+  Arena arena = Arena::planning(device);
+  Trainer trainer(dry, arena, model, plan.max_labels);
+  stage_largest_matrix(arena, model);
+  // Shapes that another one covers cannot set the peak.
+  const auto largest = [](const std::vector<StepShape>& shapes) {
+    std::set<StepShape> keep;
+    for (const StepShape& s : shapes) {
+      const auto covers = [&](const StepShape& o) {
+        return o != s && o.rows >= s.rows && o.labels >= s.labels && o.sequences >= s.sequences;
+      };
+      if (std::none_of(shapes.begin(), shapes.end(), covers)) keep.insert(s);
+    }
+    return keep;
+  };
+  for (const StepShape& s : largest(train)) trainer.step({hollow_batch(s)}, 1, {});
+  for (const StepShape& s : largest(evaluate)) trainer.evaluate(hollow_batch(s));
+  plan.peak_bytes = arena.peak();
+  plan.ledger = arena.ledger();
+  return plan;
+}
+
+MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
+                       const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom) {
+  const auto plan_with = [&](Residency residency, Recompute level, int64_t layers) {
+    model.residency = residency, model.recompute = level, model.recompute_layers = layers;
+    return plan_memory(device, precision, model, train, evaluate);
+  };
+  const int64_t layers = model.config.layers;
+  std::vector<Residency> residencies = {model.residency};
+  if (freedom.residency && model.quantized) residencies = {Residency::cached, Residency::packed};
+  std::vector<Recompute> levels = {model.recompute};
+  if (freedom.recompute) levels = {Recompute::none, Recompute::gate_up, Recompute::block};
+  MemoryPlan best;
+  for (const Recompute level : levels)
+    for (const Residency residency : residencies) {
+      if (level != levels.front() && residency != residencies.back()) continue;  // unpacked weights go before recompute
+      best = plan_with(residency, level, layers);
+      if (best.peak_bytes > budget_bytes) continue;
+      if (level == Recompute::none || !freedom.recompute) return best;
+      int64_t fails = 0, fits = layers;  // the fewest layers that must pay for this level
+      while (fits - fails > 1) {
+        const int64_t middle = (fails + fits) / 2;
+        const MemoryPlan p = plan_with(residency, level, middle);
+        if (p.peak_bytes <= budget_bytes) fits = middle, best = p;
+        else fails = middle;
+      }
+      return best;
+    }
+  throw Error(strf("out of memory: the run needs %s, %s can be had", gib(best.peak_bytes).c_str(), gib(budget_bytes).c_str()))
+      .line("plan", "already with " + std::string(model.residency == Residency::packed ? "packed weights" : "cached weights") +
+                        " and recompute " + text(best.model.recompute))
+      .line("largest", best.ledger.empty() ? "" : best.ledger[0].first + ", " + gib(best.ledger[0].second))
+      .line("try", "--micro-batch with a smaller number (same result, less memory), or a lower --rank, or fewer --bits");
+}
+
+std::string describe(const MemoryPlan& plan) {
+  const ModelPlan& m = plan.model;
+  std::string levels = m.recompute_layers == m.config.layers || m.recompute == Recompute::none
+                           ? text(m.recompute)
+                           : strf("%s in %ld of %ld layers", text(m.recompute), m.recompute_layers, m.config.layers);
+  std::string out = strf("memory plan: %s bytes (%s), %s weights, recompute %s\n", with_commas(plan.peak_bytes).c_str(),
+                         gib(plan.peak_bytes).c_str(), !m.quantized ? "plain" : m.residency == Residency::packed ? "packed" : "cached",
+                         levels.c_str());
+  for (const auto& [name, bytes] : plan.ledger) out += strf("  %-34s %18s\n", name.c_str(), with_commas(bytes).c_str());
+  return out;
+}
+
+}  // namespace irq

@@ -1,0 +1,37 @@
+// How much memory a run takes, found by running its real code on a planning arena, and what to give up when it is too much.
+#pragma once
+#include "src/train/trainer.h"
+
+namespace irq {
+
+// The size of one micro-batch (dead rows included).
+struct StepShape {
+  int64_t rows = 0, labels = 0, sequences = 1;
+  auto operator<=>(const StepShape&) const = default;
+};
+StepShape shape_of(const Batch& batch);
+
+struct MemoryPlan {
+  ModelPlan model;
+  int64_t max_labels = 0;
+  int64_t peak_bytes = 0;
+  std::vector<std::pair<std::string, int64_t>> ledger;  // what is alive at the peak, largest first
+};
+
+// Dry-runs training steps and evaluations of the given shapes.
+MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& model, const std::vector<StepShape>& train,
+                       const std::vector<StepShape>& evaluate);
+
+// What the user left to the planner.
+struct PlanFreedom {
+  bool residency = true, recompute = true;
+};
+// The fastest plan that fits: cached weights, then packed, then recompute layer by layer (gate_up, then block). Throws an
+// Error that says what would fit when nothing does.
+MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
+                       const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
+
+// The plan as a table for people.
+std::string describe(const MemoryPlan& plan);
+
+}  // namespace irq

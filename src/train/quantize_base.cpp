@@ -1,0 +1,210 @@
+#include "src/train/quantize_base.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <future>
+
+#include "kernels/nf_codebook.h"
+#include "src/core/file.h"
+#include "src/core/interrupt.h"
+#include "src/quant/quantize.h"
+
+namespace irq {
+namespace {
+
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// One matrix on its way from the device to the file.
+struct HostMatrix {
+  std::vector<char> memory;
+  QuantizedMatrix q;
+};
+
+// Device memory for the largest matrix: as the file holds it, as F32, and quantized.
+class DeviceBuffers {
+ public:
+  DeviceBuffers(Backend& backend, const BaseSource& in, const QuantFormat& format) : backend_(backend) {
+    int64_t source = 0, wide = 0, packed = 0;
+    for (const LinearShape& s : layer_linears(in.config())) {
+      source = std::max(source, s.out * s.in * size_of(in.dtype()));
+      wide = std::max(wide, s.out * s.in * size_of(DType::F32));
+      packed = std::max(packed, placed_bytes(s.out, s.in, format));
+    }
+    try {
+      map_ = make_view(take(256 * size_of(DType::F32)), DType::F32, 1, 256, "map", backend.device());
+      wide_ = take(wide);
+      if (in.dtype() != DType::F32) source_ = take(source);
+      packed_ = take(packed);
+    } catch (...) {
+      release();
+      throw;
+    }
+    backend.upload(map_, dynamic_map().data());
+  }
+  ~DeviceBuffers() { release(); }
+  DeviceBuffers(const DeviceBuffers&) = delete;
+  DeviceBuffers& operator=(const DeviceBuffers&) = delete;
+
+  // The host's matrix on the device in F32 (rows, cols).
+  Tensor load(const Tensor& host, const char* name) {
+    Tensor w = make_view(wide_, DType::F32, host.rows, host.cols, name, backend_.device());
+    if (host.dtype == DType::F32) {
+      backend_.upload(w, host.data);
+    } else {
+      Tensor narrow = make_view(source_, host.dtype, host.rows, host.cols, name, backend_.device());
+      backend_.upload(narrow, host.data);
+      backend_.copy(w, narrow);
+    }
+    return w;
+  }
+  QuantizedMatrix place(int64_t rows, int64_t cols, const QuantFormat& format) {
+    return place_quantized(packed_, rows, cols, format, map_, backend_.device());
+  }
+
+ private:
+  void* take(int64_t bytes) {
+    taken_.push_back(backend_.allocate(bytes));
+    return taken_.back();
+  }
+  void release() {
+    for (void* memory : taken_) backend_.release(memory);
+    taken_.clear();
+  }
+  Backend& backend_;
+  std::vector<void*> taken_;
+  Tensor map_;
+  void *source_ = nullptr, *wide_ = nullptr, *packed_ = nullptr;
+};
+
+HostMatrix download(Backend& backend, QuantizedMatrix& device) {
+  HostMatrix host;
+  host.memory.resize(static_cast<size_t>(placed_bytes(device.rows, device.cols, device.format)));
+  const Tensor map = make_view(const_cast<float*>(dynamic_map().data()), DType::F32, 1, 256, "map");
+  host.q = place_quantized(host.memory.data(), device.rows, device.cols, device.format, map, Device::CPU);
+  const auto from = matrix_parts(device), to = matrix_parts(host.q);
+  for (size_t i = 0; i < from.size(); ++i) backend.download(to[i].tensor->data, *from[i].tensor);
+  return host;
+}
+
+void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>& histogram) {
+  std::vector<float> host(static_cast<size_t>(entropy.numel()));
+  backend.download(host.data(), entropy);
+  for (const float h : host) {
+    const double bin = std::floor(static_cast<double>(h) * QuantizeSummary::kBinsPerBit);
+    ++histogram[static_cast<size_t>(std::clamp(bin, 0.0, static_cast<double>(histogram.size() - 1)))];
+  }
+}
+
+}  // namespace
+
+IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
+  IrqInfo info;
+  info.config = in.config();
+  info.dtype = in.dtype();
+  info.format.bits = options.bits;
+  info.format.shift = options.icq ? ShiftKind::tau : ShiftKind::none;
+  info.icq = options.icq ? options.spec : IcqSpec{};
+  info.source_hash = in.hash();
+  return info;
+}
+
+bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
+  const QuantFormat &f = a.format, &g = b.format;
+  const bool same_search = !(f.shift == ShiftKind::tau) || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
+                                                            a.icq.fp32_entropy == b.icq.fp32_entropy);
+  return a.config == b.config && a.source_hash == b.source_hash && f.kind == g.kind && f.bits == g.bits &&
+         f.group == g.group && f.scale == g.scale && f.shift == g.shift && same_search;
+}
+
+std::string cached_name(const std::string& base_path, const IrqInfo& info) {
+  std::string stem = base_path;
+  if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos) stem.resize(dot);
+  std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
+  if (info.format.shift == ShiftKind::tau)
+    name += strf("-icq-l%g-n%d-%s", info.icq.lambda, info.icq.n, info.icq.fp32_entropy ? "fp32" : "exact");
+  return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
+}
+
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
+                              const QuantizeProgress& progress) {
+  const double start = now_seconds();
+  const IrqInfo info = quantized_info(in, options);
+  IrqWriter writer(out_path, info);
+  DeviceBuffers device(backend, in, info.format);
+  Quantizer quantizer(backend);
+  QuantizeSummary summary;
+  summary.histogram_plain.resize(static_cast<size_t>(options.bits * QuantizeSummary::kBinsPerBit + 1));
+  summary.histogram = summary.histogram_plain;
+
+  const std::vector<TensorSpec>& tensors = in.layout().tensors();
+  const int64_t matrices = 7 * in.config().layers;
+  // Both touch only the reader or only the writer, each from one thread at a time. The futures wait in their destructors.
+  const auto read = [&](size_t i) {
+    return std::async(std::launch::async, [&in, name = tensors[i].name] { return in.tensor(name); });
+  };
+  std::future<void> writing;
+  std::future<Tensor> reading = read(0);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    throw_if_interrupted();
+    const std::string& name = tensors[i].name;
+    const Tensor host = reading.get();
+    if (i + 1 < tensors.size()) reading = read(i + 1);
+    if (linear_index(in.config(), name) < 0) {
+      if (writing.valid()) writing.get();
+      writer.write(name, host.data, host.bytes());
+      in.dont_need(name);
+      continue;
+    }
+    const double began = now_seconds();
+    const Tensor w = device.load(host, name.c_str());
+    QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
+    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr);
+    auto done = std::make_shared<HostMatrix>(download(backend, q));
+    count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
+    count_blocks(backend, quantizer.entropy(), summary.histogram);
+    const double seconds = now_seconds() - began;
+    in.dont_need(name);
+
+    if (writing.valid()) writing.get();
+    writing = std::async(std::launch::async, [&writer, done, name, stats] {
+      writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
+    });
+    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds});
+    summary.weights += host.numel();
+    summary.source_bytes += host.bytes();
+    summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
+    summary.entropy_plain += stats.entropy_plain * static_cast<double>(host.numel());
+    summary.entropy += stats.entropy * static_cast<double>(host.numel());
+    summary.device_seconds += seconds;
+    if (progress) progress(static_cast<int64_t>(summary.matrices.size()), matrices, name);
+  }
+  if (writing.valid()) writing.get();
+  summary.hash = writer.finish();
+  summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
+  summary.entropy_plain /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  summary.entropy /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  summary.seconds = now_seconds() - start;
+  return summary;
+}
+
+void write_quantize_report(const std::string& dir, const QuantizeSummary& summary) {
+  std::error_code problem;
+  std::filesystem::create_directories(dir, problem);
+  if (problem) throw Error(dir + ": cannot make this folder: " + problem.message());
+  std::string text = "name,rows,cols,entropy_plain,entropy,seconds\n";
+  for (const MatrixReport& m : summary.matrices)
+    text += strf("%s,%ld,%ld,%.6f,%.6f,%.4f\n", m.name.c_str(), m.rows, m.cols, m.entropy_plain, m.entropy, m.seconds);
+  write_text_file(dir + "/matrices.csv", text);
+  text = "bits_from,bits_to,blocks_plain,blocks\n";
+  constexpr double kBin = 1.0 / QuantizeSummary::kBinsPerBit;
+  for (size_t i = 0; i < summary.histogram.size(); ++i)
+    text += strf("%.2f,%.2f,%ld,%ld\n", static_cast<double>(i) * kBin, static_cast<double>(i + 1) * kBin,
+                 summary.histogram_plain[i], summary.histogram[i]);
+  write_text_file(dir + "/block_entropy.csv", text);
+}
+
+}  // namespace irq

@@ -1,0 +1,53 @@
+// Trainer: one optimizer step = accumulate the gradients of a window of micro-batches, clip, AdamW, refold. The same code
+// run on a planning arena gives the memory plan.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "src/model/llama.h"
+
+namespace irq {
+
+struct StepResult {
+  double loss = 0;       // mean over the trainable tokens of the window, before the update
+  double grad_norm = 0;  // before clipping
+  int64_t tokens = 0, labels = 0;
+};
+
+struct OptimizerConfig {
+  double lr = 2e-4;
+  double clip = 0.3;
+  double weight_decay = 0;
+  uint64_t seed = 42;  // of the dropout masks
+};
+
+class Trainer {
+ public:
+  // Takes everything that stays from the arena. max_labels: the most label rows (dead ones included) of a micro-batch.
+  Trainer(Backend& backend, Arena& arena, const ModelPlan& plan, int64_t max_labels);
+
+  Llama& model() { return model_; }
+  // step counts from 1 (Adam's bias correction).
+  StepResult step(const std::vector<Batch>& window, int64_t step, const OptimizerConfig& config);
+  // Sum of the losses and number of labels of a batch; no gradients.
+  std::pair<double, int64_t> evaluate(const Batch& batch);
+  // Logits (n, V) row-major of the batch's label rows, dead ones dropped.
+  std::vector<float> logits(const Batch& batch, const KvCache* cache = nullptr);
+
+  // The next step's tape as a table (--print-tape).
+  void print_next_tape() { print_tape_ = true; }
+  const std::string& tape_table() const { return tape_table_; }
+
+ private:
+  double accumulate(const Batch& batch);
+  void write_params(const StepParams& params);
+
+  Backend& backend_;
+  Arena& arena_;
+  Llama model_;
+  Tensor params_, norm_, nll_, nll_sum_;
+  bool print_tape_ = false;
+  std::string tape_table_;
+};
+
+}  // namespace irq

@@ -1,0 +1,160 @@
+// Whole-model checks, on the CPU: the calculus by finite differences in F64, and everything that must not change a result.
+#include <gtest/gtest.h>
+
+#include "src/train/memory_plan.h"
+#include "tests/tiny_model.h"
+
+namespace irq {
+namespace {
+
+OptimizerConfig frozen() {
+  OptimizerConfig c;
+  c.lr = 0;
+  return c;
+}
+
+// d loss / d parameter along a random direction, one parameter at a time, against the tape.
+void check_gradients(const ModelPlan& plan) {
+  Backend& b = cpu_backend(DType::F64);
+  TinyModel tiny(b, plan);
+  const std::vector<Example> examples = tiny_examples(4);
+  const std::vector<Batch> window = {pack_range(examples, 0, 3), pack_range(examples, 3, 4)};
+  tiny.trainer->step(window, 1, frozen());
+  const std::vector<double> grads = tiny.grads();
+  ParamStore& store = tiny.model().params();
+  const auto loss_at = [&](const Tensor& t, const std::vector<double>& v) {
+    put(b, t, v);
+    tiny.model().refresh();
+    return tiny.trainer->step(window, 1, frozen()).loss;
+  };
+  for (size_t i = 0; i < store.params().size(); ++i) {
+    const Param& p = store.params()[i];
+    const Tensor t = store.value(static_cast<int>(i));
+    const std::vector<double> value = get(b, t), direction = normals(99, i, t.numel(), 1);
+    double expected = 0;
+    for (size_t j = 0; j < value.size(); ++j) expected += grads[static_cast<size_t>(p.offset) + j] * direction[j];
+    const double h = 1e-5;
+    const auto moved = [&](double by) {
+      std::vector<double> v = value;
+      for (size_t j = 0; j < v.size(); ++j) v[j] += by * direction[j];
+      return loss_at(t, v);
+    };
+    // Five-point rule: its error is h^4 / 30 times the fifth derivative, the losses' rounding gives 1e-16 / h.
+    const double slope = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h);
+    loss_at(t, value);
+    EXPECT_NEAR(expected, slope, 1e-7 * (1 + std::abs(slope))) << p.name;
+  }
+}
+
+TEST(ModelGradients, IrQlora) { check_gradients(tiny_plan(true)); }
+TEST(ModelGradients, IrQloraWithDropout) { check_gradients(tiny_plan(true, 0.25)); }
+TEST(ModelGradients, Full) { check_gradients(tiny_plan(false)); }
+TEST(ModelGradients, FullTied) {
+  ModelPlan p = tiny_plan(false);
+  p.config.tied = true;
+  check_gradients(p);
+}
+TEST(ModelGradients, TiledExpansionSomeTargets) {
+  ModelPlan p = tiny_plan(true);
+  p.lora_config.tile = true;
+  p.lora_config.targets = parse_targets("q_proj,v_proj,up_proj,down_proj");
+  check_gradients(p);
+}
+TEST(ModelGradients, RankThatDividesNothing) {
+  ModelPlan p = tiny_plan(true, 0.1);
+  p.lora_config.rank = 10;  // gcd(24, 10) = 2, gcd(40, 10) = 10, gcd(8, 10) = 2
+  check_gradients(p);
+}
+
+std::vector<double> grads_with(const ModelPlan& plan, const std::vector<Batch>& window, double* loss = nullptr) {
+  TinyModel tiny(cpu_backend(DType::F32), plan);
+  const StepResult r = tiny.trainer->step(window, 1, frozen());
+  if (loss) *loss = r.loss;
+  return tiny.grads();
+}
+
+TEST(Model, RecomputeChangesNothing) {
+  const std::vector<Example> examples = tiny_examples(5);
+  const std::vector<Batch> window = {pack_range(examples, 0, 5)};
+  for (const double dropout : {0.0, 0.2}) {
+    ModelPlan plan = tiny_plan(true, dropout);
+    const std::vector<double> plain = grads_with(plan, window);
+    for (const Recompute level : {Recompute::gate_up, Recompute::block})
+      for (const int64_t layers : {1, 2}) {
+        plan.recompute = level, plan.recompute_layers = layers;
+        EXPECT_EQ(plain, grads_with(plan, window)) << "bitwise, level " << static_cast<int>(level);
+      }
+  }
+}
+
+// Packing order changes which rows of a GEMM an example sits in, not its sums: forward and dX are row-wise; weight
+// gradients sum over rows in another order, hence F32 rounding of a few hundred terms.
+TEST(Model, PackedEqualsOneByOne) {
+  const std::vector<Example> examples = tiny_examples(6);
+  std::vector<Batch> single;
+  for (size_t i = 0; i < examples.size(); ++i) single.push_back(pack_range(examples, i, i + 1));
+  for (const double dropout : {0.0, 0.2}) {
+    double packed_loss = 0, single_loss = 0;
+    const auto packed = grads_with(tiny_plan(true, dropout), {pack_range(examples, 0, 6)}, &packed_loss);
+    const auto apart = grads_with(tiny_plan(true, dropout), single, &single_loss);
+    EXPECT_NEAR(packed_loss, single_loss, 1e-6 * packed_loss);
+    EXPECT_LT(relative_l2(packed, apart), 2e-6);
+  }
+}
+
+TEST(Model, OverfitsOneBatch) {
+  TinyModel tiny(cpu_backend(DType::F32), tiny_plan(true));
+  const std::vector<Example> examples = tiny_examples(2);
+  OptimizerConfig config;
+  config.lr = 0.005;
+  config.clip = 0;
+  double first = 0, last = 0;
+  for (int step = 1; step <= 600; ++step) {
+    last = tiny.trainer->step({pack_range(examples, 0, 2)}, step, config).loss;
+    if (step == 1) first = last;
+    if (step % 100 == 0) printf("%d %g\n", step, last);
+  }
+  EXPECT_GT(first, 2);
+  EXPECT_LT(last, 0.05);
+}
+
+TEST(Model, EvaluationIsTheTrainingLossWithoutDropout) {
+  const std::vector<Example> examples = tiny_examples(3);
+  const Batch batch = pack_range(examples, 0, 3);
+  TinyModel tiny(cpu_backend(DType::F32), tiny_plan(true, 0));
+  const auto [nll, labels] = tiny.trainer->evaluate(batch);
+  const StepResult r = tiny.trainer->step({batch}, 1, frozen());
+  EXPECT_EQ(labels, r.labels);
+  EXPECT_DOUBLE_EQ(nll / static_cast<double>(labels), r.loss);
+  TinyModel dropped(cpu_backend(DType::F32), tiny_plan(true, 0.2));
+  const auto [nll_dropped, ignored] = dropped.trainer->evaluate(batch);
+  EXPECT_EQ(labels, ignored);
+  EXPECT_NEAR(nll_dropped, nll, 1e-5 * nll);  // folded and apart: the same sum in another order
+}
+
+TEST(Model, PlanIsThePeakToTheByte) {
+  const std::vector<Example> examples = tiny_examples(40);
+  const Batch batch = pack_range(examples, 0, 40);
+  for (const Recompute level : {Recompute::none, Recompute::gate_up, Recompute::block}) {
+    for (const double dropout : {0.0, 0.1}) {
+      ModelPlan p = tiny_plan(true, dropout);
+      p.recompute = level, p.recompute_layers = p.config.layers;
+      Backend& b = cpu_backend(DType::F32);
+      const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
+      void* memory = b.allocate(plan.peak_bytes);
+      {
+        Arena arena(memory, plan.peak_bytes, Device::CPU);
+        Trainer trainer(b, arena, p, plan.max_labels);
+        trainer.model().init_rope();
+        for (const Tensor& t : {trainer.model().params().values(), trainer.model().params().adam_m(), trainer.model().params().adam_v()}) b.fill(t, 0);
+        trainer.step({batch}, 1, frozen());
+        trainer.evaluate(batch);
+        EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
+      }
+      b.release(memory);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace irq

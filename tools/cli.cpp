@@ -1,0 +1,388 @@
+#include "tools/cli.h"
+
+#include <omp.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "src/core/interrupt.h"
+#include "src/train/dist.h"
+
+namespace irq {
+
+// One option, positional or flag. CLI11 gathers its words; `store` turns them into a value, so that every complaint
+// about a value is ours and reads the same.
+struct Cli::Entry {
+  std::string name, negative;
+  int count = 1;  // words that follow: 0 flag, -1 one or more
+  bool required = false;
+  double lowest = -std::numeric_limits<double>::infinity(), highest = std::numeric_limits<double>::infinity();
+  std::function<void(const Entry&, const std::vector<std::string>&)> store;
+  std::vector<std::string> words;
+  CLI::Option* option = nullptr;
+  CLI::Option* negative_option = nullptr;
+};
+
+// Help in this project's words: "Usage: ./irq_quantize BASE [OUT] [options]", and no "x 2" behind an option's type.
+struct HelpFormatter : CLI::Formatter {
+  std::string usage;
+  std::string make_usage(const CLI::App*, std::string) const override { return usage + "\n"; }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    return option->get_type_name().empty() ? "" : " " + option->get_type_name();
+  }
+  std::string make_group(std::string group, bool positional, std::vector<const CLI::Option*> options) const override {
+    return "\n" + group + ":\n" + make_rows(positional, options);
+  }
+  std::string make_rows(bool positional, const std::vector<const CLI::Option*>& options) const {
+    std::string rows;
+    for (const CLI::Option* option : options) rows += make_option(option, positional);
+    return rows;
+  }
+};
+
+struct Cli::Parser {
+  CLI::App app;
+  std::shared_ptr<HelpFormatter> formatter = std::make_shared<HelpFormatter>();
+  explicit Parser(const std::string& summary) : app(summary) {
+    formatter->column_width(34);
+    app.formatter(formatter);
+    app.set_help_flag();  // ours, so that every flag is in one table
+  }
+};
+
+namespace {
+
+template <class T>
+std::string show(T value) {
+  if constexpr (std::is_floating_point_v<T>) return strf("%g", static_cast<double>(value));
+  else return std::to_string(value);
+}
+
+template <class T>
+bool parse_number(const std::string& word, T* value) {
+  const char* begin = word.c_str() + (word.size() > 1 && word[0] == '+' ? 1 : 0);
+  const auto [end, error] = std::from_chars(begin, word.c_str() + word.size(), *value);
+  return error == std::errc{} && end == word.c_str() + word.size() && begin != end;
+}
+
+template <class T>
+std::string join(const std::vector<T>& items) {
+  std::string text;
+  for (const T& item : items) {
+    if (!text.empty()) text += ", ";
+    if constexpr (std::is_same_v<T, std::string>) text += item;
+    else text += show(item);
+  }
+  return text;
+}
+
+std::string shell_quoted(const std::string& word) {
+  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+    return std::isalnum(c) || std::string_view("_-./=,:+@%").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (plain) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+}  // namespace
+
+int64_t parse_size(const std::string& text) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string unit(end, text.data() + text.size());
+  const std::pair<const char*, double> units[] = {
+      {"", 1}, {"B", 1}, {"K", 0x1p10}, {"M", 0x1p20}, {"G", 0x1p30}, {"T", 0x1p40}, {"KiB", 0x1p10}, {"MiB", 0x1p20},
+      {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}};
+  for (const auto& [name, factor] : units)
+    if (error == std::errc{} && unit == name && number >= 0 && number * factor < 9e18)
+      return static_cast<int64_t>(std::llround(number * factor));
+  throw Error("'" + text + "' is not a size", Exit::usage).line("expected", "a number and a unit: 10GiB, 10G, 800MB");
+}
+
+int edit_distance(const std::string& a, const std::string& b) {
+  const size_t m = b.size();
+  std::vector<int> before(m + 1), last(m + 1), row(m + 1);
+  for (size_t j = 0; j <= m; ++j) last[j] = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    row[0] = static_cast<int>(i);
+    for (size_t j = 1; j <= m; ++j) {
+      row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], before[j - 2] + 1);
+    }
+    before.swap(last);
+    last.swap(row);
+  }
+  return last[m];
+}
+
+std::string nearest(const std::string& word, const std::vector<std::string>& known) {
+  std::string best;
+  int best_distance = static_cast<int>(word.size()) / 3 + 1;  // a third of the letters may be wrong
+  for (const std::string& candidate : known) {
+    int distance = edit_distance(word, candidate);
+    if (candidate.size() > word.size() && candidate.compare(0, word.size(), word) == 0 && word.size() > 3) distance = 1;
+    if (distance < best_distance || (distance == best_distance && best.empty())) best = candidate, best_distance = distance;
+  }
+  return best;
+}
+
+Error usage_error(const std::string& tool, const std::string& headline) {
+  return Error(headline, Exit::usage).line("try", "./" + tool + " --help");
+}
+
+Cli::Cli(std::string tool, std::string summary)
+    : tool_(std::move(tool)), summary_(std::move(summary)), parser_(std::make_unique<Parser>(tool_ + ": " + summary_)) {
+  parser_->app.name("./" + tool_);
+}
+
+Cli::~Cli() = default;
+
+Cli::Entry& Cli::entry(const std::string& name) const {
+  for (const auto& e : entries_)
+    if (e->name == name) return *e;
+  check_failed(__FILE__, __LINE__, "declared", tool_ + " has no option " + name);
+}
+
+Cli::Entry& Cli::declare(const std::string& name, const std::string& help, int count, const std::string& type,
+                         const std::string& shown_default, Store store) {
+  entries_.push_back(std::make_unique<Entry>());
+  Entry& e = *entries_.back();
+  e.name = name;
+  e.count = count;
+  e.store = std::move(store);
+  if (count == 0) {
+    e.option = parser_->app.add_flag(name, help)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  } else {
+    e.option = parser_->app.add_option(name, e.words, help);
+    e.option->expected(count == -1 ? 1 : count, count == -1 ? 1 << 20 : count);
+    if (count == 1) e.option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    e.option->allow_extra_args(count == -1);
+    e.option->type_name(shown_default.empty() ? type : type + " [" + shown_default + "]");
+  }
+  return e;
+}
+
+void Cli::positional(const std::string& name, std::string* value, const std::string& help, bool required) {
+  Entry& e = declare(name, help, 1, "", "", [value](const Entry&, const auto& words) { *value = words.back(); });
+  e.required = required;
+}
+
+void Cli::option(const std::string& name, std::string* value, const std::string& help, std::vector<std::string> allowed) {
+  std::string type = allowed.empty() ? "TEXT" : "";
+  for (const std::string& a : allowed) type += (type.empty() ? "" : "|") + a;
+  declare(name, help, 1, type, *value, [this, value, allowed](const Entry& e, const auto& words) {
+    const std::string& word = words.back();
+    if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), word) == allowed.end()) {
+      const std::string near = allowed.size() > 4 ? nearest(word, allowed) : "";  // a short list needs no hint
+      Error error = Error(e.name + ": '" + word + "' is not one of " + join(allowed), Exit::usage);
+      if (!near.empty()) error.line("nearest", near);
+      throw error.line("try", "./" + tool_ + " --help");
+    }
+    *value = word;
+  });
+}
+
+template <class T>
+void Cli::number(const std::string& name, T* value, const std::string& help, std::vector<T> allowed) {
+  std::string type = std::is_floating_point_v<T> ? "X" : "N";
+  if (!allowed.empty()) type.clear();
+  for (const T& a : allowed) type += (type.empty() ? "" : "|") + show(a);
+  declare(name, help, 1, type, show(*value), [this, value, allowed](const Entry& e, const auto& words) {
+    const std::string& word = words.back();
+    T parsed{};
+    if (!parse_number(word, &parsed))
+      fail(e.name + ": '" + word + "' is not a " + (std::is_floating_point_v<T> ? "number" : "whole number"));
+    if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), parsed) == allowed.end())
+      fail(e.name + ": " + word + " is not one of " + join(allowed));
+    const double x = static_cast<double>(parsed);
+    if (!(x >= e.lowest && x <= e.highest)) {
+      const bool open = std::isinf(e.highest);
+      fail(e.name + ": " + word + (open ? " is less than " : " is not between ") + strf("%g", e.lowest) +
+           (open ? "" : strf(" and %g", e.highest)));
+    }
+    *value = parsed;
+  });
+}
+
+void Cli::option(const std::string& name, int* value, const std::string& help, std::vector<int> allowed) {
+  number(name, value, help, std::move(allowed));
+}
+void Cli::option(const std::string& name, int64_t* value, const std::string& help) { number(name, value, help, {}); }
+void Cli::option(const std::string& name, uint64_t* value, const std::string& help) { number(name, value, help, {}); }
+void Cli::option(const std::string& name, double* value, const std::string& help) { number(name, value, help, {}); }
+
+void Cli::option(const std::string& name, std::vector<std::string>* value, const std::string& help, int count) {
+  declare(name, help, count, count == -1 ? "WORD ..." : count == 2 ? "WORD WORD" : "WORD", "", [value](const Entry&, const auto& words) { *value = words; });
+}
+
+void Cli::size_option(const std::string& name, int64_t* bytes, const std::string& help) {
+  declare(name, help, 1, "SIZE", "", [bytes](const Entry& e, const auto& words) {
+    try {
+      *bytes = parse_size(words.back());
+    } catch (const Error& error) {
+      throw Error(e.name + ": " + error.what(), Exit::usage);
+    }
+  });
+}
+
+void Cli::flag(const std::string& name, bool* value, const std::string& help, const std::string& negative) {
+  Entry& e = declare(name, help, 0, "", "", [value](const Entry&, const auto& words) { *value = words.back() == "true"; });
+  e.negative = negative;
+  const std::string opposite = "the opposite of " + name;
+  if (!negative.empty()) e.negative_option = parser_->app.add_flag(negative, opposite);
+}
+
+void Cli::range(const std::string& name, double lowest, double highest) {
+  entry(name).lowest = lowest;
+  entry(name).highest = highest;
+}
+
+void Cli::footer(const std::string& text) { parser_->app.footer(text); }
+
+bool Cli::given(const std::string& name) const {
+  const Entry& e = entry(name);
+  return e.option->count() > 0 || (e.negative_option != nullptr && e.negative_option->count() > 0);
+}
+
+void Cli::fail(const std::string& headline) const { throw usage_error(tool_, headline); }
+
+// CLI11 would take the word behind an unknown flag for a positional and complain about that one instead.
+void Cli::check_flags(const std::vector<std::string>& args) const {
+  std::vector<std::string> names;
+  for (const auto& e : entries_) {
+    if (e->name[0] == '-') names.push_back(e->name);
+    if (!e->negative.empty()) names.push_back(e->negative);
+  }
+  for (size_t i = 0; i < args.size(); ++i) {
+    const std::string& arg = args[i];
+    if (arg == "--") return;
+    if (arg.size() < 2 || arg[0] != '-') continue;
+    const size_t equals = arg.find('=');
+    const std::string name = arg.substr(0, equals);
+    if (std::find(names.begin(), names.end(), name) == names.end()) {
+      Error error("unknown flag " + name, Exit::usage);
+      if (const std::string near = nearest(name, names); !near.empty()) error.line("nearest", near);
+      throw error.line("try", "./" + tool_ + " --help");
+    }
+    for (const auto& e : entries_) {
+      if (e->name != name || e->count == 0) continue;
+      const size_t follow = equals != std::string::npos ? 0 : static_cast<size_t>(std::abs(e->count));
+      if (i + follow >= args.size())
+        fail(name + (follow == 1 ? std::string(" needs a value") : strf(" needs %zu values", follow)));
+      i += follow;
+    }
+  }
+}
+
+void Cli::declare_common() {
+  const auto common = [&](const char* name) { entry(name).option->group("Every tool"); };
+  option("--device", &device_, "where to compute", {"auto", "cpu", "cuda"});
+  common("--device");
+  option("--kernels", &kernels_, "sm80: no Hopper-only kernels", {"auto", "sm80"});
+  common("--kernels");
+  option("--threads", &threads_, "CPU threads, 0 = all");
+  range("--threads", 0, 4096);
+  common("--threads");
+  flag("--quiet", &quiet_, "no progress, no notes: results and errors only");
+  common("--quiet");
+  flag("--help", &help_, "this text");
+  common("--help");
+  flag("--version", &version_, "the version");
+  common("--version");
+}
+
+void Cli::parse(int argc, const char* const* argv) {
+  declare_common();  // last, so that --help lists the tool's own options first
+  args_.assign(argv + 1, argv + argc);
+  check_flags(args_);
+  try {
+    parser_->app.parse(argc, argv);
+  } catch (const CLI::ExtrasError&) {
+    const std::vector<std::string> extra = parser_->app.remaining();
+    fail("too many arguments: '" + (extra.empty() ? "?" : extra.front()) + "' is not expected");
+  } catch (const CLI::ParseError& error) {
+    fail(error.what());
+  }
+  if (entry("--help").option->count() > 0) {
+    std::string usage = "Usage: ./" + tool_;
+    for (const auto& e : entries_)
+      if (e->name[0] != '-') usage += e->required ? " " + e->name : " [" + e->name + "]";
+    parser_->formatter->usage = usage + " [options]";
+    std::fputs(parser_->app.help().c_str(), stdout);
+    throw Finished{};
+  }
+  if (entry("--version").option->count() > 0) {
+    std::printf("%s %s\n", tool_.c_str(), kVersion);
+    throw Finished{};
+  }
+  for (const auto& e : entries_) {
+    if (e->required && e->option->count() == 0) fail(e->name + " is missing");
+    if (e->count == 0) {
+      const bool on = e->option->count() > 0, off = e->negative_option != nullptr && e->negative_option->count() > 0;
+      if (on && off) fail(e->name + " and " + e->negative + " contradict each other");
+      if (on || off) e->store(*e, {on ? "true" : "false"});
+    } else if (e->option->count() > 0) {
+      e->store(*e, e->words);
+    }
+  }
+  if (threads_ > 0) omp_set_num_threads(threads_);
+}
+
+int Cli::run(int argc, const char* const* argv, const std::function<int()>& body) {
+  const auto complain = [&](const std::string& text) { std::fprintf(stderr, "%s: %s\n", tool_.c_str(), text.c_str()); };
+  int status = 0;
+  try {
+    install_interrupt_handler();
+    parse(argc, argv);
+    status = body();
+  } catch (const Finished&) {
+  } catch (const Error& error) {
+    complain(error.what());
+    return static_cast<int>(error.exit_code());
+  } catch (const std::bad_alloc&) {
+    complain(Error("out of memory (host)").line("try", "a smaller --micro-batch, or a machine with more memory").what());
+    return static_cast<int>(Exit::run_time);
+  } catch (const std::exception& error) {
+    complain(std::string("internal error: ") + error.what());
+    return static_cast<int>(Exit::run_time);
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout)) {  // a full disk must not look like success
+    complain("the results could not be written to stdout");
+    return static_cast<int>(Exit::run_time);
+  }
+  return status;
+}
+
+std::unique_ptr<CheckedBackend> Cli::backend() {
+  auto made = make_backend(device_);
+  std::string line = tool_ + " " + kVersion + " | " + made->describe();
+  if (made->device() == Device::CPU) {
+    const std::string reason = cuda_unavailable_reason();
+    line += " | no CUDA: " + (reason.empty() ? "--device cpu" : reason);
+  } else {
+    const std::string reason = nccl_unavailable_reason();
+    line += reason.empty() ? " | NCCL" : " | no NCCL: " + reason;
+  }
+  note(line);
+  return made;
+}
+
+void Cli::note(const std::string& text) const {
+  if (!quiet_) std::fprintf(stderr, "%s\n", text.c_str());
+}
+
+std::string Cli::command() const {
+  std::string text = "./" + tool_;
+  for (const std::string& arg : args_) text += " " + shell_quoted(arg);
+  return text;
+}
+
+}  // namespace irq
