@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t codes_of_8(const uint8_t* codes, int64_t g) 
 }
 
 template <int kBits, int kM, int kRows, class T>
-__global__ void __launch_bounds__(kThreads) matmul_kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, PackedView q, int m_count,
+__global__ void __launch_bounds__(kThreads, 4) matmul_kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, PackedView q, int m_count,
                                                           float beta, Codebook book) {
   __shared__ float levels[16];
   if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
