@@ -18,9 +18,16 @@ class RandomData {
  private:
   static constexpr int64_t kPeriod = 1048573;
   int64_t next_start();
+  // t[i] = mean + deviation * pool[(start + i) mod size], in t's type.
+  void upload_tiled(Backend& backend, const Tensor& t, const std::vector<float>& pool, int64_t start, double mean,
+                    double deviation);
+  unsigned char* staging(int64_t bytes);  // host memory that stays, for the uploads
 
   uint64_t seed_, draws_ = 0;
   std::vector<float> pool_;
+  std::vector<unsigned char> byte_pool_;
+  std::unique_ptr<unsigned char[]> staging_;
+  int64_t staging_bytes_ = 0;
 };
 
 }  // namespace irq

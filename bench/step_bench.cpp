@@ -110,7 +110,7 @@ void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan,
     std::printf(
         "model,rows,micro_batch,bits,rank,dropout,iec,residency,recompute,ms,min_ms,max_ms,tokens_per_s,tflops,"
         "gemm_before,gemm_after,fraction_of_gemm,planned_bytes,peak_bytes,loss,grad_norm,a100_predicted_ms\n");
-    std::printf("%s,%ldx%ld,%ld,%d,%ld,%g,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%.2f,%.2f,%.2f,%.4f,%ld,%ld,%.5f,%.5f,%.1f\n",
+    std::printf("%s,%ldx%ld,%ld,%d,%ld,%g,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%.5f,%.5f,%.5f,%.4f,%ld,%ld,%.5f,%.5f,%.4g\n",
                 o.model.c_str(), o.sequences, o.length, o.micro_batch, o.bits, o.rank, o.dropout, o.iec,
                 residency_text(plan.model).c_str(), recompute_text(plan.model).c_str(), r.step.median_ms, r.step.min_ms,
                 r.step.max_ms, tokens / seconds, rate / 1e12, r.gemm_before / 1e12, r.gemm_after / 1e12, rate / gemm,

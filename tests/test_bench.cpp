@@ -84,6 +84,12 @@ TEST(Bench, StepTrainsInExactlyThePlannedMemory) {
     EXPECT_GT(std::stod(row.at("grad_norm")), 0);
     EXPECT_NEAR(std::stod(row.at("tokens_per_s")), 32e3 / std::stod(row.at("ms")),
                 0.01 * std::stod(row.at("tokens_per_s")));
+    // The tiny model's one layer: 4 FLOPs per weight (no weight gradients), 6 per adapter weight, 7 s C in attention, 4 V C
+    // in the head, which every token reaches here.
+    const double weights = 4 * 256 * 256 + 3 * 256 * 688, adapters = 8 * (4 * (256 + 256) + 3 * (256 + 688));
+    const double flops = 32 * (4 * weights + 6 * adapters + 7.0 * 16 * 256 + 4.0 * 512 * 256);
+    const double tflops = flops / std::stod(row.at("ms")) / 1e9;
+    EXPECT_NEAR(std::stod(row.at("tflops")), tflops, 1e-5 + 0.01 * tflops);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "bench/op_bench.h"
 #include "bench/step_bench.h"
+#include "src/io/config_json.h"
 #include "tools/cli.h"
 
 namespace irq {
@@ -65,7 +66,9 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
 int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
   const bool gpu = backend.device() == Device::CUDA;
   if (a.model.empty()) a.model = gpu ? "7b" : "tiny";
-  ModelConfig config = a.model == "tiny" ? tiny() : preset_config(a.model);
+  ModelConfig config = a.model == "tiny"            ? tiny()
+                       : a.model.ends_with(".json") ? model_config_from_json(a.model)
+                                                    : preset_config(a.model);
   if (a.layers > 0) config.layers = a.layers;
   if (a.what == "step") {
     a.step.model = a.model, a.step.config = config;
@@ -98,7 +101,7 @@ int main(int argc, char** argv) {
   Cli cli("irq_bench", "time the ops or a training step, beside the ceilings of the same run");
   cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, or a training 'step'");
   cli.option("--model", &a.model,
-             "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, or tiny (default: 7b on a GPU, tiny on a CPU)");
+             "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, tiny, or a config.json (default: 7b on a GPU, tiny on a CPU)");
   cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
   cli.range("--layers", 1, 1000);
   cli.option("--rows", &a.rows, "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step");
