@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
   extern __shared__ __align__(16) unsigned char shared_memory[];  // Q, dO, two stages of K and V
   __shared__ float delta_rows[kTile];
   const int head = blockIdx.y, kv_head = head / a.group, lane = threadIdx.x % kWarp;
-  const QueryTile tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
+  const QueryTile& tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
   if (!tile.found) {
     for_dead_rows<kThreads>(a, blockIdx.x - tile.total, gridDim.x - tile.total, [&](int row) {
       __nv_bfloat16* dq = static_cast<__nv_bfloat16*>(a.dq) + row * a.dq_stride + head * D;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
     });
     return;
   }
-  const SeqRange seq = tile.seq;
+  const SeqRange& seq = tile.seq;
   const KeyTiles keys(seq, min(tile.first + kTile, seq.queries()));
   const uint32_t q_tile = smem_address(shared_memory), dout_tile = q_tile + kTileBytes<D>, kv_tiles = dout_tile + kTileBytes<D>;
   const auto load_kv = [&](int t) {
