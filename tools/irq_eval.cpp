@@ -32,12 +32,14 @@ LoadedData read_data(const Arguments& a, const Cli& cli, const ModelConfig& conf
   options.window = a.window > 0 ? a.window : std::min(config.max_seq, kLongestWindow);
   options.stride = a.stride;
   if (options.stride > options.window)
-    throw usage_error(cli.tool(), strf("--stride: %ld is more than the window of %ld tokens", options.stride, options.window));
+    throw usage_error(cli.tool(),
+                      strf("--stride: %ld is more than the window of %ld tokens", options.stride, options.window));
   const auto tokenizer = find_and_open_tokenizer(a.model);
   LoadedData data = load_data(a.loss, tokenizer.get(), options);
   const bool stream = data.form == DataForm::text || data.form == DataForm::tokens;
   if (!stream && (a.window > 0 || a.stride > 0))
-    throw usage_error(cli.tool(), "--window and --stride cut plain text and token files; " + a.loss + " holds " + name_of(data.form));
+    throw usage_error(
+        cli.tool(), "--window and --stride cut plain text and token files; " + a.loss + " holds " + name_of(data.form));
   cli.note(data.describe());
   for (const std::string& w : data.warnings) cli.note("note: " + w);
   return data;
@@ -54,8 +56,8 @@ LossResult run_loss(const Cli& cli, ModelSession& session, const LoadedData& dat
   bar.finish(strf("loss: %s tokens in %.1f s", with_commas(data.rows).c_str(), bar.elapsed_s()));
   const int width = std::max<int>(4, static_cast<int>(base_name(data.path).size()));
   std::printf("%-*s  %14s  %10s  %12s\n", width, "data", "tokens scored", "nll", "perplexity");
-  std::printf("%-*s  %14s  %10.6f  %12.4f\n", width, base_name(data.path).c_str(), with_commas(result.tokens).c_str(), result.nll(),
-              result.perplexity());
+  std::printf("%-*s  %14s  %10.6f  %12.4f\n", width, base_name(data.path).c_str(), with_commas(result.tokens).c_str(),
+              result.nll(), result.perplexity());
   return result;
 }
 
@@ -113,7 +115,8 @@ int main(int argc, char** argv) {
   cli.range("--window", 0, 1 << 24);
   cli.option("--stride", &a.stride, "from one window to the next, 0 = the window; the overlap is context only");
   cli.range("--stride", 0, 1 << 24);
-  cli.option("--logits", &a.logits, "token ids (1,2,3) and a .npy file: the logits of every position, (tokens, vocabulary) f32", 2);
+  cli.option("--logits", &a.logits,
+             "token ids (1,2,3) and a .npy file: the logits of every position, (tokens, vocabulary) f32", 2);
   cli.option("--json", &a.json, "write the results to this file as well");
   cli.footer(
       "./irq_eval llama7b.irq --adapter runs/llama7b/adapter.lora --loss heldout.json --json loss.json\n"

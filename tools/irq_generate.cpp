@@ -23,11 +23,14 @@ struct Arguments {
 
 void check_arguments(Arguments& a, const Cli& cli) {
   a.has_prompt = cli.given("--prompt"), a.has_ids = cli.given("--ids");
-  if (!a.has_prompt && !a.has_ids && !a.chat) throw usage_error(cli.tool(), "nothing to continue: give --prompt, --chat or --ids");
-  if (a.has_ids && (a.has_prompt || a.chat)) throw usage_error(cli.tool(), "--ids stands alone: it takes the place of --prompt and --chat");
+  if (!a.has_prompt && !a.has_ids && !a.chat)
+    throw usage_error(cli.tool(), "nothing to continue: give --prompt, --chat or --ids");
+  if (a.has_ids && (a.has_prompt || a.chat))
+    throw usage_error(cli.tool(), "--ids stands alone: it takes the place of --prompt and --chat");
   for (const char* name : {"--top-p", "--top-k"})
     if (cli.given(name) && a.sampling.temperature == 0)
-      throw usage_error(cli.tool(), std::string(name) + " needs --temperature: without one the likeliest token is taken");
+      throw usage_error(cli.tool(),
+                        std::string(name) + " needs --temperature: without one the likeliest token is taken");
   for (const std::string& s : a.stops)
     if (s.empty()) throw usage_error(cli.tool(), "--stop: an empty string would end every text at once");
 }
@@ -75,7 +78,8 @@ class Generate {
 
 std::vector<int32_t> Generate::encode(const std::string& text, bool add_bos, Before before) const {
   std::vector<int32_t> ids = tokenizer_->encode(text, add_bos, before);
-  if (ids.empty()) throw usage_error(cli_.tool(), "--prompt: the prompt is empty, and this tokenizer has no begin-of-text mark");
+  if (ids.empty())
+    throw usage_error(cli_.tool(), "--prompt: the prompt is empty, and this tokenizer has no begin-of-text mark");
   for (const int32_t id : ids)
     if (id < 0 || id >= session_.config().vocab)
       throw Error(a_.model + ": the tokenizer beside it gives ids outside the model's vocabulary")
@@ -88,7 +92,8 @@ std::vector<int32_t> Generate::encode(const std::string& text, bool add_bos, Bef
 // Shows the completion as it comes. goes_on: it continues the context's text, so a space in front belongs to it.
 Generated Generate::answer(const std::vector<int32_t>& context, bool goes_on) {
   std::unique_ptr<TextStream> text;
-  if (tokenizer_) text = std::make_unique<TextStream>(*tokenizer_, a_.stops, goes_on ? context : std::vector<int32_t>{});
+  if (tokenizer_)
+    text = std::make_unique<TextStream>(*tokenizer_, a_.stops, goes_on ? context : std::vector<int32_t>{});
   bool first = true;
   const Generated g = generator_.run(context, sampler_, options_, [&](int32_t id) {
     const std::string piece = text ? text->push(id) : "";
@@ -98,8 +103,9 @@ Generated Generate::answer(const std::vector<int32_t>& context, bool goes_on) {
   });
   if (text && !a_.has_ids) show(text->finish());
   show("\n");
-  cli_.note(strf("prompt: %ld tokens in %.2f s; completion: %zu tokens, %.1f tok/s; ended by: %s", g.prefilled, g.prefill_s, g.ids.size(),
-                 static_cast<double>(g.ids.size()) / std::max(g.decode_s, 1e-9), describe(g.reason)));
+  cli_.note(strf("prompt: %ld tokens in %.2f s; completion: %zu tokens, %.1f tok/s; ended by: %s", g.prefilled,
+                 g.prefill_s, g.ids.size(), static_cast<double>(g.ids.size()) / std::max(g.decode_s, 1e-9),
+                 describe(g.reason)));
   return g;
 }
 
@@ -128,7 +134,8 @@ int Generate::converse() {
     if (terminal) std::fputs("> ", stderr);
     if (!std::getline(std::cin, line)) break;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::vector<int32_t> turn = context.empty() ? first_turn(line) : encode(chat_prompt("", line, false), false, Before::special);
+    const std::vector<int32_t> turn =
+        context.empty() ? first_turn(line) : encode(chat_prompt("", line, false), false, Before::special);
     context.insert(context.end(), turn.begin(), turn.end());
     if (static_cast<int64_t>(context.size()) > session_.cache_tokens())
       throw Error("the conversation is too long for this model")

@@ -15,12 +15,14 @@ std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list,
       ++at;
       continue;
     }
-    const size_t end = static_cast<size_t>(std::find_if(list.begin() + static_cast<int64_t>(at), list.end(), between) - list.begin());
+    const size_t end =
+        static_cast<size_t>(std::find_if(list.begin() + static_cast<int64_t>(at), list.end(), between) - list.begin());
     const std::string word = list.substr(at, end - at);
     int32_t id = -1;
     const auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), id);
     if (error != std::errc() || stop != word.data() + word.size())
-      throw Error(flag + ": '" + word + "' is not a token id", Exit::usage).line("expected", "a list such as 1,15043,3186");
+      throw Error(flag + ": '" + word + "' is not a token id", Exit::usage)
+          .line("expected", "a list such as 1,15043,3186");
     if (id < 0 || id >= vocab)
       throw Error(flag + ": token id outside the model's vocabulary", Exit::usage)
           .line("expected", strf("ids from 0 to %s", with_commas(vocab - 1).c_str()))
@@ -28,7 +30,8 @@ std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list,
     ids.push_back(id);
     at = end;
   }
-  if (ids.empty()) throw Error(flag + ": the list is empty", Exit::usage).line("expected", "a list such as 1,15043,3186");
+  if (ids.empty())
+    throw Error(flag + ": the list is empty", Exit::usage).line("expected", "a list such as 1,15043,3186");
   return ids;
 }
 
@@ -39,12 +42,14 @@ std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path
 
 size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Workload>& choices) {
   ProgressBar bar("load", 100, "%", cli.quiet());
-  const size_t chosen = session.load(choices, [&](int64_t done, int64_t all) { bar.update(100 * done / std::max<int64_t>(all, 1)); });
+  const size_t chosen =
+      session.load(choices, [&](int64_t done, int64_t all) { bar.update(100 * done / std::max<int64_t>(all, 1)); });
   const MemoryPlan& plan = session.plan();
-  bar.finish(strf("%s; %s in %s memory", session.describe().c_str(), human_bytes(static_cast<double>(plan.peak_bytes)).c_str(),
-                  !plan.model.quantized                         ? "device"
+  bar.finish(strf("%s; %s in %s memory", session.describe().c_str(),
+                  human_bytes(static_cast<double>(plan.peak_bytes)).c_str(),
+                  !plan.model.quantized                       ? "device"
                   : plan.model.residency == Residency::packed ? "device (weights packed)"
-                                                                : "device (weights unpacked)"));
+                                                              : "device (weights unpacked)"));
   return chosen;
 }
 

@@ -25,7 +25,8 @@ const char* describe(StopReason reason) {
 }
 
 Workload Generator::workload(int64_t tokens, int64_t prefill_rows) {
-  return {.evaluate = {}, .logits = {{std::min(tokens, prefill_rows), 1, 1}}, .positions = tokens, .cache_tokens = tokens};
+  return {
+      .evaluate = {}, .logits = {{std::min(tokens, prefill_rows), 1, 1}}, .positions = tokens, .cache_tokens = tokens};
 }
 
 Generator::Generator(ModelSession& session, int64_t prefill_rows) : session_(session), prefill_rows_(prefill_rows) {}
@@ -41,8 +42,8 @@ std::vector<float> Generator::feed(const int32_t* ids, int64_t count) {
   b.row_label.assign(b.tokens.size(), -1);
   b.row_label.back() = 0;
   b.label_rows = {n - 1};
-  b.targets = {-1};                          // nothing is scored
-  b.seqs = {{0, n, 0, begin + n, 0, 0}};     // the last query sees every key up to itself
+  b.targets = {-1};                       // nothing is scored
+  b.seqs = {{0, n, 0, begin + n, 0, 0}};  // the last query sees every key up to itself
   b.real_rows = n, b.real_labels = 1, b.examples = 1;
   std::vector<float> logits = session_.logits(b, {{0, begin, count}});
   cached_.insert(cached_.end(), ids, ids + count);
@@ -51,8 +52,8 @@ std::vector<float> Generator::feed(const int32_t* ids, int64_t count) {
 
 Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, const GenerateOptions& options,
                          const OnToken& on_token) {
-  IRQ_CHECK(!context.empty() && static_cast<int64_t>(context.size()) <= session_.cache_tokens(), "a context of %zu tokens",
-            context.size());
+  IRQ_CHECK(!context.empty() && static_cast<int64_t>(context.size()) <= session_.cache_tokens(),
+            "a context of %zu tokens", context.size());
   const double start = seconds_now();
   // The last token runs in any case: its logits are wanted.
   const size_t known = static_cast<size_t>(

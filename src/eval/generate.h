@@ -21,7 +21,7 @@ struct GenerateOptions {
 struct Generated {
   std::vector<int32_t> ids;  // the completion
   StopReason reason = StopReason::max_tokens;
-  int64_t prefilled = 0;     // rows run before the first token was known
+  int64_t prefilled = 0;  // rows run before the first token was known
   double prefill_s = 0, decode_s = 0;
 };
 

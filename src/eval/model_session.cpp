@@ -32,7 +32,8 @@ KvCache push_cache(Arena& arena, const ModelConfig& config, DType storage, int64
 
 }  // namespace
 
-ModelSession::ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path, uint64_t seed)
+ModelSession::ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path,
+                           uint64_t seed)
     : backend_(backend), path_(model_path), adapter_path_(adapter_path) {
   if (sniff(path_) == FileKind::quantized) quantized_ = std::make_unique<IrqReader>(path_);
   else base_ = open_base(path_, seed);
@@ -66,9 +67,12 @@ void ModelSession::check_adapter_base() const {
 
 std::string ModelSession::describe() const {
   std::string text = path_ + ": " + irq::describe(config());
-  if (quantized_) text += strf(", NF%d%s", quantized_->format().bits, quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
+  if (quantized_)
+    text +=
+        strf(", NF%d%s", quantized_->format().bits, quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
   else text += strf(", %s", name_of(base_->dtype()));
-  if (adapter_) text += strf("; adapter %s: %s, rank %ld", adapter_path_.c_str(), adapter_->method.c_str(), adapter_->rank);
+  if (adapter_)
+    text += strf("; adapter %s: %s, rank %ld", adapter_path_.c_str(), adapter_->method.c_str(), adapter_->rank);
   return text;
 }
 
@@ -80,8 +84,13 @@ ModelPlan ModelSession::model_plan(int64_t positions) const {
   if (quantized_) p.format = quantized_->format();
   if (adapter_) {
     p.lora = true;
-    p.lora_config = {adapter_->rank, adapter_->alpha, 0, adapter_->targets, has_tensor(*adapter_, ".beta1"),
-                     has_tensor(*adapter_, ".beta2"), adapter_->tile};
+    p.lora_config = {adapter_->rank,
+                     adapter_->alpha,
+                     0,
+                     adapter_->targets,
+                     has_tensor(*adapter_, ".beta1"),
+                     has_tensor(*adapter_, ".beta2"),
+                     adapter_->tile};
   }
   return p;
 }

@@ -27,14 +27,16 @@ class ModelSession {
  public:
   // adapter_path may be ""; seed: of a config.json's random weights. Throws an Error if a file is not what it should be,
   // or if the adapter was trained on another base.
-  ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path = "", uint64_t seed = 42);
+  ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path = "",
+               uint64_t seed = 42);
   ~ModelSession();
   ModelSession(const ModelSession&) = delete;
   ModelSession& operator=(const ModelSession&) = delete;
 
   const std::string& path() const { return path_; }
   const ModelConfig& config() const;
-  std::string describe() const;  // "llama7b.irq: LLaMA, 32 layers, ..., NF4 with ICQ; adapter a.lora: ir-qlora, rank 64"
+  std::string describe()
+      const;  // "llama7b.irq: LLaMA, 32 layers, ..., NF4 with ICQ; adapter a.lora: ir-qlora, rank 64"
 
   // Takes the memory and loads the weights, once. choices: ways to do the same work, the best first. The first that fits
   // into budget_bytes (0 = what is free) is taken, with unpacked weights if that fits too; returns its index.
@@ -58,13 +60,13 @@ class ModelSession {
 
   Backend& backend_;
   std::string path_, adapter_path_;
-  std::unique_ptr<BaseSource> base_;      // one of these two
+  std::unique_ptr<BaseSource> base_;  // one of these two
   std::unique_ptr<IrqReader> quantized_;
   std::unique_ptr<AdapterFile> adapter_;  // null without one
   MemoryPlan plan_;
   void* memory_ = nullptr;
   std::unique_ptr<Arena> arena_;
-  std::unique_ptr<Trainer> trainer_;      // the forward pass; nothing trains
+  std::unique_ptr<Trainer> trainer_;  // the forward pass; nothing trains
   KvCache cache_;
 };
 

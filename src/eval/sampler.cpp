@@ -64,7 +64,8 @@ int32_t Sampler::pick(std::vector<float> logits, const std::vector<int32_t>& con
   const double largest = logits[static_cast<size_t>(order[0])];
   double sum = 0;
   for (size_t i = 0; i < order.size(); ++i)
-    sum += weight[i] = std::exp((static_cast<double>(logits[static_cast<size_t>(order[i])]) - largest) / options_.temperature);
+    sum += weight[i] =
+        std::exp((static_cast<double>(logits[static_cast<size_t>(order[i])]) - largest) / options_.temperature);
   if (options_.top_p < 1) {
     double reached = 0;
     size_t n = 0;
