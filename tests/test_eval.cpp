@@ -200,6 +200,8 @@ TEST(Eval, AnAdapterOfAnotherBaseIsRefused) {
   EXPECT_CONTAINS(text, lora + ": this adapter was trained on another base");
   EXPECT_CONTAINS(text, strf("expected: base %016lx", quantized_hash));
   EXPECT_CONTAINS(text, strf("found   : %016lx (%s)", hash, bin.c_str()));
+  EXPECT_CONTAINS(text, "try     : " + irq_path + "    in the place of    " + bin);  // it lies beside the .bin
+  EXPECT_CONTAINS(error_of([&] { open(bin, 12345); }), "./irq_inspect FILE");
   const std::string other = error_of([&] { open(irq_path, 12345); });
   EXPECT_CONTAINS(other, strf("%016lx (%s), made from %016lx", quantized_hash, irq_path.c_str(), hash));
   EXPECT_CONTAINS(error_of([&] { ModelSession session(*backend, lora); }), "an adapter given in the model's place");

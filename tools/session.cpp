@@ -45,11 +45,11 @@ size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Wor
   const size_t chosen =
       session.load(choices, [&](int64_t done, int64_t all) { bar.update(100 * done / std::max<int64_t>(all, 1)); });
   const MemoryPlan& plan = session.plan();
-  bar.finish(strf("%s; %s in %s memory", session.describe().c_str(),
-                  human_bytes(static_cast<double>(plan.peak_bytes)).c_str(),
-                  !plan.model.quantized                       ? "device"
-                  : plan.model.residency == Residency::packed ? "device (weights packed)"
-                                                              : "device (weights unpacked)"));
+  const char* weights = !plan.model.quantized                       ? ""
+                        : plan.model.residency == Residency::packed ? ", weights packed"
+                                                                    : ", weights unpacked";
+  bar.finish(strf("%s; memory %s%s", session.describe().c_str(),
+                  human_bytes(static_cast<double>(plan.peak_bytes)).c_str(), weights));
   return chosen;
 }
 

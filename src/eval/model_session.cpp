@@ -1,6 +1,7 @@
 #include "src/eval/model_session.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
@@ -17,6 +18,19 @@ bool ends_with(const std::string& text, const std::string& end) {
 bool has_tensor(const AdapterFile& adapter, const char* suffix) {
   return std::any_of(adapter.tensors.begin(), adapter.tensors.end(),
                      [&](const NamedArray& t) { return ends_with(t.name, suffix); });
+}
+
+// The quantized base with this hash among the files of a folder, "" if it is not there: irq_train keeps it beside its BASE.
+std::string find_quantized(const std::string& folder, uint64_t hash) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() != ".irq") continue;
+    try {
+      if (IrqReader(entry.path().string()).hash() == hash) return entry.path().string();
+    } catch (const Error&) {  // a broken file is not the one
+    }
+  }
+  return "";
 }
 
 // Keys and values of every layer, (capacity, G D) each.
@@ -57,12 +71,17 @@ void ModelSession::check_adapter_base() const {
   if (wanted == base_hash() || (quantized_ && wanted == quantized_->source_hash())) return;
   std::string found = hex(base_hash()) + " (" + path_ + ")";
   if (quantized_) found += ", made from " + hex(quantized_->source_hash());
+  std::string right = find_quantized(parent_path(path_), wanted);
+  if (right.empty()) right = find_quantized(parent_path(adapter_path_), wanted);
+  const char* likely = !right.empty() ? "it was trained on the quantized base, which is a file of its own"
+                       : quantized_   ? "a base quantized with other options, or another model"
+                                      : "it was trained on a quantized base (.irq), or on another model";
   throw Error(adapter_path_ + ": this adapter was trained on another base")
       .line("expected", "base " + hex(wanted))
       .line("found", found)
-      .line("likely", quantized_ ? "a base quantized with other options, or another model"
-                                 : "it was trained on the quantized base (.irq), or on another model")
-      .line("try", "the model file that irq_train named; ./irq_inspect FILE shows a file's hash");
+      .line("likely", likely)
+      .line("try", !right.empty() ? right + "    in the place of    " + path_
+                                  : "the base that irq_train named; ./irq_inspect FILE shows a file's hash");
 }
 
 std::string ModelSession::describe() const {
