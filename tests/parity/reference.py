@@ -1,5 +1,6 @@
 """The reference: transformers' LlamaForCausalLM as it is, its linears wrapped by LoRA with IEC in the dense form of the
 paper (P and E as matrices, no folding), gradients by torch.autograd."""
+import contextlib
 import math
 
 import numpy as np
@@ -12,6 +13,40 @@ HF = {"wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_pro
       "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj", "w_down": "mlp.down_proj",
       "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 GROUPS = {"qkv": ("wq", "wk", "wv"), "o": ("wo",), "gate_up": ("w_gate", "w_up"), "down": ("w_down",)}
+
+
+class Wide(torch.overrides.TorchFunctionMode):
+    """transformers' code asks for f32 by name in RMSNorm and softmax, whatever the model's type. Under this mode it gets
+    f64 instead, so that the f64 run is one. The RoPE tables stay f32: there f32 is part of what the model is."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.on = True
+        model.model.rotary_emb.register_forward_pre_hook(lambda *_: self.set(False))
+        model.model.rotary_emb.register_forward_hook(lambda *_: self.set(True))
+
+    def set(self, on):
+        self.on = on
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        swap = lambda x: torch.float64 if self.on and x is torch.float32 else x
+        return func(*map(swap, args), **{k: swap(v) for k, v in (kwargs or {}).items()})
+
+
+def exact_rope(model, config):
+    """RoPE tables with each step rounded once: frequencies to f32, angles to f32, then cos and sin in f64. transformers
+    takes theta ** x in f32, whose last bit is torch's own affair (a third of the frequencies differ by one unit)."""
+    d = config["head_dim"]
+    frequencies = torch.tensor(config["rope_theta"] ** (-np.arange(0, d, 2) / d), dtype=torch.float32)
+    stock = model.model.rotary_emb.inv_freq
+    assert torch.all((frequencies - stock).abs() <= 1.2e-7 * stock), "more than the last bit differs"
+
+    def forward(x, position_ids):
+        angles = (position_ids[..., None].float() * frequencies).double()
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    model.model.rotary_emb.forward = forward
 
 
 def pooling(rank, width, tile):
@@ -92,13 +127,18 @@ def build(config, weights, adapter, dtype):
     return model
 
 
-def run(config, weights, adapter, sequences, dtype):
+def run(config, weights, adapter, sequences, dtype, rope="stock"):
     """Each sequence alone, without padding. Returns logits of every position, the mean loss over all labels, gradients."""
     model = build(config, weights, adapter, dtype)
+    if rope == "exact":
+        exact_rope(model, config)
     labels = sum(int(np.sum(mask[1:])) for _, mask in sequences)
     logits, loss = [], 0
+    widened = Wide(model) if dtype == torch.float64 else contextlib.nullcontext()
     for ids, mask in sequences:
-        out = model(input_ids=torch.tensor(ids)[None]).logits[0]
+        with widened:
+            out = model(input_ids=torch.tensor(ids)[None]).logits[0]
+        assert out.dtype == dtype
         logits.append(out.detach().double().numpy())
         wide = out.float() if dtype == torch.bfloat16 else out
         scored = torch.tensor(mask[1:], dtype=torch.bool)
@@ -113,7 +153,7 @@ def run(config, weights, adapter, sequences, dtype):
             module = module_of(model, name)
             for part in ("A", "B", "beta1", "beta2"):
                 grads[f"{name}.{part}"] = take(getattr(module, part))
-        return np.concatenate(logits), float(loss), grads
+        return np.concatenate(logits), loss.item(), grads
     for name in ["embed", "norm"] + ([] if config["tied"] else ["head"]):
         grads[name] = take(module_of(model, name).weight)
     for n in range(config["layers"]):
@@ -121,4 +161,4 @@ def run(config, weights, adapter, sequences, dtype):
             grads[f"layers.{n}.{norm}"] = take(module_of(model, f"layers.{n}.{norm}").weight)
         for group, leaves in GROUPS.items():
             grads[f"layers.{n}.{group}"] = np.concatenate([take(module_of(model, f"layers.{n}.{w}").weight) for w in leaves])
-    return np.concatenate(logits), float(loss), grads
+    return np.concatenate(logits), loss.item(), grads
