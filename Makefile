@@ -13,15 +13,16 @@ ARCHS ?= -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_
 ARCHS_SM90 ?= -gencode=arch=compute_90a,code=sm_90a
 
 # Packages unpacked without root (make deps LOCAL=1) live under .deps and are found through a transitive relative rpath.
-MULTIARCH := $(if $(wildcard .deps),$(shell $(CXX) -print-multiarch))
-DEPS_INC  := $(if $(wildcard .deps),-isystem .deps/usr/include)
-ifneq ($(MULTIARCH),)
-DEPS_LIB  := -L.deps/usr/lib/$(MULTIARCH) -L.deps/usr/lib -Wl,-rpath-link,.deps/usr/lib/$(MULTIARCH) \
-             -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN/../.deps/usr/lib/$(MULTIARCH)'
+ifneq ($(wildcard .deps),)
+DEPS_LIBDIR := .deps/usr/lib/$(shell $(CXX) -print-multiarch)
+DEPS_INC := -isystem .deps/usr/include
+DEPS_LIB := -L$(DEPS_LIBDIR) -Wl,-rpath-link,$(DEPS_LIBDIR),--disable-new-dtags,-rpath,'$$ORIGIN/../$(DEPS_LIBDIR)'
+export PATH := $(CURDIR)/.deps/usr/bin:$(PATH)
 endif
 
-# -Wno-restrict: g++ 12 warns about "literal" + std::string&& where nothing overlaps (its bug 105651).
-CXXFLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fopenmp -fPIC -g1 -Wall -Wextra -Werror -Wno-restrict -I. -MMD -MP $(DEPS_INC)
+# -Wno-restrict: g++ 12 reports "abc" + std::string as overlapping memory (its bug 105651).
+CXXFLAGS := -std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fopenmp -fPIC -g1 -Wall -Wextra -Werror -Wno-restrict \
+            -I. -MMD -MP $(DEPS_INC)
 NVFLAGS   = -std=c++20 -O3 -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -Werror=all-warnings -I. -MMD -MP -MF $(@:.o=.d) \
             $(if $(filter %_sm90.cu,$<),$(ARCHS_SM90),$(ARCHS))
 LDFLAGS  := -fopenmp -Wl,-rpath,'$$ORIGIN',-rpath,'$$ORIGIN/../lib' $(DEPS_LIB)
@@ -48,10 +49,9 @@ COMMON   := $(call object,$(filter-out tools/irq_%,$(wildcard tools/*.cpp)))
 BENCH    := $(call object,$(wildcard bench/*.cpp) $(if $(filter 1,$(CUDA)),$(wildcard bench/variants/*.cu)))
 DEMO     := $(filter irq_train irq_quantize irq_eval irq_generate,$(TOOLS))
 
+GPU := $(if $(filter 1,$(CUDA)),CUDA ($(NVCC))$(if $(filter 0,$(NCCL)),; no NCCL: one GPU),CPU only ($(if $(NVCC),CUDA=0,no nvcc found)))
 ifneq ($(filter-out clean help deps check format,$(or $(MAKECMDGOALS),all)),)
-ifeq ($(MAKELEVEL),0)
-$(info $(if $(filter 1,$(CUDA)),CUDA: $(NVCC)$(if $(filter 1,$(NCCL)),$(comma) NCCL,; no NCCL: one GPU),CPU only$(if $(NVCC), (CUDA=0),: no nvcc)) -> $(BUILD)/)
-endif
+$(if $(filter 0,$(MAKELEVEL)),$(info $(GPU) -> $(BUILD)/))
 endif
 
 all: $(TOOLS)                        ## build every tool as ./irq_*

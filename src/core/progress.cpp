@@ -137,6 +137,11 @@ void ProgressBar::restart_clock(int64_t done) {
   window_rate_ = -1;
 }
 
+void ProgressBar::set_total(int64_t total) {
+  std::lock_guard lock(mutex_);
+  total_ = total;
+}
+
 double ProgressBar::elapsed_s() const { return target_.now() - start_; }
 
 double ProgressBar::per_second() const {

@@ -49,6 +49,7 @@ class ProgressBar {
   ProgressBar& operator=(const ProgressBar&) = delete;
 
   void update(int64_t done, const std::string& note = "");
+  void set_total(int64_t total);                   // where it becomes known only later
   // The bar's text is given whole (a step line, for example); plain lines print it as it is.
   // `always` prints the plain line whether or not the interval has passed (the first step, an evaluation).
   void update_text(int64_t done, const std::string& text, bool always = false);

@@ -1,0 +1,66 @@
+// irq_inspect FILE: what a model, adapter or training state holds, and whether every byte of it is right.
+#include <cstdio>
+
+#include "src/core/file.h"
+#include "src/core/interrupt.h"
+#include "src/core/progress.h"
+#include "src/io/inspect.h"
+#include "src/text/tokenizer.h"
+#include "tools/cli.h"
+
+namespace irq {
+namespace {
+
+struct Arguments {
+  std::string file, text;
+  std::vector<std::string> dump;
+  bool tensors = false, entropy = false;
+};
+
+// The text's token ids in one line, as --ids takes them. FILE is a model or a tokenizer itself.
+void print_encoded(const Arguments& a) {
+  const bool itself = base_name(a.file).find("tokenizer") != std::string::npos;
+  const auto tokenizer = itself ? open_tokenizer(a.file) : require_tokenizer(a.file);
+  std::string line;
+  for (const int32_t id : tokenizer->encode(a.text)) line += (line.empty() ? "" : ",") + std::to_string(id);
+  std::printf("%s\n", line.c_str());
+}
+
+int inspect(const Arguments& a, const Cli& cli) {
+  if (cli.given("--encode")) {
+    print_encoded(a);
+    return 0;
+  }
+  if (!a.dump.empty()) {
+    dump_tensor(a.file, a.dump[0], a.dump[1]);
+    cli.note("wrote " + a.dump[1]);
+    return 0;
+  }
+  ProgressBar bar("check", 0, "B", cli.quiet());
+  const Progress progress = [&](int64_t done, int64_t all) {
+    throw_if_interrupted();
+    bar.set_total(all);
+    bar.update(done);
+  };
+  const std::string text = a.tensors   ? inspect_tensors(a.file)
+                           : a.entropy ? inspect_entropy(a.file, progress)
+                                       : inspect_summary(a.file, progress);
+  bar.finish();
+  std::fputs(text.c_str(), stdout);
+  return 0;
+}
+
+}  // namespace
+}  // namespace irq
+
+int main(int argc, char** argv) {
+  using namespace irq;
+  Arguments a;
+  Cli cli("irq_inspect", "say what a file holds and check every byte of it");
+  cli.positional("FILE", &a.file, "a .bin, .irq, .lora or .state");
+  cli.flag("--tensors", &a.tensors, "one line per tensor");
+  cli.flag("--entropy", &a.entropy, "one line per quantized matrix: entropy as recorded and as recomputed");
+  cli.option("--dump", &a.dump, "write tensor NAME (NAME.codes, NAME.dequant, ...) as .npy: NAME OUT.npy", 2);
+  cli.option("--encode", &a.text, "the text's token ids by the model's tokenizer");
+  return cli.run(argc, argv, [&] { return inspect(a, cli); });
+}
