@@ -29,7 +29,8 @@ std::vector<Example> read_tokens(const std::string& path) {
       x.ids.push_back(id);
       x.trainable.push_back(label != 0);
     }
-    if (!words.eof()) throw Error(path + ": not a list of tokens").line("expected", "ID:L ID:L ...").line("found", line);
+    if (!words.eof())
+      throw Error(path + ": not a list of tokens").line("expected", "ID:L ID:L ...").line("found", line);
     if (!x.ids.empty()) sequences.push_back(x);
   }
   return sequences;
@@ -75,7 +76,8 @@ std::vector<double> download(Backend& backend, const Tensor& t) {
 void load_adapter(Backend& backend, Llama& model, const AdapterFile& adapter, const std::string& path) {
   ParamStore& params = model.params();
   if (adapter.tensors.size() != params.params().size())
-    throw Error(strf("%s: %zu tensors for %zu parameters", path.c_str(), adapter.tensors.size(), params.params().size()));
+    throw Error(
+        strf("%s: %zu tensors for %zu parameters", path.c_str(), adapter.tensors.size(), params.params().size()));
   for (const NamedArray& a : adapter.tensors) {
     const int index = params.find(a.name);
     if (index < 0) throw Error(path + ": no such parameter: " + a.name);
@@ -94,7 +96,8 @@ ModelPlan make_plan(const Options& o, const ModelConfig& config, const AdapterFi
   plan.lora = !o.adapter.empty(), plan.full = o.adapter.empty();
   if (plan.lora) {
     const Method& method = find_method(adapter.method);
-    plan.lora_config = {adapter.rank, adapter.alpha, adapter.dropout, adapter.targets, method.u1, method.u2, adapter.tile};
+    plan.lora_config = {adapter.rank, adapter.alpha, adapter.dropout, adapter.targets,
+                        method.u1,    method.u2,     adapter.tile};
   }
   plan.recompute = o.recompute == "block"     ? Recompute::block
                    : o.recompute == "gate_up" ? Recompute::gate_up
@@ -121,7 +124,8 @@ int64_t measure(Backend& like, const ModelPlan& plan, const Batch& train, const 
   return arena.peak();
 }
 
-void dump(const Options& o, const std::string& name, const std::vector<int64_t>& shape, const std::vector<double>& values) {
+void dump(const Options& o, const std::string& name, const std::vector<int64_t>& shape,
+          const std::vector<double>& values) {
   write_npy(o.out + "/" + name + ".npy", NpyType::f64, shape, values.data());
 }
 
@@ -181,7 +185,8 @@ int main(int argc, char** argv) {
   Cli cli("parity_dump", "write logits, loss and gradients of one step, for comparison with another implementation");
   Options o;
   cli.positional("MODEL", &o.model, "a .bin or .irq file");
-  cli.positional("TOKENS", &o.tokens, "a text file: one sequence a line, tokens as ID:L, L = 1 where the token is scored");
+  cli.positional("TOKENS", &o.tokens,
+                 "a text file: one sequence a line, tokens as ID:L, L = 1 where the token is scored");
   cli.positional("OUT", &o.out, "a folder for the .npy files");
   cli.option("--adapter", &o.adapter, "a .lora file (absent: every parameter trains)");
   cli.option("--precision", &o.precision, "storage type (f64: CPU only, bf16: CUDA only)", {"f64", "f32", "bf16"});
