@@ -1,5 +1,7 @@
-// Choosing a device: names to backends, each wrapped in the checks.
+// Choosing a device: names to backends, each wrapped in the checks. And what a backend measures with unless it knows better.
 #include "kernels/backend.h"
+
+#include <chrono>
 
 namespace irq {
 namespace {
@@ -15,6 +17,19 @@ void check_precision(Device device, Precision p) {
 }
 
 }  // namespace
+
+double Backend::time_ms(const std::function<void()>& work) {
+  synchronize();
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  synchronize();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Backend::copy_bytes(void* dst, const void* src, int64_t bytes) {
+  copy(make_view(dst, DType::F32, 1, bytes / 4, "copy", device()),
+       make_view(const_cast<void*>(src), DType::F32, 1, bytes / 4, "original", device()));
+}
 
 std::unique_ptr<CheckedBackend> make_backend(Device device, Precision precision) {
   check_precision(device, precision);

@@ -1,5 +1,6 @@
 // Backend: one device. Every op is declared once, in ops.inc; here are memory, transfers and the step parameters.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,6 +38,13 @@ class Backend {
   virtual void upload(Tensor dst, const void* host) = 0;
   virtual void download(void* host, Tensor src) = 0;
   virtual void synchronize() = 0;
+
+  // For measuring. Milliseconds the device needs for what `work` enqueues, between two events on its stream; nothing is
+  // waited for before the first one, so a device that is still busy hides the host's launch times. Waits for the end.
+  // By default the wall clock around synchronize().
+  virtual double time_ms(const std::function<void()>& work);
+  // The device's own copy (the driver's on CUDA): the ceiling for everything that moves bytes. bytes % 4 = 0.
+  virtual void copy_bytes(void* dst, const void* src, int64_t bytes);
   // A dry backend checks shapes and does nothing else (memory planning).
   virtual bool dry() const { return false; }
 
@@ -73,6 +81,8 @@ class CheckedBackend final : public Backend {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  double time_ms(const std::function<void()>& work) override;
+  void copy_bytes(void* dst, const void* src, int64_t bytes) override;
   bool dry() const override { return inner_ == nullptr; }
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"

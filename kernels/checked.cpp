@@ -133,6 +133,15 @@ void CheckedBackend::synchronize() {
   if (inner_) inner_->synchronize();
 }
 
+double CheckedBackend::time_ms(const std::function<void()>& work) {
+  if (inner_) return inner_->time_ms(work);
+  work();
+  return 0;
+}
+void CheckedBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {
+  if (inner_) inner_->copy_bytes(dst, src, bytes);
+}
+
 namespace {
 void check_transfer(const char* what, const Tensor& t, const void* host, Device device) {
   IRQ_CHECK(t.numel() == 0 || (t.data && host), "%s: null memory for %s", what, describe_tensor(t).c_str());

@@ -19,6 +19,8 @@ class CudaBackend final : public Backend {
   void upload(Tensor dst, const void* host) override;
   void download(void* host, Tensor src) override;
   void synchronize() override;
+  double time_ms(const std::function<void()>& work) override;
+  void copy_bytes(void* dst, const void* src, int64_t bytes) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
 #undef IRQ_OP
@@ -31,6 +33,7 @@ class CudaBackend final : public Backend {
   void* workspace(int64_t bytes);
 
   cudaStream_t stream_ = nullptr;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;  // of time_ms()
   cublasLtHandle_t blas_ = nullptr;
   cudaDeviceProp properties_{};
   void* workspace_ = nullptr;

@@ -79,6 +79,8 @@ CudaBackend::CudaBackend(Precision precision) : Backend(precision) {
   CUDA_CHECK(cudaSetDevice(0));
   CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaEventCreate(&begin_));
+  CUDA_CHECK(cudaEventCreate(&end_));
   CUDA_CHECK(cudaMalloc(&workspace_, kWorkspaceBytes));
   cublas_check(cublasLtCreate(&blas_), "cublasLtCreate");
   plans_ = std::make_unique<MatmulPlans>();
@@ -89,6 +91,8 @@ CudaBackend::~CudaBackend() {
   plans_.reset();
   if (blas_) cublasLtDestroy(blas_);
   cudaFree(workspace_);
+  if (begin_) cudaEventDestroy(begin_);
+  if (end_) cudaEventDestroy(end_);
   if (stream_) cudaStreamDestroy(stream_);
 }
 
@@ -147,6 +151,20 @@ void CudaBackend::download(void* host, Tensor src) {
 }
 
 void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+double CudaBackend::time_ms(const std::function<void()>& work) {
+  float ms = 0;
+  CUDA_CHECK(cudaEventRecord(begin_, stream_));
+  work();
+  CUDA_CHECK(cudaEventRecord(end_, stream_));
+  CUDA_CHECK(cudaEventSynchronize(end_));
+  CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
+  return static_cast<double>(ms);
+}
+
+void CudaBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {
+  CUDA_CHECK(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
+}
 
 void* CudaBackend::workspace(int64_t bytes) {
   IRQ_CHECK(bytes <= kWorkspaceBytes, "a kernel needs %ld bytes of scratch, there are %ld", bytes, kWorkspaceBytes);

@@ -9,18 +9,6 @@
 namespace irq {
 namespace {
 
-DType dtype_for(Kind kind, Precision precision) {
-  switch (kind) {
-    case Kind::storage: return precision.storage;
-    case Kind::master: return precision.master;
-    case Kind::f32: return DType::F32;
-    case Kind::i32: return DType::I32;
-    case Kind::u8: return DType::U8;
-    case Kind::params: return DType::U8;
-  }
-  return DType::F32;
-}
-
 void encode(DType t, const std::vector<double>& values, int64_t rows, int64_t cols, int64_t stride, char* bytes) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c) {
@@ -104,6 +92,7 @@ HostArgs run_case(const OpCase& c, Backend& backend, const HostArgs& args) {
     tensors.push_back(whole);
     host.push_back(std::move(bytes));
   }
+  if (c.prepare) c.prepare(backend, tensors);
   c.run(backend, tensors);
   backend.synchronize();
   HostArgs out = args;

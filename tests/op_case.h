@@ -13,6 +13,18 @@ enum class Role { in, out, inout };  // out is filled with NaN before the run, s
 // What an argument's type follows: the run's storage or master type, or a fixed one.
 enum class Kind { storage, master, f32, i32, u8, params };
 
+inline DType dtype_for(Kind kind, Precision precision) {
+  switch (kind) {
+    case Kind::storage: return precision.storage;
+    case Kind::master: return precision.master;
+    case Kind::f32: return DType::F32;
+    case Kind::i32: return DType::I32;
+    case Kind::u8:
+    case Kind::params: return DType::U8;
+  }
+  return DType::F32;
+}
+
 struct Arg {
   const char* name;
   Role role;
@@ -27,6 +39,8 @@ struct OpCase {
   std::string name;       // "rmsnorm_fwd/N=33,C=4096": letters, digits, '_' and '/', '=', ','
   std::vector<Arg> args;
   std::function<void(Backend&, const std::vector<Tensor>&)> run;  // tensors in the order of args
+  // Makes what `run` needs besides random inputs (attention_bwd: o and lse); the bench does not time it.
+  std::function<void(Backend&, const std::vector<Tensor>&)> prepare = nullptr;
   // Largest relative L2 error of each output allowed, and the reason.
   double tolerance_f32 = 1e-5;   // F32 against F64: rounding of sums of a few thousand terms
   double tolerance_bf16 = 5e-3;  // CUDA BF16 against F64 on bf16-rounded inputs: one rounding of the result is 2^-9 = 2e-3

@@ -87,8 +87,10 @@ inline OpCase attention_bwd_case(const AttentionShape& s) {
             {"lse", Role::out, Kind::master, s.heads, s.queries},
             seqs_arg(s)};
   const int head_dim = s.head_dim;
-  c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
+  c.prepare = [head_dim](Backend& b, const std::vector<Tensor>& t) {
     b.attention_fwd(t[8], t[9], t[5], t[6], t[7], t[10], head_dim);
+  };
+  c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
     b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim);
   };
   // F32: dS = P (dP - delta) subtracts sums of head_dim terms, which costs a few bits more than the forward.

@@ -15,61 +15,87 @@ inline Arg map_arg() {
 inline int64_t block_count(int64_t n) { return (n + kBlock - 1) / kBlock; }
 inline int64_t group_count(int64_t blocks) { return (blocks + kScaleGroup - 1) / kScaleGroup; }
 
+inline OpCase icq_search_case(int bits, int64_t n, bool fp32) {
+  OpCase c;
+  c.name = strf("icq_search/bits=%d,n=%ld,fp32=%d", bits, static_cast<long>(n), fp32);
+  c.args = {{"tau", Role::out, Kind::f32, 1, block_count(n)},
+            {"plain", Role::out, Kind::f32, 1, block_count(n)},
+            {"best", Role::out, Kind::f32, 1, block_count(n)},
+            weight_arg(n)};
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32}); };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = static_cast<double>(n) * (4 + 12.0 / 64);
+  return c;
+}
+
 inline std::vector<OpCase> icq_search_cases() {
   std::vector<OpCase> cases;
   for (int bits = 2; bits <= 4; ++bits)
-    for (const int64_t n : {int64_t{1}, int64_t{64}, int64_t{64 * 33 + 7}, int64_t{64 * 130}})
-      for (const bool fp32 : {false, true}) {
-        if (fp32 && bits != 4) continue;
-        OpCase c;
-        c.name = strf("icq_search/bits=%d,n=%ld,fp32=%d", bits, static_cast<long>(n), fp32);
-        c.args = {{"tau", Role::out, Kind::f32, 1, block_count(n)}, {"plain", Role::out, Kind::f32, 1, block_count(n)},
-                  {"best", Role::out, Kind::f32, 1, block_count(n)}, weight_arg(n)};
-        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32}); };
-        c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
-        c.bytes = static_cast<double>(n) * (4 + 12.0 / 64);
-        cases.push_back(c);
-      }
+    for (const int64_t n : {int64_t{1}, int64_t{64}, int64_t{64 * 33 + 7}, int64_t{64 * 130}}) {
+      cases.push_back(icq_search_case(bits, n, false));
+      if (bits == 4) cases.push_back(icq_search_case(bits, n, true));
+    }
   return cases;
+}
+
+inline OpCase nfk_quantize_case(int bits, int64_t n, bool with_tau) {
+  OpCase c;
+  c.name = strf("nfk_quantize/bits=%d,n=%ld", bits, static_cast<long>(n));
+  const auto shift = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(r.normal() * 0.002)); };
+  c.args = {{"codes", Role::out, Kind::u8, 1, (n * bits + 7) / 8},
+            {"absmax", Role::out, Kind::f32, 1, block_count(n)},
+            {"entropy", Role::out, Kind::f32, 1, block_count(n)},
+            weight_arg(n),
+            {"tau", Role::in, Kind::f32, 1, block_count(n), shift}};
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.nfk_quantize(t[0], t[1], t[2], t[3], with_tau ? t[4] : Tensor{}, bits);
+  };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = static_cast<double>(n) * (4 + bits / 8.0 + 12.0 / 64);
+  return c;
 }
 
 inline std::vector<OpCase> nfk_quantize_cases() {
   std::vector<OpCase> cases;
   for (int bits = 2; bits <= 4; ++bits)
-    for (const int64_t n : {int64_t{1}, int64_t{63}, int64_t{64}, int64_t{64 * 9 + 33}, int64_t{16384 + 64}}) {
-      OpCase c;
-      c.name = strf("nfk_quantize/bits=%d,n=%ld", bits, static_cast<long>(n));
-      c.args = {{"codes", Role::out, Kind::u8, 1, (n * bits + 7) / 8}, {"absmax", Role::out, Kind::f32, 1, block_count(n)},
-                {"entropy", Role::out, Kind::f32, 1, block_count(n)}, weight_arg(n),
-                {"tau", Role::in, Kind::f32, 1, block_count(n), [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(r.normal() * 0.002)); }}};
-      c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_quantize(t[0], t[1], t[2], t[3], n == 63 ? Tensor{} : t[4], bits); };
-      c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
-      c.bytes = static_cast<double>(n) * (4 + bits / 8.0 + 12.0 / 64);
-      cases.push_back(c);
-    }
+    for (const int64_t n : {int64_t{1}, int64_t{63}, int64_t{64}, int64_t{64 * 9 + 33}, int64_t{16384 + 64}})
+      cases.push_back(nfk_quantize_case(bits, n, n != 63));
   return cases;
+}
+
+inline OpCase double_quantize_scales_case(int64_t blocks) {
+  OpCase c;
+  c.name = strf("double_quantize_scales/blocks=%ld", static_cast<long>(blocks));
+  const auto value = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.04 + 0.01 * r.normal())); };
+  c.args = {{"codes", Role::out, Kind::u8, 1, blocks},
+            {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
+            {"offset", Role::out, Kind::f32, 1, 1},
+            {"absmax", Role::in, Kind::f32, 1, blocks, value},
+            map_arg()};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_scales(t[0], t[1], t[2], t[3], t[4]); };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = 9.0 * static_cast<double>(blocks);
+  return c;
+}
+
+inline OpCase double_quantize_tau_case(int64_t blocks) {
+  OpCase c;
+  c.name = strf("double_quantize_tau/blocks=%ld", static_cast<long>(blocks));
+  c.args = {{"codes", Role::out, Kind::u8, 1, blocks},
+            {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
+            {"tau", Role::in, Kind::f32, 1, blocks},
+            map_arg()};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_tau(t[0], t[1], t[2], t[3]); };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = 5.0 * static_cast<double>(blocks);
+  return c;
 }
 
 inline std::vector<OpCase> double_quantize_cases() {
   std::vector<OpCase> cases;
   for (const int64_t blocks : {1, 255, 256, 300, 4097, 8192}) {
-    OpCase scales;
-    scales.name = strf("double_quantize_scales/blocks=%ld", static_cast<long>(blocks));
-    const auto value = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.04 + 0.01 * r.normal())); };
-    scales.args = {{"codes", Role::out, Kind::u8, 1, blocks}, {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
-                   {"offset", Role::out, Kind::f32, 1, 1}, {"absmax", Role::in, Kind::f32, 1, blocks, value}, map_arg()};
-    scales.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_scales(t[0], t[1], t[2], t[3], t[4]); };
-    scales.tolerance_f32 = scales.tolerance_bf16 = kBitExact;
-    scales.bytes = 9.0 * static_cast<double>(blocks);
-    cases.push_back(scales);
-    OpCase tau;
-    tau.name = strf("double_quantize_tau/blocks=%ld", static_cast<long>(blocks));
-    tau.args = {{"codes", Role::out, Kind::u8, 1, blocks}, {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
-                {"tau", Role::in, Kind::f32, 1, blocks}, map_arg()};
-    tau.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_tau(t[0], t[1], t[2], t[3]); };
-    tau.tolerance_f32 = tau.tolerance_bf16 = kBitExact;
-    tau.bytes = 5.0 * static_cast<double>(blocks);
-    cases.push_back(tau);
+    cases.push_back(double_quantize_scales_case(blocks));
+    cases.push_back(double_quantize_tau_case(blocks));
   }
   return cases;
 }
@@ -91,44 +117,62 @@ inline QuantizedMatrix matrix_of(const std::vector<Tensor>& t, size_t first, int
 struct MatrixShape {
   int64_t rows, cols, spare;
 };
+inline OpCase nfk_dequant_case(const QuantFormat& format, const MatrixShape& s) {
+  OpCase c;
+  const bool tau = format.shift == ShiftKind::tau;
+  c.name = strf("nfk_dequant/bits=%d,tau=%d,rows=%ld,cols=%ld,spare=%ld", format.bits, tau, static_cast<long>(s.rows),
+                static_cast<long>(s.cols), static_cast<long>(s.spare));
+  c.args = matrix_args(s.rows, s.cols, format.bits);
+  c.args.insert(c.args.begin(), {"w", Role::out, Kind::storage, s.rows, s.cols});
+  c.args[0].spare_cols = s.spare;
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.nfk_dequant(t[0], matrix_of(t, 1, s.rows, s.cols, format));
+  };
+  c.tolerance_f32 = kBitExact;  // fp32 steps are prescribed, whatever the storage
+  c.bytes = static_cast<double>(s.rows * s.cols) * (2 + format.bits / 8.0 + (tau ? 2.0 : 1.0) / 64);
+  return c;
+}
+
 inline std::vector<OpCase> nfk_dequant_cases() {
   std::vector<OpCase> cases;
   for (int bits = 2; bits <= 4; ++bits)
     for (const bool tau : {true, false})
-      // whole warps; a strided view; an odd number of blocks; a stride that is no multiple of 16 bytes; blocks across rows
-      for (const MatrixShape s : {MatrixShape{16, 128, 0}, MatrixShape{5, 192, 8}, MatrixShape{1, 64, 0}, MatrixShape{3, 576, 0}, MatrixShape{3, 64, 3}, MatrixShape{7, 33, 2}, MatrixShape{300, 64, 0}}) {
-        const QuantFormat format{QuantKind::nf, bits, kBlock, s.rows == 3 ? ScaleKind::f32 : ScaleKind::dq8, tau ? ShiftKind::tau : ShiftKind::none};
-        OpCase c;
-        c.name = strf("nfk_dequant/bits=%d,tau=%d,rows=%ld,cols=%ld,spare=%ld", bits, tau, static_cast<long>(s.rows), static_cast<long>(s.cols), static_cast<long>(s.spare));
-        c.args = matrix_args(s.rows, s.cols, bits);
-        c.args.insert(c.args.begin(), {"w", Role::out, Kind::storage, s.rows, s.cols});
-        c.args[0].spare_cols = s.spare;
-        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_dequant(t[0], matrix_of(t, 1, s.rows, s.cols, format)); };
-        c.tolerance_f32 = kBitExact;  // fp32 steps are prescribed, whatever the storage
-        c.bytes = static_cast<double>(s.rows * s.cols) * (2 + bits / 8.0 + (tau ? 2.0 : 1.0) / 64);
-        cases.push_back(c);
-      }
+      // whole warps; a strided view; an odd number of blocks; a stride that is no multiple of 16 bytes; blocks across
+      // rows
+      for (const MatrixShape s : {MatrixShape{16, 128, 0}, MatrixShape{5, 192, 8}, MatrixShape{1, 64, 0},
+                                  MatrixShape{3, 576, 0}, MatrixShape{3, 64, 3}, MatrixShape{7, 33, 2},
+                                  MatrixShape{300, 64, 0}})
+        cases.push_back(nfk_dequant_case({QuantKind::nf, bits, kBlock, s.rows == 3 ? ScaleKind::f32 : ScaleKind::dq8,
+                                          tau ? ShiftKind::tau : ShiftKind::none},
+                                         s));
   return cases;
+}
+
+inline OpCase nfk_matmul_case(const QuantFormat& format, int64_t m, const MatrixShape& s, double beta) {
+  OpCase c;
+  c.name = strf("nfk_matmul/bits=%d,M=%ld,rows=%ld,cols=%ld,spare=%ld", format.bits, static_cast<long>(m),
+                static_cast<long>(s.rows), static_cast<long>(s.cols), static_cast<long>(s.spare));
+  c.args = matrix_args(s.rows, s.cols, format.bits);
+  c.args.insert(c.args.begin(), {{"y", beta == 0 ? Role::out : Role::inout, Kind::storage, m, s.rows},
+                                 {"x", Role::in, Kind::storage, m, s.cols}});
+  c.args[0].spare_cols = c.args[1].spare_cols = s.spare;
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.nfk_matmul(t[0], t[1], matrix_of(t, 2, s.rows, s.cols, format), beta);
+  };
+  c.bytes = static_cast<double>(s.rows * s.cols) * (format.bits / 8.0 + 2.0 / 64) +
+            2.0 * static_cast<double>(m * (s.rows + s.cols));
+  c.flops = 2.0 * static_cast<double>(m * s.rows * s.cols);
+  return c;
 }
 
 inline std::vector<OpCase> nfk_matmul_cases() {
   std::vector<OpCase> cases;
   for (int bits = 2; bits <= 4; ++bits)
     for (const int64_t m : {0, 1, 3, 8, 16, 17})
-      for (const MatrixShape s : {MatrixShape{33, 576, 0}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}}) {
-        const bool tau = m != 3;
-        const double beta = m == 8 ? 0.5 : 0.0;
-        const QuantFormat format{QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8, tau ? ShiftKind::tau : ShiftKind::none};
-        OpCase c;
-        c.name = strf("nfk_matmul/bits=%d,M=%ld,rows=%ld,cols=%ld,spare=%ld", bits, static_cast<long>(m), static_cast<long>(s.rows), static_cast<long>(s.cols), static_cast<long>(s.spare));
-        c.args = matrix_args(s.rows, s.cols, bits);
-        c.args.insert(c.args.begin(), {{"y", beta == 0 ? Role::out : Role::inout, Kind::storage, m, s.rows}, {"x", Role::in, Kind::storage, m, s.cols}});
-        c.args[0].spare_cols = c.args[1].spare_cols = s.spare;
-        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_matmul(t[0], t[1], matrix_of(t, 2, s.rows, s.cols, format), beta); };
-        c.bytes = static_cast<double>(s.rows * s.cols) * (bits / 8.0 + 2.0 / 64) + 2.0 * static_cast<double>(m * (s.rows + s.cols));
-        c.flops = 2.0 * static_cast<double>(m * s.rows * s.cols);
-        cases.push_back(c);
-      }
+      for (const MatrixShape s : {MatrixShape{33, 576, 0}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}})
+        cases.push_back(nfk_matmul_case({QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8,
+                                         m != 3 ? ShiftKind::tau : ShiftKind::none},
+                                        m, s, m == 8 ? 0.5 : 0.0));
   return cases;
 }
 

@@ -1,0 +1,186 @@
+#include "bench/op_list.h"
+
+#include <algorithm>
+
+#include "tests/cases/adamw.h"
+#include "tests/cases/attention.h"
+#include "tests/cases/cross_entropy.h"
+#include "tests/cases/dropout.h"
+#include "tests/cases/embedding.h"
+#include "tests/cases/global_norm.h"
+#include "tests/cases/iec.h"
+#include "tests/cases/matmul.h"
+#include "tests/cases/memory.h"
+#include "tests/cases/nfk.h"
+#include "tests/cases/rmsnorm.h"
+#include "tests/cases/rope.h"
+#include "tests/cases/swiglu.h"
+
+namespace irq {
+namespace {
+
+using Cases = std::vector<OpCase>;
+
+// The groups of src/model/build.cpp: linears that share an input.
+struct Group {
+  const char* name;
+  int64_t in, out, adapters;
+};
+std::array<Group, 4> groups_of(const ModelConfig& c) {
+  return {{{"qkv", c.dim, c.q_width() + 2 * c.kv_width(), 3},
+           {"o", c.q_width(), c.dim, 1},
+           {"gate_up", c.dim, 2 * c.ffn, 2},
+           {"down", c.ffn, c.dim, 1}}};
+}
+
+// Sum of rank * (in + out) over the model: what LoRA trains, betas left out.
+int64_t adapter_parameters(const ModelConfig& c, int64_t rank) {
+  int64_t n = 0;
+  for (const LinearShape& s : layer_linears(c)) n += rank * (s.in + s.out);
+  return n * c.layers;
+}
+
+void add_memory(Cases& cases, const ModelConfig& c, int64_t n) {
+  using enum Kind;
+  cases.push_back(copy_case(storage, storage, n, c.dim, 64));
+  cases.push_back(copy_case(storage, f32, n, c.dim, 0));
+  cases.push_back(fill_case(storage, n, c.dim, 0, 0));
+  cases.push_back(axpby_case(storage, storage, n, c.dim, 0, 1, 1));
+  cases.push_back(gather_case(n, n, c.dim, 0, 0));
+  cases.push_back(reduce_case(n * c.dim, 0));
+}
+
+void add_attention(Cases& cases, const BenchSizes& sizes, int64_t n) {
+  const ModelConfig& c = sizes.config;
+  for (const int64_t s : sizes.lengths) {
+    if (s > n) continue;
+    const AttentionShape shape = packed_attention(strf("N=%ld,s=%ld", n, s), static_cast<int>(c.head_dim),
+                                                  static_cast<int>(c.heads), static_cast<int>(c.kv_heads),
+                                                  std::vector<int>(static_cast<size_t>(n / s), static_cast<int>(s)));
+    cases.push_back(attention_fwd_case(shape));
+    cases.push_back(attention_bwd_case(shape));
+  }
+}
+
+OpCase labelled_matmul(const std::string& label, const MatmulCase& m) {
+  OpCase c = matmul_case(m);
+  const auto flag = [](bool t) { return t ? 'T' : 'N'; };
+  c.name = strf("matmul/%s,%ldx%ldx%ld,%c%c", label.c_str(), m.m, m.n, m.k, flag(m.transpose_a), flag(m.transpose_b));
+  return c;
+}
+
+// The products of src/ops/linear.cpp, adapters in the K extension, with the row strides that the engine has.
+void add_matmul(Cases& cases, const BenchSizes& sizes, int64_t n) {
+  const Kind master = Kind::master;
+  for (const Group& g : groups_of(sizes.config)) {
+    const int64_t r = sizes.rank, all = r * g.adapters, out = g.out / g.adapters;
+    const std::string name = g.name;
+    cases.push_back(labelled_matmul(name + "_y", {.m = n, .n = g.out, .k = g.in + all}));
+    cases.push_back(
+        labelled_matmul(name + "_dx", {.m = n, .n = g.in, .k = g.out + all, .transpose_b = false, .spare = all}));
+    cases.push_back(labelled_matmul(name + "_u", {.m = n, .n = all, .k = g.in, .spare = all}));
+    cases.push_back(labelled_matmul(name + "_du", {.m = n, .n = r, .k = out, .transpose_b = false}));
+    cases.push_back(labelled_matmul(
+        name + "_dA", {.m = r, .n = g.in, .k = n, .transpose_a = true, .transpose_b = false, .out = master}));
+    cases.push_back(labelled_matmul(
+        name + "_dB", {.m = out, .n = r, .k = n, .transpose_a = true, .transpose_b = false, .out = master}));
+  }
+  cases.push_back(labelled_matmul("head", {.m = n, .n = sizes.config.vocab, .k = sizes.config.dim}));
+}
+
+// All adapters of the model, as an optimizer step folds them: two launches for each linear.
+OpCase fold_all_case(const ModelConfig& c, int64_t rank, bool is_b) {
+  std::vector<LinearShape> linears;
+  int64_t n = 0;
+  for (int64_t l = 0; l < c.layers; ++l)
+    for (const LinearShape& s : layer_linears(c)) linears.push_back(s), n += rank * (is_b ? s.out : s.in);
+  OpCase k;
+  k.name = strf("iec_fold_%s/all,n=%ld", is_b ? "b" : "a", n);
+  k.args = {{"folded", Role::out, Kind::storage, 1, n}, {"w", Role::in, Kind::master, 1, n}, iec_beta("beta")};
+  k.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    int64_t at = 0;
+    for (const LinearShape& s : linears) {
+      const int64_t rows = is_b ? s.out : rank, cols = is_b ? rank : s.in;
+      const Tensor folded = t[0].slice_cols(at, rows * cols).reshape(rows, cols);
+      const Tensor w = t[1].slice_cols(at, rows * cols).reshape(rows, cols);
+      if (is_b) b.iec_fold_b(folded, w, t[2], 0.25, false);
+      else b.iec_fold_a(folded, w, t[2], false);
+      at += rows * cols;
+    }
+  };
+  k.bytes = 6.0 * static_cast<double>(n);
+  return k;
+}
+
+void add_iec(Cases& cases, const ModelConfig& c, int64_t rank) {
+  cases.push_back(iec_fold_case(false, c.ffn, rank, false));
+  cases.push_back(fold_all_case(c, rank, false));
+  cases.push_back(iec_fold_case(true, rank, c.ffn, false));
+  cases.push_back(fold_all_case(c, rank, true));
+  cases.push_back(iec_dbeta_case(false, c.ffn, rank, false, 0));
+  cases.push_back(iec_dbeta_case(true, rank, c.ffn, false, 0));
+}
+
+void add_quantizers(Cases& cases, const ModelConfig& c) {
+  const MatrixShape wide{c.dim, c.ffn, 0}, tall{c.ffn, c.dim, 0}, square{c.dim, c.dim, 0};
+  const int64_t n = c.ffn * c.dim;
+  for (const int bits : {4, 3, 2}) cases.push_back(icq_search_case(bits, n, false));
+  for (const int bits : {4, 3, 2}) cases.push_back(nfk_quantize_case(bits, n, true));
+  cases.push_back(double_quantize_scales_case(block_count(n)));
+  cases.push_back(double_quantize_tau_case(block_count(n)));
+  const auto format = [](int bits) { return QuantFormat{QuantKind::nf, bits, kBlock, ScaleKind::dq8, ShiftKind::tau}; };
+  for (const int bits : {4, 3, 2}) {
+    cases.push_back(nfk_dequant_case(format(bits), tall));
+    cases.push_back(nfk_dequant_case(format(bits), {c.ffn, c.dim, 2 * 64}));  // into a K-extended matrix
+  }
+  for (const int bits : {4, 3, 2})
+    for (const int64_t m : {1, 4, 16})
+      for (const MatrixShape& s : {square, tall, wide})
+        if (bits == 4 || s.rows == tall.rows) cases.push_back(nfk_matmul_case(format(bits), m, s, 0));
+}
+
+}  // namespace
+
+OpCase bench_matmul(int64_t m, int64_t n, int64_t k) { return labelled_matmul("given", {.m = m, .n = n, .k = k}); }
+
+Cases bench_cases(const BenchSizes& sizes) {
+  const ModelConfig& c = sizes.config;
+  const int64_t longest = *std::max_element(sizes.lengths.begin(), sizes.lengths.end());
+  const int64_t trained = adapter_parameters(c, sizes.rank);
+  Cases cases;
+  for (const int64_t n : sizes.rows) add_memory(cases, c, n);
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(embedding_fwd_case(n, c.vocab, c.dim));
+    cases.push_back(embedding_bwd_case(n, c.vocab, c.dim, 0));
+  }
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(rmsnorm_fwd_case(n, c.dim, 0));
+    cases.push_back(rmsnorm_bwd_case(n, c.dim, 1));
+    cases.push_back(rmsnorm_bwd_weight_case(n, c.dim, 0));
+  }
+  for (const int64_t n : sizes.rows)
+    for (const bool inverse : {false, true})
+      cases.push_back(rope_case(n, c.heads + c.kv_heads, static_cast<int>(c.head_dim), inverse, 0, longest));
+  for (const int64_t n : sizes.rows) add_attention(cases, sizes, n);
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(swiglu_fwd_case(n, c.ffn, 0));
+    cases.push_back(swiglu_bwd_case(n, c.ffn, false));
+  }
+  for (const int64_t n : sizes.rows) add_matmul(cases, sizes, n);
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(dropout_case(n, c.dim, 0.1, 0));
+    cases.push_back(dropout_case(n, c.dim, 0.1, 1));
+  }
+  add_iec(cases, c, sizes.rank);
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(iec_pool_fwd_case(n, c.dim, sizes.rank, false));
+    cases.push_back(iec_pool_bwd_case(n, c.dim, sizes.rank, false, 1));
+  }
+  for (const int64_t n : sizes.rows) cases.push_back(cross_entropy_case(n, c.vocab, c.vocab, true));
+  cases.push_back(global_norm_case(trained));
+  cases.push_back(adamw_case(trained, 0.3, 0, false));
+  add_quantizers(cases, c);
+  return cases;
+}
+
+}  // namespace irq

@@ -1,0 +1,201 @@
+#include "bench/step_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+
+#include "bench/op_bench.h"
+#include "bench/random_model.h"
+
+namespace irq {
+namespace {
+
+constexpr int kProfiledSteps = 3;
+
+// `sequences` examples of random tokens; a sequence of n processed tokens has n + 1 ids (the last is only predicted).
+std::vector<Batch> random_window(const StepBenchOptions& o, Rng& rng, int64_t first_sample) {
+  std::vector<Example> examples(static_cast<size_t>(o.sequences));
+  for (Example& e : examples)
+    for (int64_t i = 0; i <= o.length; ++i) {
+      e.ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(o.config.vocab))));
+      // The labelled tokens are the last ones, as an answer follows its question.
+      e.trainable.push_back(static_cast<double>(i) > static_cast<double>(o.length) * (1 - o.labelled));
+    }
+  const int64_t step = o.micro_batch > 0 ? o.micro_batch : o.sequences;
+  std::vector<Batch> window;
+  for (int64_t begin = 0; begin < o.sequences; begin += step) {
+    std::vector<const Example*> chosen;
+    std::vector<int32_t> numbers;
+    for (int64_t i = begin; i < std::min(o.sequences, begin + step); ++i) {
+      chosen.push_back(&examples[static_cast<size_t>(i)]);
+      numbers.push_back(static_cast<int32_t>(first_sample + i));
+    }
+    window.push_back(pack(chosen, numbers));
+  }
+  return window;
+}
+
+MemoryPlan plan_of(CheckedBackend& backend, const StepBenchOptions& o, const Meter& meter,
+                   const std::vector<Batch>& window) {
+  ModelPlan m;
+  m.config = o.config;
+  m.quantized = m.lora = m.training = true;
+  m.format.bits = o.bits;
+  m.lora_config.rank = o.rank, m.lora_config.dropout = o.dropout;
+  m.lora_config.u1 = m.lora_config.u2 = o.iec;
+  m.positions = o.length;
+  PlanFreedom freedom{o.residency == "auto", o.recompute == "auto"};
+  m.residency = o.residency == "packed" ? Residency::packed : Residency::cached;
+  m.recompute = o.recompute == "block"     ? Recompute::block
+                : o.recompute == "gate_up" ? Recompute::gate_up
+                                           : Recompute::none;
+  m.recompute_layers = o.config.layers;
+  std::vector<StepShape> shapes;
+  for (const Batch& b : window) shapes.push_back(shape_of(b));
+  const int64_t free = backend.free_bytes();
+  const int64_t ceiling_gemm = 3 * meter.gemm_size() * meter.gemm_size() * size_of(backend.precision().storage);
+  const int64_t spare = (backend.device() == Device::CUDA ? int64_t{256} << 20 : free / 10) + ceiling_gemm;
+  const int64_t budget = o.memory_limit > 0 ? std::min(o.memory_limit, free - spare) : free - spare;
+  return choose_plan(backend.device(), backend.precision(), m, shapes, {}, budget, freedom);
+}
+
+// What a token moves between the products, and what dequantizing packed weights adds to each pass over them.
+double predicted_a100_seconds(const StepBenchOptions& o, const MemoryPlan& plan, double flops, double tokens) {
+  const ModelConfig& c = o.config;
+  const double elements = static_cast<double>(41 * c.dim + 13 * c.ffn);  // forward 13 C + 4 F, backward 28 C + 9 F
+  double bytes = tokens * 2 * elements * static_cast<double>(c.layers);
+  const double passes =
+      o.micro_batch > 0 ? std::ceil(static_cast<double>(o.sequences) / static_cast<double>(o.micro_batch)) : 1;
+  if (plan.model.residency == Residency::packed)
+    bytes += 2 * passes * static_cast<double>(linear_weights(c)) * (2 + o.bits / 8.0 + 2.0 / 64);
+  return flops / kA100FlopsPerSecond + bytes / kA100BytesPerSecond;
+}
+
+void print_profile(CheckedBackend& backend, int steps) {
+  std::vector<OpTime> times = backend.profile();
+  std::sort(times.begin(), times.end(), [](const OpTime& a, const OpTime& b) { return a.ms > b.ms; });
+  double total = 0;
+  for (const OpTime& t : times) total += t.ms;
+  std::printf(
+      "profile: ms per step of each op, each one waited for (launches and waits are in it: the sum is more than a "
+      "step)\n");
+  std::printf("  %-22s %10s %10s %8s %10s\n", "op", "calls", "ms", "share", "us each");
+  for (const OpTime& t : times)
+    std::printf("  %-22s %10.4g %10.3f %6.1f %% %10.1f\n", t.op.c_str(), static_cast<double>(t.calls) / steps,
+                t.ms / steps, 100 * t.ms / total, 1e3 * t.ms / static_cast<double>(t.calls));
+  std::printf("  %-22s %10s %10.3f\n", "all", "", total / steps);
+}
+
+struct Outcome {
+  Timing step;
+  double gemm_before = 0, gemm_after = 0;
+  StepResult first, last;
+};
+
+std::string residency_text(const ModelPlan& m) { return m.residency == Residency::packed ? "packed" : "cached"; }
+std::string recompute_text(const ModelPlan& m) {
+  const char* level = m.recompute == Recompute::none ? "none" : m.recompute == Recompute::gate_up ? "gate_up" : "block";
+  if (m.recompute == Recompute::none || m.recompute_layers == m.config.layers) return level;
+  return strf("%s in %ld of %ld layers", level, m.recompute_layers, m.config.layers);
+}
+
+void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan, int64_t peak, const Outcome& r) {
+  const double tokens = static_cast<double>(r.last.tokens), seconds = r.step.median_ms / 1e3;
+  const double labelled = static_cast<double>(r.last.labels) / tokens;
+  const double per_token = model_flops_per_token(o.config, o.rank, static_cast<double>(o.length), labelled);
+  const double rate = tokens * per_token / seconds, gemm = (r.gemm_before + r.gemm_after) / 2;
+  const double a100 = predicted_a100_seconds(o, plan, tokens * per_token, tokens);
+  if (o.csv) {
+    std::printf(
+        "model,rows,micro_batch,bits,rank,dropout,iec,residency,recompute,ms,min_ms,max_ms,tokens_per_s,tflops,"
+        "gemm_before,gemm_after,fraction_of_gemm,planned_bytes,peak_bytes,loss,grad_norm,a100_predicted_ms\n");
+    std::printf("%s,%ldx%ld,%ld,%d,%ld,%g,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%.2f,%.2f,%.2f,%.4f,%ld,%ld,%.5f,%.5f,%.1f\n",
+                o.model.c_str(), o.sequences, o.length, o.micro_batch, o.bits, o.rank, o.dropout, o.iec,
+                residency_text(plan.model).c_str(), recompute_text(plan.model).c_str(), r.step.median_ms, r.step.min_ms,
+                r.step.max_ms, tokens / seconds, rate / 1e12, r.gemm_before / 1e12, r.gemm_after / 1e12, rate / gemm,
+                plan.peak_bytes, peak, r.last.loss, r.last.grad_norm, 1e3 * a100);
+    return;
+  }
+  const auto row = [](const char* label, const std::string& text) {
+    std::printf("  %-15s: %s\n", label, text.c_str());
+  };
+  std::printf("%s\n", describe(o.config).c_str());
+  row("device", backend.describe());
+  row("method", strf("NF%d with shifts, LoRA rank %ld%s on 7 linears, dropout %g, AdamW, clipping", o.bits, o.rank,
+                     o.iec ? " + IEC" : "", o.dropout));
+  row("batch", strf("%ld x %ld = %ld tokens, %ld labelled, micro-batches of %ld", o.sequences, o.length, r.last.tokens,
+                    r.last.labels, o.micro_batch > 0 ? o.micro_batch : o.sequences));
+  row("plan", residency_text(plan.model) + " weights, recompute " + recompute_text(plan.model));
+  row("step",
+      strf("%.2f ms, median of %d (%.2f to %.2f)", r.step.median_ms, r.step.repeats, r.step.min_ms, r.step.max_ms));
+  row("tokens/s", with_commas(std::llround(tokens / seconds)));
+  row("model TFLOP/s", strf("%.4g (%.4g GFLOP a token; recomputing not counted)", rate / 1e12, per_token / 1e9));
+  row("GEMM TFLOP/s", strf("%.4g before, %.4g after the steps", r.gemm_before / 1e12, r.gemm_after / 1e12));
+  row("of GEMM rate", strf("%.1f %%", 100 * rate / gemm));
+  row("memory", strf("%s bytes planned, %s used at the peak%s", with_commas(plan.peak_bytes).c_str(),
+                     with_commas(peak).c_str(), peak == plan.peak_bytes ? " (equal)" : " (they differ)"));
+  row("loss", strf("%.4f at the first step, %.4f at the last", r.first.loss, r.last.loss));
+  row("gradient norm", strf("%.4g at the first step, %.4g at the last", r.first.grad_norm, r.last.grad_norm));
+  row("A100, predicted", strf("%.4g ms, %s tokens/s (from bytes and FLOPs, without recomputing)", 1e3 * a100,
+                              with_commas(std::llround(tokens / a100)).c_str()));
+}
+
+}  // namespace
+
+double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled) {
+  double linears = 0, adapters = 0;
+  for (const LinearShape& s : layer_linears(c)) {
+    linears += 4.0 * static_cast<double>(s.in * s.out);            // forward, and backward to the input
+    adapters += 6.0 * static_cast<double>(rank * (s.in + s.out));  // forward 2, backward 4
+  }
+  const double attention = 7.0 * length * static_cast<double>(c.q_width());  // causal: forward 2, backward 5
+  return static_cast<double>(c.layers) * (linears + adapters + attention) +
+         labelled * 4.0 * static_cast<double>(c.vocab * c.dim);
+}
+
+void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
+  const auto start = std::chrono::steady_clock::now();
+  RandomData random(o.seed);
+  Meter meter(backend, random, 20);
+  Rng rng(o.seed, 99);
+  std::vector<Batch> window = random_window(o, rng, 0);
+  const MemoryPlan plan = plan_of(backend, o, meter, window);
+  struct Memory {
+    Backend& backend;
+    void* data;
+    ~Memory() { backend.release(data); }
+  } memory{backend, backend.allocate(plan.peak_bytes)};
+  Arena arena(memory.data, plan.peak_bytes, backend.device());
+  Trainer trainer(backend, arena, plan.model, plan.max_labels);
+  fill_model(backend, arena, trainer.model(), random);
+  std::fprintf(stderr, "random model ready after %.1f s\n",
+               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  Outcome r;
+  OptimizerConfig optimizer;
+  optimizer.seed = o.seed;
+  std::vector<double> ms;
+  int64_t step = 0;
+  const auto one = [&] {
+    window = random_window(o, rng, step * o.sequences);
+    ++step;
+    const double elapsed = backend.time_ms([&] { r.last = trainer.step(window, step, optimizer); });
+    if (step == 1) r.first = r.last;
+    return elapsed;
+  };
+  for (int i = 0; i < o.warmup; ++i) one();
+  r.gemm_before = meter.gemm_rate();
+  for (int i = 0; i < o.steps; ++i) ms.push_back(one());
+  r.gemm_after = meter.gemm_rate();
+  r.step = summarize(ms);
+  report(backend, o, plan, arena.peak(), r);
+  if (!std::isfinite(r.last.loss) || !(r.last.grad_norm > 0))
+    throw Error("the steps that were timed did not train: the loss is not finite or the gradient is zero");
+  if (!o.profile) return;
+  backend.set_profile(true);
+  for (int i = 0; i < kProfiledSteps; ++i) one();
+  backend.set_profile(false);
+  print_profile(backend, kProfiledSteps);
+}
+
+}  // namespace irq

@@ -1,0 +1,31 @@
+// A training step of a whole model with random weights made on the spot: no checkpoint is needed, nothing is searched.
+#pragma once
+#include <string>
+
+#include "src/train/memory_plan.h"
+
+namespace irq {
+
+struct StepBenchOptions {
+  std::string model = "7b";
+  ModelConfig config;
+  int64_t sequences = 16, length = 512;  // tokens that are processed: 16 x 512 = 8192
+  int64_t micro_batch = 0;               // sequences at a time, 0 = all
+  double labelled = 1;                   // share of the tokens whose successor is scored
+  int bits = 4;
+  int64_t rank = 64;
+  double dropout = 0;
+  bool iec = true;
+  std::string residency = "auto", recompute = "auto";
+  int64_t memory_limit = 0;  // bytes of the arena, 0 = what is free
+  int steps = 20, warmup = 3;
+  bool profile = false, csv = false;
+  uint64_t seed = 1;
+};
+void run_step_bench(CheckedBackend& backend, const StepBenchOptions& options);
+
+// Multiplications and additions of one token, counted as 2; recomputing counts nothing. Attention sees a causal half of
+// `length`; `labelled` is the share of rows that reach the head.
+double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled);
+
+}  // namespace irq

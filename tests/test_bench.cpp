@@ -1,0 +1,110 @@
+// irq_bench on the CPU with tiny shapes: it times every op there is, its step really trains, and its figures follow from
+// each other.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "tests/cli_util.h"
+
+namespace irq {
+namespace {
+
+// The fields of a CSV line; quotes hold commas together.
+std::vector<std::string> fields(const std::string& line) {
+  std::vector<std::string> out(1);
+  bool quoted = false;
+  for (const char c : line) {
+    if (c == '"') quoted = !quoted;
+    else if (c == ',' && !quoted) out.emplace_back();
+    else out.back() += c;
+  }
+  return out;
+}
+
+using CsvRow = std::map<std::string, std::string>;
+std::vector<CsvRow> csv_rows(const std::string& text) {
+  std::istringstream in(text);
+  std::vector<std::string> header;
+  std::vector<CsvRow> rows;
+  for (std::string line; std::getline(in, line);) {
+    if (line.empty() || line[0] == '#') continue;
+    const std::vector<std::string> f = fields(line);
+    if (header.empty()) {
+      header = f;
+      continue;
+    }
+    EXPECT_EQ(f.size(), header.size()) << line;
+    CsvRow row;
+    for (size_t i = 0; i < f.size() && i < header.size(); ++i) row[header[i]] = f[i];
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+TEST(Bench, TimesEveryOp) {
+  const CommandResult r =
+      run_command("irq_bench", {"all", "--device", "cpu", "--rows", "64", "--repeats", "1", "--csv"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  std::set<std::string> timed;
+  for (CsvRow& row : csv_rows(r.out)) {
+    timed.insert(row["op"]);
+    EXPECT_GT(std::stod(row["us"]), 0) << row["op"];
+    EXPECT_GT(std::stod(row["rate"]), 0) << row["op"];
+    EXPECT_NEAR(std::stod(row["fraction_of_ceiling"]), std::stod(row["rate"]) / std::stod(row["ceiling"]),
+                0.02 * std::stod(row["fraction_of_ceiling"]) + 1e-3)  // printed with four digits
+        << row["op"];
+  }
+#define IRQ_OP(name, ...) EXPECT_TRUE(timed.count(#name)) << #name << " is not timed";
+#include "kernels/ops.inc"
+#undef IRQ_OP
+}
+
+TEST(Bench, TakesOneShape) {
+  const CommandResult r =
+      run_command("irq_bench", {"matmul", "--device", "cpu", "--shape", "12x20x16", "--repeats", "1", "--csv"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const std::vector<CsvRow> rows = csv_rows(r.out);
+  ASSERT_EQ(rows.size(), 1u) << r.out;
+  EXPECT_EQ(rows[0].at("shape"), "given,12x20x16,NT");
+}
+
+TEST(Bench, StepTrainsInExactlyThePlannedMemory) {
+  for (const char* residency : {"packed", "cached"}) {
+    const CommandResult r = run_command(
+        "irq_bench", {"step", "--device", "cpu", "--rows", "2x16", "--layers", "1", "--rank", "8", "--steps", "2",
+                      "--warmup", "1", "--residency", residency, "--dropout", "0.1", "--csv"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    const std::vector<CsvRow> rows = csv_rows(r.out);
+    ASSERT_EQ(rows.size(), 1u) << r.out;
+    const CsvRow& row = rows[0];
+    EXPECT_EQ(row.at("residency"), residency);
+    EXPECT_EQ(row.at("planned_bytes"), row.at("peak_bytes"));
+    EXPECT_GT(std::stod(row.at("grad_norm")), 0);
+    EXPECT_NEAR(std::stod(row.at("tokens_per_s")), 32e3 / std::stod(row.at("ms")),
+                0.01 * std::stod(row.at("tokens_per_s")));
+  }
+}
+
+TEST(Bench, ProfileNamesTheOps) {
+  const CommandResult r =
+      run_command("irq_bench", {"step", "--device", "cpu", "--rows", "2x8", "--layers", "1", "--rank", "4", "--steps",
+                                "1", "--warmup", "1", "--micro-batch", "1", "--recompute", "block", "--profile"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  for (const char* op : {"matmul", "attention_bwd", "adamw", "iec_fold_a"})
+    EXPECT_NE(r.out.find(op), std::string::npos) << op;
+}
+
+TEST(Bench, SaysWhatIsWrong) {
+  EXPECT_EQ(run_command("irq_bench", {}).status, 2);
+  const CommandResult typo = run_command("irq_bench", {"swiglu_fw", "--device", "cpu"});
+  EXPECT_EQ(typo.status, 2);
+  EXPECT_NE(typo.err.find("swiglu_fwd"), std::string::npos) << typo.err;
+  EXPECT_EQ(run_command("irq_bench", {"step", "--device", "cpu", "--rows", "12"}).status, 2);
+  EXPECT_EQ(run_command("irq_bench", {"rope", "--device", "cpu", "--shape", "no such shape"}).status, 2);
+  EXPECT_EQ(run_command("irq_bench", {"all", "--device", "cpu", "--model", "9b"}).status, 2);
+}
+
+}  // namespace
+}  // namespace irq

@@ -1,0 +1,137 @@
+// irq_bench OP|all|step: times ops, or whole training steps, beside the ceilings of the same run.
+#include <algorithm>
+#include <cstdio>
+
+#include "bench/op_bench.h"
+#include "bench/step_bench.h"
+#include "tools/cli.h"
+
+namespace irq {
+namespace {
+
+struct Arguments {
+  std::string what, model, rows;
+  int64_t layers = 0;
+  OpBenchOptions op;
+  StepBenchOptions step;
+};
+
+// Small enough for a CPU: seconds for the whole table.
+ModelConfig tiny() {
+  ModelConfig c;
+  c.dim = 256, c.ffn = 688, c.layers = 2, c.heads = c.kv_heads = 4, c.head_dim = 64, c.vocab = 512, c.max_seq = 512;
+  return c;
+}
+
+std::vector<std::string> op_names() {
+  std::vector<std::string> names = {"all", "step"};
+#define IRQ_OP(name, ...) names.push_back(#name);
+#include "kernels/ops.inc"
+#undef IRQ_OP
+  return names;
+}
+
+void check_name(const Cli& cli, const std::string& what) {
+  const std::vector<std::string> names = op_names();
+  if (std::find(names.begin(), names.end(), what) != names.end()) return;
+  Error error = usage_error(cli.tool(), "there is no op " + what);
+  const std::string near = nearest(what, names);
+  if (!near.empty()) error.line("likely", near);
+  std::string all;
+  for (const std::string& n : names) all += (all.empty() ? "" : " ") + n;
+  throw error.line("expected", all);
+}
+
+int64_t whole_number(const Cli& cli, const std::string& text) {
+  size_t used = 0;
+  int64_t value = 0;
+  if (!text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos)
+    value = std::stoll(text, &used);
+  if (value <= 0) throw usage_error(cli.tool(), "--rows: '" + text + "' is not a number of rows");
+  return value;
+}
+
+// "2048,8192" for ops.
+std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
+  std::vector<int64_t> rows;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    rows.push_back(whole_number(cli, text.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return rows;
+}
+
+int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
+  const bool gpu = backend.device() == Device::CUDA;
+  if (a.model.empty()) a.model = gpu ? "7b" : "tiny";
+  ModelConfig config = a.model == "tiny" ? tiny() : preset_config(a.model);
+  if (a.layers > 0) config.layers = a.layers;
+  if (a.what == "step") {
+    a.step.model = a.model, a.step.config = config;
+    if (a.rows.empty()) a.rows = gpu ? "16x512" : "4x32";
+    const size_t x = a.rows.find('x');
+    if (x == std::string::npos)
+      throw usage_error(cli.tool(), "--rows: a step takes SEQUENCESxTOKENS, for example 16x512");
+    a.step.sequences = whole_number(cli, a.rows.substr(0, x));
+    a.step.length = whole_number(cli, a.rows.substr(x + 1));
+    run_step_bench(backend, a.step);
+    return 0;
+  }
+  a.op.op = a.what;
+  a.op.sizes.config = config;
+  a.op.sizes.rows = row_list(cli, a.rows.empty() ? (gpu ? "2048,8192" : "128") : a.rows);
+  a.op.sizes.lengths = gpu ? std::vector<int64_t>{128, 512, 2048} : std::vector<int64_t>{64};
+  a.op.sizes.rank = a.step.rank;
+  a.op.seed = a.step.seed, a.op.csv = a.step.csv;
+  run_op_bench(backend, a.op);
+  return 0;
+}
+
+}  // namespace
+}  // namespace irq
+
+int main(int argc, char** argv) {
+  using namespace irq;
+  Arguments a;
+  StepBenchOptions& s = a.step;
+  Cli cli("irq_bench", "time the ops or a training step, beside the ceilings of the same run");
+  cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, or a training 'step'");
+  cli.option("--model", &a.model,
+             "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, or tiny (default: 7b on a GPU, tiny on a CPU)");
+  cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
+  cli.range("--layers", 1, 1000);
+  cli.option("--rows", &a.rows, "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step");
+  cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");
+  cli.option("--repeats", &a.op.repeats, "timed repeats of an op");
+  cli.range("--repeats", 1, 10000);
+  cli.option("--rank", &s.rank, "LoRA rank");
+  cli.range("--rank", 1, 4096);
+  cli.option("--bits", &s.bits, "step: bits per weight", {2, 3, 4});
+  cli.option("--dropout", &s.dropout, "step: dropout before A");
+  cli.range("--dropout", 0, 0.99);
+  cli.flag("--iec", &s.iec, "step: elastic connections (default)", "--no-iec");
+  cli.option("--micro-batch", &s.micro_batch, "step: sequences at a time (default: all)");
+  cli.range("--micro-batch", 1, 1000000);
+  cli.option("--labelled", &s.labelled, "step: share of the tokens that are scored");
+  cli.range("--labelled", 0.001, 1);
+  cli.option("--residency", &s.residency, "step: base weights packed, or kept in 16 bits",
+             {"auto", "packed", "cached"});
+  cli.option("--recompute", &s.recompute, "step: what is computed again", {"auto", "none", "gate_up", "block"});
+  cli.size_option("--memory-limit", &s.memory_limit, "step: at most this much memory");
+  cli.option("--steps", &s.steps, "step: timed steps");
+  cli.range("--steps", 1, 100000);
+  cli.option("--warmup", &s.warmup, "step: steps before that");
+  cli.range("--warmup", 1, 100000);
+  cli.flag("--profile", &s.profile, "step: also the share of each op");
+  cli.option("--seed", &s.seed, "of the random data");
+  cli.flag("--csv", &s.csv, "comma-separated values");
+  cli.footer(
+      "Examples:  ./irq_bench all    ./irq_bench attention_fwd --rows 8192    ./irq_bench step --model 7b --rows "
+      "16x123 --profile");
+  return cli.run(argc, argv, [&] {
+    check_name(cli, a.what);
+    const auto backend = cli.backend();
+    return bench(a, cli, *backend);
+  });
+}
