@@ -206,7 +206,7 @@ TEST(CliTools, EveryToolHasHelpVersionAndUsageErrors) {
   int tools = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(tool_path("x")).parent_path())) {
     const std::string tool = entry.path().filename().string();
-    if (tool.rfind("irq_", 0) != 0 || tool == "irq_tests" || tool.find('.') != std::string::npos) continue;
+    if (tool.rfind("irq_", 0) != 0 || tool.rfind("irq_tests", 0) == 0 || tool.find('.') != std::string::npos) continue;
     ++tools;
     EXPECT_EQ(run_command(tool, {"--version"}).out, tool + " " + kVersion + "\n");
     EXPECT_EQ(run_command(tool, {"--help"}).status, 0);

@@ -4,6 +4,7 @@
 
 #include "src/core/file.h"
 #include "src/core/progress.h"
+#include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
 #include "src/train/quantize_base.h"
 #include "tools/cli.h"
@@ -11,6 +12,7 @@
 namespace irq {
 namespace {
 
+constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights
 namespace fs = std::filesystem;
 
 struct Arguments {
@@ -61,12 +63,12 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
 int quantize(Arguments& a, Cli& cli) {
   a.options.spec.fp32_entropy = a.entropy == "fp32";
   check_arguments(a, cli);
-  BaseReader in(a.base);
+  const auto in = open_base(a.base, kSyntheticSeed);
   const auto backend = cli.backend();
   backend->set_profile(true);
-  const int64_t matrices = 7 * in.config().layers;
+  const int64_t matrices = 7 * in->config().layers;
   ProgressBar bar("quantize", matrices, "matrices", cli.quiet());
-  const QuantizeSummary summary = quantize_base(*backend, in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) {
+  const QuantizeSummary summary = quantize_base(*backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) {
     bar.update(done, name);
   });
   bar.finish();
@@ -83,7 +85,7 @@ int main(int argc, char** argv) {
   using namespace irq;
   Arguments a;
   Cli cli("irq_quantize", "quantize a model's linears to 2-4 bits");
-  cli.positional("BASE", &a.base, "the model, a .bin");
+  cli.positional("BASE", &a.base, "the model: a .bin, or a config.json for random weights");
   cli.positional("OUT.irq", &a.out, "the quantized model");
   cli.option("--bits", &a.options.bits, "bits per weight", {2, 3, 4});
   cli.option("--format", &a.format, "code book: NormalFloat, integers, GPTQ", {"nf", "int", "gptq"});

@@ -142,9 +142,13 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
 
   const std::vector<TensorSpec>& tensors = in.layout().tensors();
   const int64_t matrices = 7 * in.config().layers;
-  // Both touch only the reader or only the writer, each from one thread at a time. The futures wait in their destructors.
+  // One thread at a time touches the source, one the writer. The futures wait in their destructors. Reading tensor i
+  // begins when i - 1 has just been handed over and i - 2 is used up.
   const auto read = [&](size_t i) {
-    return std::async(std::launch::async, [&in, name = tensors[i].name] { return in.tensor(name); });
+    return std::async(std::launch::async, [&in, &tensors, i] {
+      if (i >= 2) in.dont_need(tensors[i - 2].name);
+      return in.tensor(tensors[i].name);
+    });
   };
   std::future<void> writing;
   std::future<Tensor> reading = read(0);
@@ -156,7 +160,6 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     if (linear_index(in.config(), name) < 0) {
       if (writing.valid()) writing.get();
       writer.write(name, host.data, host.bytes());
-      in.dont_need(name);
       continue;
     }
     const double began = now_seconds();
@@ -167,7 +170,6 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
     count_blocks(backend, quantizer.entropy(), summary.histogram);
     const double seconds = now_seconds() - began;
-    in.dont_need(name);
 
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
