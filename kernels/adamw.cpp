@@ -14,7 +14,8 @@ void CpuBackend::adamw(Tensor p, Tensor m, Tensor v, Tensor g, Tensor norm, Tens
     const T b2 = static_cast<T>(kAdamBeta2), rest2 = static_cast<T>(1 - kAdamBeta2), eps = static_cast<T>(kAdamEps);
     const T lr = static_cast<T>(step.lr), bias1 = static_cast<T>(step.bias1), bias2 = static_cast<T>(step.bias2);
     const T shrink = static_cast<T>(1 - step.lr * decay);
-    const T clip = step.clip > 0 ? static_cast<T>(std::min(1.0, step.clip / (static_cast<double>(*norm.as<T>()) + 1e-6))) : T(1);
+    const T clip =
+        step.clip > 0 ? static_cast<T>(std::min(1.0, step.clip / (static_cast<double>(*norm.as<T>()) + 1e-6))) : T(1);
     T *pp = p.as<T>(), *mm = m.as<T>(), *vv = v.as<T>();
     const T* gg = g.as<T>();
     const int64_t n = p.numel();

@@ -35,8 +35,8 @@ __device__ __forceinline__ void update(float& p, float& m, float& v, float g, co
 }
 
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(float* p, float* m, float* v, const float* g, const float* norm, const StepParams* params, double decay,
-                 int64_t packs, int64_t n) {
+    adamw_kernel(float* p, float* m, float* v, const float* g, const float* norm, const StepParams* params,
+                 double decay, int64_t packs, int64_t n) {
   const AdamStep step = adam_step(params, norm, decay);
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x, threads = int64_t{gridDim.x} * kThreads;
   for (int64_t i = thread; i < packs; i += threads) {
@@ -60,8 +60,9 @@ void CudaBackend::adamw(Tensor p, Tensor m, Tensor v, Tensor g, Tensor norm, Ten
   const int64_t packs = aligned16(p) && aligned16(m) && aligned16(v) && aligned16(g) ? n / 4 : 0;
   const int64_t blocks = std::min<int64_t>(ceil_div(packs > 0 ? packs : n, kThreads), int64_t{sm_count()} * 8);
   adamw_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_>>>(
-      static_cast<float*>(p.data), static_cast<float*>(m.data), static_cast<float*>(v.data), static_cast<const float*>(g.data),
-      static_cast<const float*>(norm.data), static_cast<const StepParams*>(params.data), decay, packs, n);
+      static_cast<float*>(p.data), static_cast<float*>(m.data), static_cast<float*>(v.data),
+      static_cast<const float*>(g.data), static_cast<const float*>(norm.data),
+      static_cast<const StepParams*>(params.data), decay, packs, n);
   CUDA_LAUNCHED();
 }
 

@@ -1,9 +1,11 @@
 // What:    copy: dst = src with conversion between F32, BF16 and F16; same type: the bits move (any type).
 // Math:    round to nearest even.
 // Shapes:  dst, src (rows, cols), any strides.
-// Cost:    reads and writes every element once: bf16 -> f32 of 16384 x 4096 moves 403 MB, about 144 us at 2.8 TB/s. No FLOPs.
-// Tricky:  packs are 8 elements, so that the 16-bit side moves 16 bytes and the 32-bit side 2 x 16. Two contiguous views
-//          are walked as one long row. Equal types go through unsigned integers: a NaN keeps its payload, F64 needs no math.
+// Cost:    reads and writes every element once: bf16 -> f32 of 16384 x 4096 moves 403 MB, about 144 us at 2.8 TB/s.
+//          No FLOPs.
+// Tricky:  packs are 8 elements, so that the 16-bit side moves 16 bytes and the 32-bit side 2 x 16. Two contiguous
+//          views are walked as one long row. Equal types go through unsigned integers: a NaN keeps its payload, F64
+//          needs no math.
 #include "kernels/map.cuh"
 
 namespace irq {

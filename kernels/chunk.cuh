@@ -15,7 +15,8 @@ inline RowGrid row_grid(int64_t rows, int64_t chunks) {
   int64_t x = 1;
   while (x < chunks && x < kThreads) x *= 2;
   const int64_t y = kThreads / x;
-  return {dim3(static_cast<unsigned>(ceil_div(chunks, x)), static_cast<unsigned>(std::min<int64_t>(ceil_div(rows, y), 65535))),
+  return {dim3(static_cast<unsigned>(ceil_div(chunks, x)),
+               static_cast<unsigned>(std::min<int64_t>(ceil_div(rows, y), 65535))),
           dim3(static_cast<unsigned>(x), static_cast<unsigned>(y))};
 }
 

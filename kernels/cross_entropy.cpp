@@ -6,10 +6,12 @@
 
 namespace irq {
 
-void CpuBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab, bool want_grad) {
+void CpuBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab,
+                               bool want_grad) {
   const int32_t* target = targets.as<int32_t>();
   IRQ_CHECK(vocab > 0 && vocab <= logits.cols, "vocabulary of %ld in %ld columns", vocab, logits.cols);
-  for (int64_t i = 0; i < logits.rows; ++i) IRQ_CHECK(target[i] < vocab, "target %d of row %ld, vocabulary %ld", target[i], i, vocab);
+  for (int64_t i = 0; i < logits.rows; ++i)
+    IRQ_CHECK(target[i] < vocab, "target %d of row %ld, vocabulary %ld", target[i], i, vocab);
   dispatch_float(logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = nll.as<T>();

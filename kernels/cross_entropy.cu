@@ -37,8 +37,8 @@ __device__ __forceinline__ void write_gradient(T* x, int target, int64_t vocab, 
 
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
-    cross_entropy_kernel(float* nll, T* logits, int64_t stride, const int* targets, const StepParams* params, int64_t vocab,
-                         int64_t cols, bool want_grad) {
+    cross_entropy_kernel(float* nll, T* logits, int64_t stride, const int* targets, const StepParams* params,
+                         int64_t vocab, int64_t cols, bool want_grad) {
   const int64_t row = blockIdx.x;
   T* x = logits + row * stride;
   const int target = targets[row];
@@ -73,16 +73,18 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void CudaBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab, bool want_grad) {
+void CudaBackend::cross_entropy(Tensor nll, Tensor logits, Tensor targets, Tensor params, int64_t vocab,
+                                bool want_grad) {
   if (logits.rows == 0) return;
-  IRQ_CHECK(vocab > 0 && vocab <= logits.cols && logits.rows < INT32_MAX, "vocabulary of %ld in %ld columns, %ld rows", vocab,
-            logits.cols, logits.rows);
+  IRQ_CHECK(vocab > 0 && vocab <= logits.cols && logits.rows < INT32_MAX, "vocabulary of %ld in %ld columns, %ld rows",
+            vocab, logits.cols, logits.rows);
   dispatch_storage(logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     auto* kernel = aligned16(logits) ? &cross_entropy_kernel<T, true> : &cross_entropy_kernel<T, false>;
     kernel<<<static_cast<unsigned>(logits.rows), kThreads, 0, stream_>>>(
-        static_cast<float*>(nll.data), static_cast<T*>(logits.data), logits.stride, static_cast<const int*>(targets.data),
-        static_cast<const StepParams*>(params.data), vocab, logits.cols, want_grad);
+        static_cast<float*>(nll.data), static_cast<T*>(logits.data), logits.stride,
+        static_cast<const int*>(targets.data), static_cast<const StepParams*>(params.data), vocab, logits.cols,
+        want_grad);
   });
   CUDA_LAUNCHED();
 }

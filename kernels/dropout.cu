@@ -5,9 +5,8 @@
 //         N = 8192, C = 4096: 134 MB, 48 us.
 // Tricky: one Philox call gives exactly one 16-byte pack of bf16. The bits depend on where the element stands in its own
 //         sample, not on the row of the batch: packing, recompute and the CPU see the same mask.
-#include "kernels/dropout.h"
-
 #include "kernels/chunk.cuh"
+#include "kernels/dropout.h"
 
 namespace irq {
 namespace {
@@ -50,9 +49,10 @@ void CudaBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor samples, 
     using T = decltype(zero);
     auto* kernel = aligned16(x) && aligned16(y) ? &dropout_kernel<T, true> : &dropout_kernel<T, false>;
     kernel<<<launch.grid, launch.block, 0, stream_>>>(
-        static_cast<T*>(y.data), y.stride, static_cast<const T*>(x.data), x.stride, static_cast<const int*>(positions.data),
-        static_cast<const int*>(samples.data), static_cast<const StepParams*>(params.data), x.rows, x.cols, adapter,
-        rate.threshold, static_cast<float>(rate.scale), static_cast<float>(beta));
+        static_cast<T*>(y.data), y.stride, static_cast<const T*>(x.data), x.stride,
+        static_cast<const int*>(positions.data), static_cast<const int*>(samples.data),
+        static_cast<const StepParams*>(params.data), x.rows, x.cols, adapter, rate.threshold,
+        static_cast<float>(rate.scale), static_cast<float>(beta));
   });
   CUDA_LAUNCHED();
 }

@@ -1,12 +1,14 @@
 // What:    embedding lookup and its backward.
-// Math:    y[i] = table[tokens[i]];  dtable[v] = beta dtable[v] + sum over i with tokens[i] = v of dy[i], i ascending.
+// Math:    y[i] = table[tokens[i]];  dtable[v] = beta dtable[v] + sum over i with tokens[i] = v of dy[i], i
+//          ascending.
 // Shapes:  y, dy (N, C) storage, table (V, C) storage, dtable (V, C) float, tokens (1, N); token -1 = no row.
 // Cost:    forward 2 N C elements: 8192 x 4096 bf16 moves 134 MB, 48 us at 2.8 TB/s. Backward, V = 32000, N = 16384,
-//          C = 4096, beta = 0: 524 MB of dtable and 134 MB of dy, 235 us, plus V/8 * C/1024 scans of the tokens from L2
-//          (1 GB, about 250 us, overlapped in part).
-// Tricky:  backward needs no atomics and no sort: a warp owns one vocabulary row (and 1024 of its columns), looks through
-//          all tokens, 128 at a time, and adds the rows that match in ascending order, in registers. Tokens pass through
-//          shared memory once for the 8 warps of a block. A token that makes up much of the batch is slow in its one warp.
+//          C = 4096, beta = 0: 524 MB of dtable and 134 MB of dy, 235 us, plus V/8 * C/1024 scans of the tokens from
+//          L2 (1 GB, about 250 us, overlapped in part).
+// Tricky:  backward needs no atomics and no sort: a warp owns one vocabulary row (and 1024 of its columns), looks
+//          through all tokens, 128 at a time, and adds the rows that match in ascending order, in registers. Tokens
+//          pass through shared memory once for the 8 warps of a block. A token that makes up much of the batch is
+//          slow in its one warp.
 #include "kernels/map.cuh"
 
 namespace irq {
@@ -22,7 +24,8 @@ __device__ __forceinline__ void load_row(Vec<T, W> (&x)[kPacks], const T* row, i
     if (col + p * kWarp * W < cols) x[p] = load_vec<W>(row + col + p * kWarp * W);
 }
 template <int W, class T>
-__device__ __forceinline__ void add_row(Vec<float, W> (&sum)[kPacks], const Vec<T, W> (&x)[kPacks], int64_t col, int64_t cols) {
+__device__ __forceinline__ void add_row(Vec<float, W> (&sum)[kPacks], const Vec<T, W> (&x)[kPacks], int64_t col,
+                                        int64_t cols) {
 #pragma unroll
   for (int p = 0; p < kPacks; ++p)
     if (col + p * kWarp * W < cols) {
@@ -32,9 +35,9 @@ __device__ __forceinline__ void add_row(Vec<float, W> (&sum)[kPacks], const Vec<
 }
 
 template <int W, class T>
-__global__ void __launch_bounds__(kWarps * kWarp) embedding_bwd_kernel(float* dtable, int64_t table_stride, const T* dy,
-                                                                       int64_t dy_stride, const int32_t* tokens, int64_t n,
-                                                                       int64_t vocab, int64_t cols, float beta) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    embedding_bwd_kernel(float* dtable, int64_t table_stride, const T* dy, int64_t dy_stride, const int32_t* tokens,
+                         int64_t n, int64_t vocab, int64_t cols, float beta) {
   __shared__ int32_t tile[kTile];
   const int lane = threadIdx.x % kWarp;
   const int64_t v = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
@@ -90,9 +93,9 @@ void launch_bwd(cudaStream_t stream, Tensor dtable, Tensor dy, Tensor tokens, fl
   const dim3 grid(static_cast<unsigned>(ceil_div(dtable.rows, kWarps)),
                   static_cast<unsigned>(ceil_div(dtable.cols, kPacks * kWarp * W)));
   if (dtable.numel() == 0) return;
-  embedding_bwd_kernel<W, T><<<grid, kWarps * kWarp, 0, stream>>>(dtable.as<float>(), dtable.stride,
-                                                                  static_cast<const T*>(dy.data), dy.stride,
-                                                                  tokens.as<int32_t>(), dy.rows, dtable.rows, dtable.cols, beta);
+  embedding_bwd_kernel<W, T>
+      <<<grid, kWarps * kWarp, 0, stream>>>(dtable.as<float>(), dtable.stride, static_cast<const T*>(dy.data),
+                                            dy.stride, tokens.as<int32_t>(), dy.rows, dtable.rows, dtable.cols, beta);
   CUDA_LAUNCHED();
 }
 
@@ -106,8 +109,7 @@ void CudaBackend::embedding_bwd(Tensor dtable, Tensor dy, Tensor tokens, double 
     constexpr int kWidth = 16 / sizeof(T);
     if (dtable.cols % kWidth == 0 && packs_fit(dtable, kWidth) && packs_fit(dy, kWidth))
       launch_bwd<kWidth, T>(stream(), dtable, dy, tokens, static_cast<float>(beta));
-    else
-      launch_bwd<1, T>(stream(), dtable, dy, tokens, static_cast<float>(beta));
+    else launch_bwd<1, T>(stream(), dtable, dy, tokens, static_cast<float>(beta));
   });
 }
 

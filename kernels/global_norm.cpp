@@ -17,7 +17,8 @@ void CpuBackend::global_norm(Tensor norm, Tensor g) {
 #pragma omp parallel for schedule(static)
     for (int64_t k = 0; k < pieces; ++k) {
       double sum = 0;
-      for (int64_t i = k * kPiece; i < std::min(n, (k + 1) * kPiece); ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+      for (int64_t i = k * kPiece; i < std::min(n, (k + 1) * kPiece); ++i)
+        sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
       partial[static_cast<size_t>(k)] = sum;
     }
     double total = 0;

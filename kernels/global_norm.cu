@@ -13,7 +13,8 @@ constexpr int kThreads = 256;
 constexpr int kMaxBlocks = 4096;  // several waves, so that the last one is short on any GPU
 using Pack4 = Pack<float>;
 
-__global__ void __launch_bounds__(kThreads) square_sum_kernel(double* partial, const float* g, int64_t packs, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    square_sum_kernel(double* partial, const float* g, int64_t packs, int64_t n) {
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x, threads = int64_t{gridDim.x} * kThreads;
   float sum = 0;
 #pragma unroll 4

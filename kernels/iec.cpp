@@ -20,7 +20,8 @@ void fold(Tensor folded, Tensor w, Tensor beta, double scale, bool tile) {
       const T* in = w.row<T>(j);
       T* out = folded.row<T>(j);
       const int64_t begin = int64_t{map.group(static_cast<int>(j))} * map.slice, end = begin + map.slice;
-      for (int64_t i = 0; i < w.cols; ++i) out[i] = static_cast<T>(scale) * (in[i] + (i >= begin && i < end ? share : T(0)));
+      for (int64_t i = 0; i < w.cols; ++i)
+        out[i] = static_cast<T>(scale) * (in[i] + (i >= begin && i < end ? share : T(0)));
     }
   });
 }

@@ -8,9 +8,8 @@
 //         pool_bwd with beta = 1 6 N h bytes: 201 MB, 72 us.
 // Tricky: slices need not be a multiple of a 16-byte pack (h = 11008, r = 64: 172), so pool_fwd loads 8, 4 or 1 elements at
 //         a time, whichever divides the slice, and each slice is summed by a few neighbouring lanes.
-#include "kernels/iec.h"
-
 #include "kernels/chunk.cuh"
+#include "kernels/iec.h"
 
 namespace irq {
 namespace {
@@ -18,12 +17,13 @@ namespace {
 constexpr int kPoolThreads = 256;
 
 template <class T, bool kVector>
-__global__ void fold_kernel(T* folded, int64_t out_stride, const float* w, int64_t in_stride, const float* beta, float scale,
-                            int rows, int cols, IecMap map) {
+__global__ void fold_kernel(T* folded, int64_t out_stride, const float* w, int64_t in_stride, const float* beta,
+                            float scale, int rows, int cols, IecMap map) {
   const int c = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * kChunk;
   if (c >= cols) return;
   const float share = beta ? *beta / static_cast<float>(map.slice) : 0.0f;
-  for (int j = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y); j < rows; j += static_cast<int>(gridDim.y * blockDim.y)) {
+  for (int j = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y); j < rows;
+       j += static_cast<int>(gridDim.y * blockDim.y)) {
     const int begin = map.group(j) * map.slice;
     float value[kChunk];
     load_chunk<kVector>(value, w + j * in_stride + c, cols - c);
@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(kDbetaThreads)
     dbeta_kernel(float* dbeta, float* partial, const float* dw, int64_t stride, int count, IecMap map, float beta) {
   float sum = 0;
 #pragma unroll 4
-  for (int e = static_cast<int>(blockIdx.x * kDbetaThreads + threadIdx.x); e < count; e += static_cast<int>(gridDim.x * kDbetaThreads)) {
+  for (int e = static_cast<int>(blockIdx.x * kDbetaThreads + threadIdx.x); e < count;
+       e += static_cast<int>(gridDim.x * kDbetaThreads)) {
     const int j = e / map.slice, i = e - j * map.slice;
     sum += dw[j * stride + int64_t{map.group(j)} * map.slice + i];
   }
@@ -72,8 +73,8 @@ struct alignas(sizeof(T) * kWidth <= 16 ? sizeof(T) * kWidth : 16) Run {
 // One block per token. `lanes` (a power of two up to 32) neighbouring lanes sum a slice; the means meet in shared memory.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kPoolThreads)
-    pool_fwd_kernel(T* u, int64_t u_stride, const T* x, int64_t x_stride, const float* beta1, int64_t rows, int rank, int lanes,
-                    IecMap map) {
+    pool_fwd_kernel(T* u, int64_t u_stride, const T* x, int64_t x_stride, const float* beta1, int64_t rows, int rank,
+                    int lanes, IecMap map) {
   extern __shared__ float means[];  // (groups)
   const float share = *beta1 / static_cast<float>(map.slice);
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1), first = static_cast<int>(threadIdx.x) / lanes;
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(kPoolThreads)
     }
     __syncthreads();
     T* out = u + n * u_stride;
-    for (int j = static_cast<int>(threadIdx.x); j < rank; j += kPoolThreads) out[j] = from_f<T>(to_f(out[j]) + means[map.group(j)]);
+    for (int j = static_cast<int>(threadIdx.x); j < rank; j += kPoolThreads)
+      out[j] = from_f<T>(to_f(out[j]) + means[map.group(j)]);
     __syncthreads();  // the next token overwrites the means
   }
 }
@@ -103,8 +105,8 @@ __global__ void __launch_bounds__(kPoolThreads)
 // One block per token: the gradient of every slice's mean first, then one pass over x and dx.
 template <class T, bool kVector>
 __global__ void __launch_bounds__(kPoolThreads)
-    pool_bwd_kernel(T* dx, int64_t dx_stride, float* partial, const T* du, int64_t du_stride, const T* x, int64_t x_stride,
-                    const float* beta1, int64_t rows, int cols, float beta, IecMap map) {
+    pool_bwd_kernel(T* dx, int64_t dx_stride, float* partial, const T* du, int64_t du_stride, const T* x,
+                    int64_t x_stride, const float* beta1, int64_t rows, int cols, float beta, IecMap map) {
   extern __shared__ float dmeans[];  // (groups), already divided by the slice's length
   const float beta1_value = beta1 ? *beta1 : 0.0f;
   for (int64_t n = blockIdx.x; n < rows; n += gridDim.x) {
@@ -176,14 +178,17 @@ template <class T, int kWidth>
 void pool_fwd(cudaStream_t stream, Tensor u, Tensor x, Tensor beta1, const IecMap& map) {
   int lanes = 1;  // 16 lanes waste little on a slice of 43 runs, and 32 would idle on the common 8 to 16 runs
   while (lanes < 16 && lanes * 2 * kWidth <= map.slice) lanes *= 2;
-  pool_fwd_kernel<T, kWidth><<<static_cast<unsigned>(std::min<int64_t>(x.rows, INT32_MAX)), kPoolThreads, group_bytes(map), stream>>>(
-      static_cast<T*>(u.data), u.stride, static_cast<const T*>(x.data), x.stride, static_cast<const float*>(beta1.data), x.rows,
-      static_cast<int>(u.cols), lanes, map);
+  pool_fwd_kernel<T, kWidth>
+      <<<static_cast<unsigned>(std::min<int64_t>(x.rows, INT32_MAX)), kPoolThreads, group_bytes(map), stream>>>(
+          static_cast<T*>(u.data), u.stride, static_cast<const T*>(x.data), x.stride,
+          static_cast<const float*>(beta1.data), x.rows, static_cast<int>(u.cols), lanes, map);
 }
 
 }  // namespace
 
-void CudaBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) { fold(stream_, a_folded, a, beta1, 1, tile); }
+void CudaBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) {
+  fold(stream_, a_folded, a, beta1, 1, tile);
+}
 void CudaBackend::iec_fold_b(Tensor b_folded, Tensor b, Tensor beta2, double scale, bool tile) {
   fold(stream_, b_folded, b, beta2, scale, tile);
 }
@@ -218,9 +223,9 @@ void CudaBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, T
     using T = decltype(zero);
     auto* kernel = aligned16(x) && aligned16(dx) ? &pool_bwd_kernel<T, true> : &pool_bwd_kernel<T, false>;
     kernel<<<static_cast<unsigned>(std::min<int64_t>(x.rows, INT32_MAX)), kPoolThreads, group_bytes(map), stream_>>>(
-        static_cast<T*>(dx.data), dx.stride, static_cast<float*>(partial.data), static_cast<const T*>(du.data), du.stride,
-        static_cast<const T*>(x.data), x.stride, static_cast<const float*>(beta1.data), x.rows, static_cast<int>(x.cols),
-        static_cast<float>(beta), map);
+        static_cast<T*>(dx.data), dx.stride, static_cast<float*>(partial.data), static_cast<const T*>(du.data),
+        du.stride, static_cast<const T*>(x.data), x.stride, static_cast<const float*>(beta1.data), x.rows,
+        static_cast<int>(x.cols), static_cast<float>(beta), map);
   });
   CUDA_LAUNCHED();
 }

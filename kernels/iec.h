@@ -15,7 +15,8 @@ struct IecMap {
   bool tile;
 
   IecMap(int64_t pooled, int64_t expanded, bool tile_means) : tile(tile_means) {
-    IRQ_CHECK(pooled > 0 && expanded > 0 && pooled < (1 << 30) && expanded < (1 << 30), "IEC from %ld to %ld", pooled, expanded);
+    IRQ_CHECK(pooled > 0 && expanded > 0 && pooled < (1 << 30) && expanded < (1 << 30), "IEC from %ld to %ld", pooled,
+              expanded);
     groups = static_cast<int>(std::gcd(pooled, expanded));
     slice = static_cast<int>(pooled / groups);
     repeat = static_cast<int>(expanded / groups);

@@ -1,4 +1,4 @@
-// The skeleton of the elementwise kernels: a (rows, cols) view walked in packs, all loads of a thread before its stores.
+// The skeleton of the elementwise kernels: a (rows, cols) view walked in packs, a thread's loads before its stores.
 #pragma once
 #include <utility>
 
@@ -23,19 +23,21 @@ __device__ __forceinline__ void store_vec(T* p, const Vec<T, kWidth>& x) {
 // Whether packs of `width` elements may be used from column `column` of every row of t.
 inline bool packs_fit(const Tensor& t, int width, int64_t column = 0) {
   const int64_t size = size_of(t.dtype), unit = width * size < 16 ? width * size : 16;
-  return (reinterpret_cast<uintptr_t>(t.data) + static_cast<uintptr_t>(column * size)) % static_cast<uintptr_t>(unit) == 0 &&
+  return (reinterpret_cast<uintptr_t>(t.data) + static_cast<uintptr_t>(column * size)) % static_cast<uintptr_t>(unit) ==
+             0 &&
          (t.rows <= 1 || t.stride * size % unit == 0);
 }
 
 // A kernel body has, for pack widths W:
-//   template <int W> struct State;                                                     what stays in registers in between
+//   template <int W> struct State;                                       what stays in registers in between
 //   template <int W> __device__ void load(int64_t row, int64_t col, State<W>&) const;  every read
 //   template <int W> __device__ void store(int64_t row, int64_t col, State<W>&) const; arithmetic and every write
 // With one phase the compiler could not move a load above the previous pack's store, which may alias it (in place), and
 // each thread would wait for DRAM kUnroll times instead of once.
 constexpr int kMapThreads = 256;
 template <int W, int kUnroll, class Body>
-__global__ void __launch_bounds__(kMapThreads) map_kernel(Body body, int64_t packs, int64_t packs_per_row, int64_t begin) {
+__global__ void __launch_bounds__(kMapThreads)
+    map_kernel(Body body, int64_t packs, int64_t packs_per_row, int64_t begin) {
   typename Body::template State<W> state[kUnroll];
   const int64_t first = int64_t{blockIdx.x} * (kMapThreads * kUnroll) + threadIdx.x;
   int64_t row[kUnroll], col[kUnroll];

@@ -1,10 +1,12 @@
 // What:    fill, axpby, gather_rows, reduce_sum: the memory-bound glue between the larger ops.
 // Math:    x = value;  y = beta y + alpha x;  y[i] = beta y[i] + x[index[i]] (0 for -1);  total = beta total + sum x.
 // Shapes:  fill, axpby (rows, cols); gather_rows y (n, C), x (m, C), index (1, n); reduce_sum x (1, n). Any strides.
-// Cost:    one pass: axpby (beta = 1) on 16384 x 4096 bf16 moves 403 MB, 144 us at 2.8 TB/s; gather_rows of as many rows
-//          268 MB, 96 us; reduce_sum of 2^25 floats 134 MB, 48 us. 2 FLOPs per element at most.
-// Tricky:  reduce_sum's number of partial sums follows from n alone, never from the GPU, so its bits are the same on every
-//          GPU. beta = 0 must not read the output, which may hold NaN.
+// Cost:    one pass: axpby (beta = 1) on 16384 x 4096 bf16 moves 403 MB, 144 us at 2.8 TB/s; gather_rows of as many
+//          rows 268 MB, 96 us; reduce_sum of 2^25 floats 134 MB, 48 us. 2 FLOPs per element at most.
+// Tricky:  reduce_sum's number of partial sums follows from n alone, never from the GPU, so its bits are the same on
+//          every GPU. beta = 0 must not read the output, which may hold NaN.
+#include <algorithm>
+
 #include "kernels/map.cuh"
 
 namespace irq {
@@ -64,7 +66,7 @@ struct AxpbyBody {
 template <class Y, class X>
 void launch_axpby(cudaStream_t stream, Tensor y, Tensor x, const int32_t* index, double alpha, double beta) {
   constexpr int kWidth = 16 / (sizeof(Y) < sizeof(X) ? sizeof(Y) : sizeof(X));
-  const AxpbyBody<Y, X> body{static_cast<Y*>(y.data), static_cast<const X*>(x.data), index, y.stride, x.stride,
+  const AxpbyBody<Y, X> body{static_cast<Y*>(y.data),   static_cast<const X*>(x.data), index, y.stride, x.stride,
                              static_cast<float>(alpha), static_cast<float>(beta)};
   launch_map<kWidth, 2>(stream, body, y.rows, y.cols, packs_fit(y, kWidth) && packs_fit(x, kWidth));
 }
@@ -105,9 +107,8 @@ void CudaBackend::fill(Tensor x, double value) {
 void CudaBackend::axpby(Tensor y, Tensor x, double alpha, double beta) {
   if (y.contiguous() && x.contiguous()) y = y.flat(), x = x.flat();
   dispatch_storage(y.dtype, [&](auto y0) {
-    dispatch_storage(x.dtype, [&](auto x0) {
-      launch_axpby<decltype(y0), decltype(x0)>(stream(), y, x, nullptr, alpha, beta);
-    });
+    dispatch_storage(x.dtype,
+                     [&](auto x0) { launch_axpby<decltype(y0), decltype(x0)>(stream(), y, x, nullptr, alpha, beta); });
   });
 }
 

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/icq_grid.h"
 #include "kernels/nf_codebook.h"
-#include "kernels/quantized_matrix.h"
 
 namespace irq {
 
@@ -64,20 +64,7 @@ inline float block_tau(const QuantizedMatrix& q, int64_t block) {
 // w_hat of a whole block (the last may be short) in fp32; out holds 64. Returns how many weights the block has.
 int nfk_dequant_block(float* out, const QuantizedMatrix& q, const Codebook& book, int64_t block);
 
-// One standard deviation of N(0,1) in units of the block's absmax, as the NF tables see it: 1 / 1.8481308221817017.
-constexpr double kSigmaOfAbsmax = 0.5410872368978237;
-
-// f_i = i * step + start in fp64, i = 0..2n, the last one forced to lambda * sigma; rounded to fp32.
-struct IcqGrid {
-  double start, step, last;
-  int count;
-};
-inline IcqGrid icq_grid(const IcqSpec& spec) {
-  const double half = spec.lambda * kSigmaOfAbsmax;
-  if (spec.n == 0) return {0.0, 0.0, 0.0, 1};  // the median alone
-  return {-half, (half - -half) / (2.0 * spec.n), half, 2 * spec.n + 1};
-}
-std::vector<float> icq_factors(const IcqSpec& spec);  // (2n+1)
+std::vector<float> icq_factors(const IcqSpec& spec);  // (2n+1): icq_grid in fp32
 
 struct IcqChoice {
   int index = 0;      // of the factor; -1: the block holds a NaN or an infinity, and tau is NaN

@@ -1,20 +1,21 @@
 // What:    RMSNorm forward and the gradient of its input; one block per row, the row stays in registers.
-// Math:    rstd = 1 / sqrt(mean(x^2) + eps), y = round_S(x rstd) w;
-//          g = dy w, dx = beta dx + rstd (g - x rstd^2 mean(g x)).
+// Math:    rstd = 1 / sqrt(mean(x^2) + eps), y = round_S(x rstd) w; g = dy w, dx = beta dx + rstd (g - x rstd^2
+//          mean(g x)).
 // Shapes:  x, y, dx, dy (N, C) storage, any row stride; rstd (1, N) float; w (1, C) float.
-// Cost:    forward 2 N C elements: 8192 x 4096 bf16 moves 134 MB, 48 us at 2.8 TB/s; backward 3 N C (4 with beta), 201 MB,
-//          72 us (268 MB, 96 us). 4 and 9 FLOPs per element.
-// Tricky:  the variants differ in how many packs of 16 bytes a thread keeps, so that all of a row's loads are in flight at
-//          once and nothing is read twice. w is read again for every row, but from L1. Rows that are too wide or not
-//          aligned take the same path with one element at a time and a second read of the row (from L1 or L2).
+// Cost:    forward 2 N C elements: 8192 x 4096 bf16 moves 134 MB, 48 us at 2.8 TB/s; backward 3 N C (4 with beta),
+//          201 MB, 72 us (268 MB, 96 us). 4 and 9 FLOPs per element.
+// Tricky:  the variants differ in how many packs of 16 bytes a thread keeps, so that all of a row's loads are in
+//          flight at once and nothing is read twice. w is read again for every row, but from L1. Rows that are too
+//          wide or not aligned take the same path with one element at a time and a second read of the row (from L1 or
+//          L2).
 #include "kernels/map.cuh"
 
 namespace irq {
 namespace {
 
 template <int kThreads, int kPacks, class T>
-__global__ void __launch_bounds__(kThreads) fwd_kernel(T* y, int64_t y_stride, float* rstd, const T* x, int64_t x_stride,
-                                                       const float* w, int64_t cols, float eps) {
+__global__ void __launch_bounds__(kThreads) fwd_kernel(T* y, int64_t y_stride, float* rstd, const T* x,
+                                                       int64_t x_stride, const float* w, int64_t cols, float eps) {
   constexpr int W = Pack<T>::kCount;
   const int64_t row = blockIdx.x;
   Vec<T, W> pack[kPacks];
@@ -46,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(T* y, int64_t y_stride, f
 }
 
 template <int kThreads, class T>
-__global__ void __launch_bounds__(kThreads) fwd_any_kernel(T* y, int64_t y_stride, float* rstd, const T* x, int64_t x_stride,
-                                                           const float* w, int64_t cols, float eps) {
+__global__ void __launch_bounds__(kThreads) fwd_any_kernel(T* y, int64_t y_stride, float* rstd, const T* x,
+                                                           int64_t x_stride, const float* w, int64_t cols, float eps) {
   const int64_t row = blockIdx.x;
   const T* in = x + row * x_stride;
   float squares = 0;
@@ -155,11 +156,12 @@ void CudaBackend::rmsnorm_fwd(Tensor y, Tensor rstd, Tensor x, Tensor w, double 
     const float e = static_cast<float>(eps);
     bool done = x.cols % W == 0 && packs_fit(x, W) && packs_fit(y, W) && packs_fit(w, W);
     done = done && with_variant(x.cols / W, [&](auto threads, auto packs) {
-      fwd_kernel<threads(), packs(), T>
-          <<<rows, threads(), 0, stream()>>>(out, y.stride, rstd.as<float>(), in, x.stride, w.as<float>(), x.cols, e);
-    });
+             fwd_kernel<threads(), packs(), T><<<rows, threads(), 0, stream()>>>(out, y.stride, rstd.as<float>(), in,
+                                                                                 x.stride, w.as<float>(), x.cols, e);
+           });
     if (!done)
-      fwd_any_kernel<256, T><<<rows, 256, 0, stream()>>>(out, y.stride, rstd.as<float>(), in, x.stride, w.as<float>(), x.cols, e);
+      fwd_any_kernel<256, T>
+          <<<rows, 256, 0, stream()>>>(out, y.stride, rstd.as<float>(), in, x.stride, w.as<float>(), x.cols, e);
     CUDA_LAUNCHED();
   });
 }
@@ -171,12 +173,20 @@ void CudaBackend::rmsnorm_bwd(Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor r
   dispatch_storage(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int W = Pack<T>::kCount;
-    const BwdArgs<T> args{static_cast<T*>(dx.data), static_cast<const T*>(dy.data), static_cast<const T*>(x.data),
-                          w.as<float>(), rstd.as<float>(), dx.stride, dy.stride, x.stride, x.cols, static_cast<float>(beta)};
+    const BwdArgs<T> args{static_cast<T*>(dx.data),
+                          static_cast<const T*>(dy.data),
+                          static_cast<const T*>(x.data),
+                          w.as<float>(),
+                          rstd.as<float>(),
+                          dx.stride,
+                          dy.stride,
+                          x.stride,
+                          x.cols,
+                          static_cast<float>(beta)};
     bool done = x.cols % W == 0 && packs_fit(x, W) && packs_fit(dy, W) && packs_fit(dx, W) && packs_fit(w, W);
     done = done && with_variant(x.cols / W, [&](auto threads, auto packs) {
-      bwd_kernel<threads(), packs(), T><<<rows, threads(), 0, stream()>>>(args);
-    });
+             bwd_kernel<threads(), packs(), T><<<rows, threads(), 0, stream()>>>(args);
+           });
     if (!done) bwd_any_kernel<256, T><<<rows, 256, 0, stream()>>>(args);
     CUDA_LAUNCHED();
   });

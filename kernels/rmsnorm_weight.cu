@@ -2,8 +2,11 @@
 // Math:    dw = beta dw + sum over rows of dy x rstd.
 // Shapes:  dy, x (N, C) storage, any row stride; rstd (1, N) float; dw (1, C) float.
 // Cost:    reads dy and x once: 8192 x 4096 bf16 moves 134 MB, 48 us at 2.8 TB/s. 3 FLOPs per element.
-// Tricky:  the rows are split into at most 128 shares, a number that follows from N alone: the order of the sum, hence its
-//          bits, do not depend on the GPU. A lane owns one pack of columns, a warp every 8th row of its block's share.
+// Tricky:  the rows are split into at most 128 shares, a number that follows from N alone: the order of the sum,
+//          hence its bits, do not depend on the GPU. A lane owns one pack of columns, a warp every 8th row of its
+//          block's share.
+#include <algorithm>
+
 #include "kernels/map.cuh"
 
 namespace irq {
@@ -14,9 +17,9 @@ constexpr int64_t kRowsPerShare = 32, kShares = 128;
 
 // partial[share, c] = sum over the share's rows; grid (column blocks, shares).
 template <int W, class T>
-__global__ void __launch_bounds__(kWarps * kWarp) share_kernel(float* partial, const T* dy, int64_t dy_stride, const T* x,
-                                                               int64_t x_stride, const float* rstd, int64_t rows,
-                                                               int64_t cols, int64_t rows_per_share) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    share_kernel(float* partial, const T* dy, int64_t dy_stride, const T* x, int64_t x_stride, const float* rstd,
+                 int64_t rows, int64_t cols, int64_t rows_per_share) {
   __shared__ float sums[kWarps][kWarp * W + 1];  // + 1: the transposed walk below meets every bank once
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t col = (int64_t{blockIdx.x} * kWarp + lane) * W;
@@ -56,8 +59,8 @@ __global__ void __launch_bounds__(kWarps * kWarp) share_kernel(float* partial, c
 }
 
 // dw[c] = beta dw[c] + sum over shares: a warp takes every 8th share, then the 8 sums are added in order.
-__global__ void __launch_bounds__(kWarps * kWarp) total_kernel(float* dw, const float* partial, int64_t shares, int64_t cols,
-                                                               float beta) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    total_kernel(float* dw, const float* partial, int64_t shares, int64_t cols, float beta) {
   __shared__ float sums[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t c = int64_t{blockIdx.x} * kWarp + lane;
@@ -76,11 +79,12 @@ __global__ void __launch_bounds__(kWarps * kWarp) total_kernel(float* dw, const 
 }
 
 template <int W, class T>
-void launch_shares(cudaStream_t stream, float* partial, Tensor dy, Tensor x, Tensor rstd, int64_t shares, int64_t rows_per_share) {
+void launch_shares(cudaStream_t stream, float* partial, Tensor dy, Tensor x, Tensor rstd, int64_t shares,
+                   int64_t rows_per_share) {
   const dim3 grid(static_cast<unsigned>(ceil_div(x.cols, kWarp * W)), static_cast<unsigned>(shares));
   share_kernel<W, T><<<grid, kWarps * kWarp, 0, stream>>>(partial, static_cast<const T*>(dy.data), dy.stride,
-                                                          static_cast<const T*>(x.data), x.stride, rstd.as<float>(), x.rows,
-                                                          x.cols, rows_per_share);
+                                                          static_cast<const T*>(x.data), x.stride, rstd.as<float>(),
+                                                          x.rows, x.cols, rows_per_share);
   CUDA_LAUNCHED();
 }
 
@@ -97,8 +101,7 @@ void CudaBackend::rmsnorm_bwd_weight(Tensor dw, Tensor dy, Tensor x, Tensor rstd
       constexpr int kWidth = Pack<T>::kCount;
       if (x.cols % kWidth == 0 && packs_fit(x, kWidth) && packs_fit(dy, kWidth))
         launch_shares<kWidth, T>(stream(), partial, dy, x, rstd, shares, rows_per_share);
-      else
-        launch_shares<1, T>(stream(), partial, dy, x, rstd, shares, rows_per_share);
+      else launch_shares<1, T>(stream(), partial, dy, x, rstd, shares, rows_per_share);
     });
   total_kernel<<<static_cast<unsigned>(ceil_div(x.cols, kWarp)), kWarps * kWarp, 0, stream()>>>(
       dw.as<float>(), partial, shares, x.cols, static_cast<float>(beta));

@@ -1,10 +1,13 @@
 // What:    rotary position embedding of the query and key heads, in place; the inverse rotation is its backward.
 // Math:    per head, pairs (j, j + D/2) by the angle of the row's position: (a, b) -> (a c - b s, b c + a s).
-// Shapes:  x (N, heads * D), tables (T, D/2) float, positions (1, N). x may be a slice of a wider matrix (q and k of qkv).
-// Cost:    reads and writes x once: N = 8192, 64 heads of 128 in bf16 moves 268 MB, 96 us at 2.8 TB/s. 6 FLOPs per pair.
-// Tricky:  the tables' rows (512 bytes for D = 128) are shared by all heads of a token and come from L1 and L2. A thread
-//          They are read in the store phase: held from the load phase on they would cost 16 registers a pack. A thread
-//          owns both halves of its pairs, so in place is safe. The walk's "columns" are the pairs of a row: heads * D/2.
+// Shapes:  x (N, heads * D), tables (T, D/2) float, positions (1, N). x may be a slice of a wider matrix (q and k of
+//          qkv).
+// Cost:    reads and writes x once: N = 8192, 64 heads of 128 in bf16 moves 268 MB, 96 us at 2.8 TB/s. 6 FLOPs per
+//          pair.
+// Tricky:  the tables' rows (512 bytes for D = 128) are shared by all heads of a token and come from L1 and L2. A
+//          thread They are read in the store phase: held from the load phase on they would cost 16 registers a pack.
+//          A thread owns both halves of its pairs, so in place is safe. The walk's "columns" are the pairs of a row:
+//          heads * D/2.
 #include "kernels/map.cuh"
 
 namespace irq {
@@ -76,9 +79,17 @@ void CudaBackend::rope(Tensor x, Tensor cos_table, Tensor sin_table, Tensor posi
     using T = decltype(zero);
     constexpr int kWidth = 16 / sizeof(T);
     const int half = head_dim / 2;
-    const RopeBody<T> body{static_cast<T*>(x.data), cos_table.as<float>(), sin_table.as<float>(), positions.as<int32_t>(),
-                           x.stride, cos_table.stride, sin_table.stride, half, inverse ? -1.f : 1.f};
-    const bool packed = half % kWidth == 0 && packs_fit(x, kWidth) && packs_fit(cos_table, kWidth) && packs_fit(sin_table, kWidth);
+    const RopeBody<T> body{static_cast<T*>(x.data),
+                           cos_table.as<float>(),
+                           sin_table.as<float>(),
+                           positions.as<int32_t>(),
+                           x.stride,
+                           cos_table.stride,
+                           sin_table.stride,
+                           half,
+                           inverse ? -1.f : 1.f};
+    const bool packed =
+        half % kWidth == 0 && packs_fit(x, kWidth) && packs_fit(cos_table, kWidth) && packs_fit(sin_table, kWidth);
     launch_map<kWidth, 2>(stream(), body, x.rows, x.cols / 2, packed);
   });
 }

@@ -1,10 +1,11 @@
 // What:    SwiGLU, forward and backward.
 // Math:    h = silu(g) u;  du = dh silu(g), dg = dh u s (1 + g (1 - s)) with s = sigmoid(g).
 // Shapes:  h, dh (N, F), gate_up, dgate_up (N, 2F) = [g | u], any strides.
-// Cost:    forward 3 N F elements: 8192 x 11008 bf16 moves 541 MB, 193 us at 2.8 TB/s; backward 5 N F, 902 MB, 322 us.
-//          About 10 and 15 FLOPs per element, with one expf and one division each: hidden behind the traffic.
-// Tricky:  backward may overwrite gate_up: a thread reads g and u of its packs before it writes there. u starts at column
-//          F, so packs need F itself to be aligned. expf(-g) = inf for very negative g gives s = 0: the right limit.
+// Cost:    forward 3 N F elements: 8192 x 11008 bf16 moves 541 MB, 193 us at 2.8 TB/s; backward 5 N F, 902 MB, 322
+//          us. About 10 and 15 FLOPs per element, with one expf and one division each: hidden behind the traffic.
+// Tricky:  backward may overwrite gate_up: a thread reads g and u of its packs before it writes there. u starts at
+//          column F, so packs need F itself to be aligned. expf(-g) = inf for very negative g gives s = 0: the right
+//          limit.
 #include "kernels/map.cuh"
 
 namespace irq {
@@ -91,7 +92,8 @@ void CudaBackend::swiglu_bwd(Tensor dgate_up, Tensor dh, Tensor gate_up) {
     const int64_t f = dh.cols;
     const T* in = static_cast<const T*>(gate_up.data);
     T* out = static_cast<T*>(dgate_up.data);
-    const SwigluBwd<T> body{out, out + f, static_cast<const T*>(dh.data), in, in + f, dgate_up.stride, dh.stride, gate_up.stride};
+    const SwigluBwd<T> body{out,       out + f,       static_cast<const T*>(dh.data), in, in + f, dgate_up.stride,
+                            dh.stride, gate_up.stride};
     const bool packed = packs_fit(dh, kWidth) && packs_fit(gate_up, kWidth) && packs_fit(gate_up, kWidth, f) &&
                         packs_fit(dgate_up, kWidth) && packs_fit(dgate_up, kWidth, f);
     launch_map<kWidth, 2>(stream(), body, dh.rows, f, packed);

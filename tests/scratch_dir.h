@@ -35,7 +35,9 @@ inline std::string read_bytes(const std::string& path) {
   return text.str();
 }
 
+// A new file each time: some file systems flush to the disk when one is truncated and written again.
 inline void write_bytes(const std::string& path, const std::string& bytes) {
+  std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
 
@@ -44,9 +46,7 @@ template <class F>
 std::string error_of(F&& f) {
   try {
     f();
-  } catch (const Error& e) {
-    return e.what();
-  }
+  } catch (const Error& e) { return e.what(); }
   return "";
 }
 

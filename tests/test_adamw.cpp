@@ -23,8 +23,9 @@ struct Scalar {
     params.bias1 = 1 - std::pow(kAdamBeta1, static_cast<double>(t));
     params.bias2 = 1 - std::pow(kAdamBeta2, static_cast<double>(t));
     const auto view = [](double& x, const char* name) { return make_view(&x, DType::F64, 1, 1, name); };
-    cpu_backend(DType::F64).adamw(view(p, "p"), view(m, "m"), view(v, "v"), view(g, "g"), view(norm, "norm"),
-                                  make_view(&params, DType::U8, 1, sizeof(params), "params"), decay);
+    cpu_backend(DType::F64)
+        .adamw(view(p, "p"), view(m, "m"), view(v, "v"), view(g, "g"), view(norm, "norm"),
+               make_view(&params, DType::U8, 1, sizeof(params), "params"), decay);
   }
 };
 

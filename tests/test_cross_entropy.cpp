@@ -11,15 +11,17 @@ IRQ_OP_TESTS(CrossEntropy, cross_entropy_cases());
 
 namespace {
 
-std::vector<double> nll_of(std::vector<double>& logits, std::vector<int32_t> targets, int64_t vocab, bool want_grad, double inv_tokens = 1) {
+std::vector<double> nll_of(std::vector<double>& logits, std::vector<int32_t> targets, int64_t vocab, bool want_grad,
+                           double inv_tokens = 1) {
   const int64_t rows = static_cast<int64_t>(targets.size()), cols = static_cast<int64_t>(logits.size()) / rows;
   std::vector<double> nll(targets.size(), std::nan(""));
   StepParams params;
   params.inv_tokens = inv_tokens;
-  cpu_backend(DType::F64).cross_entropy(make_view(nll.data(), DType::F64, 1, rows, "nll"),
-                                        make_view(logits.data(), DType::F64, rows, cols, "logits"),
-                                        make_view(targets.data(), DType::I32, 1, rows, "targets"),
-                                        make_view(&params, DType::U8, 1, sizeof(params), "params"), vocab, want_grad);
+  cpu_backend(DType::F64)
+      .cross_entropy(make_view(nll.data(), DType::F64, 1, rows, "nll"),
+                     make_view(logits.data(), DType::F64, rows, cols, "logits"),
+                     make_view(targets.data(), DType::I32, 1, rows, "targets"),
+                     make_view(&params, DType::U8, 1, sizeof(params), "params"), vocab, want_grad);
   return nll;
 }
 

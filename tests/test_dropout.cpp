@@ -17,17 +17,19 @@ struct Token {
 };
 
 // dropout of ones in F64 on the CPU: row n for tokens[n].
-std::vector<double> masked_ones(const std::vector<Token>& tokens, int64_t cols, double p, int adapter = 0, uint32_t seed = 17) {
+std::vector<double> masked_ones(const std::vector<Token>& tokens, int64_t cols, double p, int adapter = 0,
+                                uint32_t seed = 17) {
   const int64_t rows = static_cast<int64_t>(tokens.size());
   std::vector<double> x(static_cast<size_t>(rows * cols), 1.0), y(x.size(), std::nan(""));
   std::vector<int32_t> positions, samples;
   for (const Token& t : tokens) positions.push_back(t.position), samples.push_back(t.sample);
   StepParams params;
   params.seed[0] = seed;
-  cpu_backend(DType::F64).dropout(make_view(y.data(), DType::F64, rows, cols, "y"), make_view(x.data(), DType::F64, rows, cols, "x"),
-                                  make_view(positions.data(), DType::I32, 1, rows, "positions"),
-                                  make_view(samples.data(), DType::I32, 1, rows, "samples"),
-                                  make_view(&params, DType::U8, 1, sizeof(params), "params"), adapter, p, 0);
+  cpu_backend(DType::F64)
+      .dropout(make_view(y.data(), DType::F64, rows, cols, "y"), make_view(x.data(), DType::F64, rows, cols, "x"),
+               make_view(positions.data(), DType::I32, 1, rows, "positions"),
+               make_view(samples.data(), DType::I32, 1, rows, "samples"),
+               make_view(&params, DType::U8, 1, sizeof(params), "params"), adapter, p, 0);
   return y;
 }
 
@@ -82,8 +84,9 @@ TEST(DropoutMask, DiffersBetweenAdaptersSamplesPositionsAndSeeds) {
   const std::vector<double> base = masked_ones(sequence(count), cols, 0.5);
   std::vector<Token> later = sequence(count + 1);
   later.erase(later.begin());
-  const std::vector<std::vector<double>> others = {masked_ones(sequence(count), cols, 0.5, 1), masked_ones(sequence(count, 4), cols, 0.5),
-                                                   masked_ones(later, cols, 0.5), masked_ones(sequence(count), cols, 0.5, 0, 18)};
+  const std::vector<std::vector<double>> others = {
+      masked_ones(sequence(count), cols, 0.5, 1), masked_ones(sequence(count, 4), cols, 0.5),
+      masked_ones(later, cols, 0.5), masked_ones(sequence(count), cols, 0.5, 0, 18)};
   const double n = static_cast<double>(base.size());
   for (size_t k = 0; k < others.size(); ++k) {
     double agree = 0;
@@ -115,9 +118,10 @@ TEST(DropoutMask, DeadRowsAreNotRead) {
   double x[4] = {std::nan(""), std::nan(""), 1, 1}, y[4] = {7, 8, 9, 10};
   int32_t positions[2] = {-1, 0}, samples[2] = {0, 0};
   StepParams params;
-  cpu_backend(DType::F64).dropout(make_view(y, DType::F64, 2, 2, "y"), make_view(x, DType::F64, 2, 2, "x"),
-                                  make_view(positions, DType::I32, 1, 2, "positions"), make_view(samples, DType::I32, 1, 2, "samples"),
-                                  make_view(&params, DType::U8, 1, sizeof(params), "params"), 0, 0.0, 0.5);
+  cpu_backend(DType::F64)
+      .dropout(make_view(y, DType::F64, 2, 2, "y"), make_view(x, DType::F64, 2, 2, "x"),
+               make_view(positions, DType::I32, 1, 2, "positions"), make_view(samples, DType::I32, 1, 2, "samples"),
+               make_view(&params, DType::U8, 1, sizeof(params), "params"), 0, 0.0, 0.5);
   EXPECT_EQ(y[0], 3.5);
   EXPECT_EQ(y[1], 4.0);
   EXPECT_EQ(y[2], 5.5);

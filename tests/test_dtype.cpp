@@ -1,10 +1,10 @@
 // bf16 and f16 conversions over all bit patterns, and rounding to nearest even between every two neighbours.
-#include "src/core/dtype.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
+
+#include "src/core/dtype.h"
 
 namespace irq {
 namespace {

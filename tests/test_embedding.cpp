@@ -31,8 +31,9 @@ TEST(EmbeddingBwd, IsTheOneHotProduct) {
 TEST(Embedding, PaddingIsAZeroRowAndTokensSelect) {
   std::vector<float> table = {1, 2, 3, 4, 5, 6}, y(8, NAN);
   std::vector<int32_t> tokens = {2, -1, 0, 2};
-  cpu_backend(DType::F32).embedding_fwd(make_view(y.data(), DType::F32, 4, 2, "y"), make_view(table.data(), DType::F32, 3, 2, "table"),
-                                        make_view(tokens.data(), DType::I32, 1, 4, "tokens"));
+  cpu_backend(DType::F32)
+      .embedding_fwd(make_view(y.data(), DType::F32, 4, 2, "y"), make_view(table.data(), DType::F32, 3, 2, "table"),
+                     make_view(tokens.data(), DType::I32, 1, 4, "tokens"));
   EXPECT_EQ(y, (std::vector<float>{5, 6, 0, 0, 1, 2, 5, 6}));
 }
 

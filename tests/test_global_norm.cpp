@@ -15,8 +15,9 @@ namespace {
 template <class T>
 T norm_of(std::vector<T>& g) {
   T norm = std::nan("");
-  cpu_backend(dtype_of<T>()).global_norm(make_view(&norm, dtype_of<T>(), 1, 1, "norm"),
-                                         make_view(g.data(), dtype_of<T>(), 1, static_cast<int64_t>(g.size()), "g"));
+  cpu_backend(dtype_of<T>())
+      .global_norm(make_view(&norm, dtype_of<T>(), 1, 1, "norm"),
+                   make_view(g.data(), dtype_of<T>(), 1, static_cast<int64_t>(g.size()), "g"));
   return norm;
 }
 

@@ -48,7 +48,8 @@ Mat dense_map(int64_t pooled, int64_t expanded, bool tile) {
   Mat map(expanded, pooled);
   for (int64_t j = 0; j < expanded; ++j)
     for (int64_t i = 0; i < pooled; ++i)
-      if (i / (pooled / g) == (tile ? j % g : j / (expanded / g))) map.at(j, i) = static_cast<double>(g) / static_cast<double>(pooled);
+      if (i / (pooled / g) == (tile ? j % g : j / (expanded / g)))
+        map.at(j, i) = static_cast<double>(g) / static_cast<double>(pooled);
   return map;
 }
 
@@ -92,7 +93,8 @@ struct Result {
 Result run(const Example& e, bool tile, bool folded) {
   Backend& cpu = cpu_backend(DType::F64);
   Mat a = e.a(), b = e.b(), x = e.input(), gy = e.gradient(), beta1(1, 1, e.beta1), beta2(1, 1, e.beta2), one(1, 1, 1);
-  Mat zero_a(e.r, e.h), zero_b(e.o, e.r), p(e.r, e.h), ee(e.o, e.r), a_folded(e.r, e.h), b_folded(e.o, e.r), b_scaled(e.o, e.r);
+  Mat zero_a(e.r, e.h), zero_b(e.o, e.r), p(e.r, e.h), ee(e.o, e.r), a_folded(e.r, e.h), b_folded(e.o, e.r),
+      b_scaled(e.o, e.r);
   cpu.iec_fold_a(p.view("P"), zero_a.view("0"), one.view("1"), tile);
   cpu.iec_fold_b(ee.view("E"), zero_b.view("0"), one.view("1"), 1, tile);
   cpu.iec_fold_a(a_folded.view("A~"), a.view("A"), beta1.view("beta1"), tile);
@@ -107,14 +109,17 @@ Result run(const Example& e, bool tile, bool folded) {
   for (double& g : gv.v) g *= e.s;
   Mat db = times(transposed(gv), u), dx = times(du, folded ? a_folded : a), dbeta1(1, 1, NAN), dbeta2(1, 1, NAN);
   if (folded) cpu.iec_dbeta1(dbeta1.view("dbeta1"), da.view("dA"), tile, 0);
-  else cpu.iec_pool_bwd(dx.view("dx"), dbeta1.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"), tile, 1);
+  else
+    cpu.iec_pool_bwd(dx.view("dx"), dbeta1.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"), tile, 1);
   cpu.iec_dbeta2(dbeta2.view("dbeta2"), db.view("dB"), tile, 0);
-  return {a_folded, b_folded, times(x, transposed(p)), u, times(u, transposed(ee)), y, dx, da, db, dbeta1.v[0], dbeta2.v[0]};
+  return {a_folded,    b_folded,   times(x, transposed(p)), u, times(u, transposed(ee)), y, dx, da, db,
+          dbeta1.v[0], dbeta2.v[0]};
 }
 
 void expect_vec(const char* what, const Vec& out, const Vec& expected) {
   ASSERT_EQ(out.size(), expected.size()) << what;
-  for (size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(out[i], expected[i], 5.1e-9) << what << "[" << i << "]";  // 8 printed digits
+  for (size_t i = 0; i < out.size(); ++i)
+    EXPECT_NEAR(out[i], expected[i], 5.1e-9) << what << "[" << i << "]";  // 8 printed digits
 }
 
 class IecExample : public ::testing::TestWithParam<bool> {};
@@ -123,8 +128,11 @@ TEST_P(IecExample, Interleave) {
   const Result r = run(kOdd, false, GetParam());
   expect_vec("Px", r.px.v, {2.0 / 3, 2.0 / 3, 0.5, 0.5});
   expect_vec("u", r.u.v, {-1.08333333, 1.10416667, -0.6875, 2.8125});
-  expect_vec("Eu", r.eu.v, {0.01041667, 0.01041667, 0.01041667, 0.01041667, 0.01041667, 1.0625, 1.0625, 1.0625, 1.0625, 1.0625});
-  expect_vec("y", r.y.v, {0.59765625, -0.35807292, 0.125, -0.14713542, -0.22395833, 0.46614583, -0.48958333, -0.00651042, -0.27864583, -0.35546875});
+  expect_vec("Eu", r.eu.v,
+             {0.01041667, 0.01041667, 0.01041667, 0.01041667, 0.01041667, 1.0625, 1.0625, 1.0625, 1.0625, 1.0625});
+  expect_vec("y", r.y.v,
+             {0.59765625, -0.35807292, 0.125, -0.14713542, -0.22395833, 0.46614583, -0.48958333, -0.00651042,
+              -0.27864583, -0.35546875});
   expect_vec("dx", r.dx.v, {-0.02994792, 0.09895833, -0.10026042, 0.02473958, -0.01041667, -0.12760417});
   EXPECT_NEAR(r.dbeta1, -0.33333333, 5.1e-9);
   EXPECT_NEAR(r.dbeta2, 1.06640625, 5.1e-9);
@@ -142,7 +150,9 @@ TEST_P(IecExample, Tile) {
   Vec eu;
   for (int j = 0; j < 10; ++j) eu.push_back(j % 2 == 0 ? -0.01041667 : 1.08333333);
   expect_vec("Eu", r.eu.v, eu);
-  expect_vec("y", r.y.v, {0.59505208, -0.484375, 0.12239583, -0.28645833, -0.21354167, 0.45833333, -0.34765625, -0.01432292, -0.14973958, -0.35026042});
+  expect_vec("y", r.y.v,
+             {0.59505208, -0.484375, 0.12239583, -0.28645833, -0.21354167, 0.45833333, -0.34765625, -0.01432292,
+              -0.14973958, -0.35026042});
   EXPECT_NEAR(r.dbeta1, -0.34895833, 5.1e-9);
   EXPECT_NEAR(r.dbeta2, 0.80598958, 5.1e-9);
 }
@@ -155,7 +165,8 @@ TEST_P(IecExample, Divisible) {
              {0.779296875, -0.595703125, 0.2890625, -0.4375, -0.1484375, 0.458984375, -0.287109375, -0.18359375});
 }
 
-INSTANTIATE_TEST_SUITE_P(Paths, IecExample, ::testing::Bool(), [](const auto& info) { return info.param ? "Folded" : "Pooled"; });
+INSTANTIATE_TEST_SUITE_P(Paths, IecExample, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Folded" : "Pooled"; });
 
 // Every op against products with the dense maps. Both sides are F64: 1e-12 is a thousand roundings.
 TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
@@ -166,7 +177,8 @@ TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
       const Mat p = dense_map(h, r, tile);
       const int64_t n = 3;
       Rng rng(4);
-      Mat w(r, h), x(n, h), u(n, r), du(n, r), dx(n, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, 0.5), partial(1, n, NAN);
+      Mat w(r, h), x(n, h), u(n, r), du(n, r), dx(n, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, 0.5),
+          partial(1, n, NAN);
       for (Mat* m : {&w, &x, &u, &du, &dx})
         for (double& value : m->v) value = rng.normal();
       Mat u_out = u, dx_out = dx;
@@ -179,7 +191,8 @@ TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
       cpu.iec_pool_fwd(u_out.view("u"), x.view("x"), beta1.view("beta1"), tile);
       const Mat px = times(x, transposed(p)), dpx = times(du, p);
       for (size_t i = 0; i < u.v.size(); ++i) EXPECT_NEAR(u_out.v[i], u.v[i] + 0.6 * px.v[i], 1e-12);
-      cpu.iec_pool_bwd(dx_out.view("dx"), partial.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"), tile, 0.5);
+      cpu.iec_pool_bwd(dx_out.view("dx"), partial.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"),
+                       tile, 0.5);
       for (size_t i = 0; i < dx.v.size(); ++i) EXPECT_NEAR(dx_out.v[i], 0.5 * dx.v[i] + 0.6 * dpx.v[i], 1e-12);
       double total = 0;
       for (double value : partial.v) total += value;

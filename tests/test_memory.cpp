@@ -15,8 +15,9 @@ template <class To, class From>
 std::vector<To> converted(const std::vector<From>& in) {
   std::vector<To> out(in.size());
   const int64_t n = static_cast<int64_t>(in.size());
-  cpu_backend(DType::F32).copy(make_view(out.data(), dtype_of<To>(), 1, n, "out"),
-                               make_view(const_cast<From*>(in.data()), dtype_of<From>(), 1, n, "in"));
+  cpu_backend(DType::F32)
+      .copy(make_view(out.data(), dtype_of<To>(), 1, n, "out"),
+            make_view(const_cast<From*>(in.data()), dtype_of<From>(), 1, n, "in"));
   return out;
 }
 
@@ -30,11 +31,13 @@ double rounded(double x, int mantissa, int smallest, double overflow, double lar
 double to_half(double x) { return rounded(x, 10, -14, 65520.0, 65504.0); }
 double to_bfloat(double x) { return rounded(x, 7, -126, 0x1.ffp127, 0x1.fep127); }
 
-// Every sign, exponent and leading mantissa bits, with the low 16 bits at, just below and just above the ties of both types.
+// Every sign, exponent and leading mantissa bits, with the low 16 bits at, just below and just above the ties of both
+// types.
 std::vector<float> floats_around_ties() {
   std::vector<float> x;
   for (uint32_t high = 0; high < 0x10000u; ++high)
-    for (const uint32_t low : {0x0000u, 0x0001u, 0x0fffu, 0x1000u, 0x1001u, 0x3000u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+    for (const uint32_t low :
+         {0x0000u, 0x0001u, 0x0fffu, 0x1000u, 0x1001u, 0x3000u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
       x.push_back(std::bit_cast<float>((high << 16) | low));
   return x;
 }
@@ -56,9 +59,18 @@ TEST(Copy, FloatToHalfRoundsToNearestEven) { expect_rounding<F16>(floats_around_
 TEST(Copy, FloatToBfloatRoundsToNearestEven) { expect_rounding<Bf16>(floats_around_ties(), to_bfloat); }
 
 TEST(Copy, DoubleIsRoundedOnce) {
-  std::vector<double> x = {1 + 0x1p-11 + 0x1p-40, 1 + 0x1p-11 - 0x1p-40, 1 + 0x1p-8 + 0x1p-50, 1 + 0x1p-8 - 0x1p-50,
-                           0x1p-25 + 0x1p-60,     65520 - 1e-9,         1e300,                -1e-300,
-                           INFINITY,              -INFINITY,            std::nan(""),         -0.0};
+  std::vector<double> x = {1 + 0x1p-11 + 0x1p-40,
+                           1 + 0x1p-11 - 0x1p-40,
+                           1 + 0x1p-8 + 0x1p-50,
+                           1 + 0x1p-8 - 0x1p-50,
+                           0x1p-25 + 0x1p-60,
+                           65520 - 1e-9,
+                           1e300,
+                           -1e-300,
+                           INFINITY,
+                           -INFINITY,
+                           std::nan(""),
+                           -0.0};
   Rng rng(5);
   for (int i = 0; i < 20000; ++i) {  // within 1e-12 of a tie of either type
     const double step = i % 2 ? 0x1p-11 : 0x1p-8;
@@ -77,7 +89,8 @@ TEST(Copy, WideningIsExactAndComesBack) {
   const auto bfloat_back = converted<Bf16>(converted<double>(bfloat));
   for (uint32_t i = 0; i < 0x10000u; ++i) {
     const uint32_t exponent = (i >> 10) & 31, mantissa = i & 1023;
-    const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, int(exponent) - 25);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, int(exponent) - 25);
     if (exponent != 31) {
       EXPECT_EQ(double(half_wide[i]), i & 0x8000 ? -magnitude : magnitude) << i;
       EXPECT_EQ(half_back[i].bits, i);
@@ -85,16 +98,15 @@ TEST(Copy, WideningIsExactAndComesBack) {
       EXPECT_EQ(std::isinf(half_wide[i]), mantissa == 0) << i;
       EXPECT_EQ(std::isnan(half_wide[i]), mantissa != 0) << i;
     }
-    if (!std::isnan(to_float(bfloat[i]))) {
-      EXPECT_EQ(bfloat_back[i].bits, i);
-    }
+    if (!std::isnan(to_float(bfloat[i]))) { EXPECT_EQ(bfloat_back[i].bits, i); }
   }
 }
 
 TEST(Copy, SameTypeMovesTheBits) {
   std::vector<uint32_t> in = {0x7f800001u, 0xffc12345u, 0x80000000u, 0x00000001u};
   std::vector<uint32_t> out(4);
-  cpu_backend(DType::F32).copy(make_view(out.data(), DType::F32, 2, 2, "out"), make_view(in.data(), DType::F32, 2, 2, "in"));
+  cpu_backend(DType::F32)
+      .copy(make_view(out.data(), DType::F32, 2, 2, "out"), make_view(in.data(), DType::F32, 2, 2, "in"));
   EXPECT_EQ(out, in);
 }
 
@@ -128,9 +140,9 @@ void expect_cuda_as_cpu(const std::vector<From>& in) {
   size_t wrong = 0;
   for (size_t i = 0; i < in.size(); ++i) {
     if constexpr (std::is_same_v<To, float>)
-      wrong += std::isnan(want[i]) ? !std::isnan(got[i]) : std::bit_cast<uint32_t>(want[i]) != std::bit_cast<uint32_t>(got[i]);
-    else
-      wrong += std::isnan(to_float(want[i])) ? !std::isnan(to_float(got[i])) : want[i].bits != got[i].bits;
+      wrong += std::isnan(want[i]) ? !std::isnan(got[i])
+                                   : std::bit_cast<uint32_t>(want[i]) != std::bit_cast<uint32_t>(got[i]);
+    else wrong += std::isnan(to_float(want[i])) ? !std::isnan(to_float(got[i])) : want[i].bits != got[i].bits;
   }
   EXPECT_EQ(wrong, 0u) << name_of(dtype_of<From>()) << " to " << name_of(dtype_of<To>());
 }
@@ -159,7 +171,9 @@ TEST(GatherRows, InverseIndexIsTheTranspose) {
   for (double& v : x) v = rng.normal();
   for (double& v : dy) v = rng.normal();
   Backend& b = cpu_backend(DType::F64);
-  const auto view = [](std::vector<double>& v, int64_t rows) { return make_view(v.data(), DType::F64, rows, kCols, "v"); };
+  const auto view = [](std::vector<double>& v, int64_t rows) {
+    return make_view(v.data(), DType::F64, rows, kCols, "v");
+  };
   b.gather_rows(view(y, kTo), view(x, kFrom), make_view(index.data(), DType::I32, 1, kTo, "index"), 0.0);
   b.gather_rows(view(dx, kFrom), view(dy, kTo), make_view(inverse.data(), DType::I32, 1, kFrom, "inverse"), 0.0);
   double left = 0, right = 0;
@@ -175,7 +189,8 @@ TEST(GatherRows, InverseIndexIsTheTranspose) {
 
 TEST(Axpby, BetaZeroNeverReadsTheOutput) {
   std::vector<double> y(4, std::nan("")), x = {1, 2, 3, 4};
-  cpu_backend(DType::F64).axpby(make_view(y.data(), DType::F64, 1, 4, "y"), make_view(x.data(), DType::F64, 1, 4, "x"), 2.0, 0.0);
+  cpu_backend(DType::F64)
+      .axpby(make_view(y.data(), DType::F64, 1, 4, "y"), make_view(x.data(), DType::F64, 1, 4, "x"), 2.0, 0.0);
   EXPECT_EQ(y, (std::vector<double>{2, 4, 6, 8}));
 }
 

@@ -32,7 +32,8 @@ TEST(RmsnormFwd, ZeroRowGivesZeros) {
 
 struct Norm {
   static constexpr int64_t kN = 3, kC = 11;
-  std::vector<double> x = std::vector<double>(kN * kC), w = std::vector<double>(kC), dy = x, y = x, rstd = std::vector<double>(kN);
+  std::vector<double> x = std::vector<double>(kN * kC), w = std::vector<double>(kC), dy = x, y = x,
+                      rstd = std::vector<double>(kN);
   Norm() {
     Rng rng(11);
     for (auto* v : {&x, &w, &dy})
@@ -91,8 +92,17 @@ TEST(RmsnormBwdWeight, SameBitsForAnyNumberOfThreads) {
   EXPECT_EQ(one[0], five[0]);
 }
 
-// The normalised row is rounded to bf16 before the weight multiplies it (as Hugging Face's LLaMA does): from the kernel's
-// own rstd, both roundings can be redone on the host, bit for bit. 1 - eps weights make the two orders differ.
+// Two runs on the GPU give the same bits, whatever the schedule of its blocks.
+TEST(RmsnormBwdWeight, CudaIsDeterministic) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const OpCase c = rmsnorm_bwd_weight_case(3000, 520, 1.0);
+  const HostArgs in = make_inputs(c);
+  const HostArgs first = run_case(c, cuda_backend(DType::BF16), in);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(run_case(c, cuda_backend(DType::BF16), in)[0], first[0]);
+}
+
+// The normalised row is rounded to bf16 before the weight multiplies it (as Hugging Face's LLaMA does): from the
+// kernel's own rstd, both roundings can be redone on the host, bit for bit.
 TEST(RmsnormFwd, CudaRoundsBeforeTheWeight) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const int64_t cols : {64, 37, 4096}) {

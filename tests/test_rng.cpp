@@ -33,7 +33,8 @@ TEST(Philox, EveryCounterBitMatters) {
     uint32_t c[4] = {1, 2, 3, 4};
     c[bit / 32] ^= 1u << (bit % 32);
     const Philox4 r = philox({c[0], c[1], c[2], c[3]}, 5, 6);
-    const int flipped = std::popcount(r.x ^ base.x) + std::popcount(r.y ^ base.y) + std::popcount(r.z ^ base.z) + std::popcount(r.w ^ base.w);
+    const int flipped = std::popcount(r.x ^ base.x) + std::popcount(r.y ^ base.y) + std::popcount(r.z ^ base.z) +
+                        std::popcount(r.w ^ base.w);
     EXPECT_NEAR(flipped, 64, 23) << "bit " << bit;
   }
 }
@@ -122,7 +123,8 @@ TEST(Rng, StreamsAreIndependent) {
     return x;
   };
   const std::vector<double> base = draws(5, 0, 0);
-  const std::vector<std::vector<double>> others = {draws(5, 1, 0), draws(6, 0, 0), draws(5, 1ull << 32, 0), draws(5ull | 1ull << 32, 0, 0), draws(5, 0, 1)};
+  const std::vector<std::vector<double>> others = {draws(5, 1, 0), draws(6, 0, 0), draws(5, 1ull << 32, 0),
+                                                   draws(5ull | 1ull << 32, 0, 0), draws(5, 0, 1)};
   for (size_t k = 0; k < others.size(); ++k) {
     double dot = 0;
     for (int i = 0; i < kDraws; ++i) dot += base[static_cast<size_t>(i)] * others[k][static_cast<size_t>(i)];

@@ -25,7 +25,8 @@ TEST(Rope, IsAComplexRotationOfHalfSplitPairs) {
           double& b = want[size_t((i * kH + h) * kD + j + kHalf)];
           const double position = in[3][size_t(i)];
           const double angle = rope_angle(int64_t(position) * kHalf + j, kD);
-          const std::complex<double> z = position < 0 ? 0.0 : std::complex(a, b) * std::polar(1.0, inverse ? -angle : angle);
+          const std::complex<double> z =
+              position < 0 ? 0.0 : std::complex(a, b) * std::polar(1.0, inverse ? -angle : angle);
           a = z.real(), b = z.imag();
         }
     EXPECT_LE(relative_l2(run_case(c, cpu_backend(DType::F64), in)[0], want), 1e-14);  // a few F64 roundings

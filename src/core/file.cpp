@@ -101,8 +101,8 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   const bool known = fstat(fd, &s) == 0;
   if (!known || !S_ISREG(s.st_mode)) {
     close(fd);
-    throw Error(path + (known && S_ISDIR(s.st_mode) ? ": is a folder, where a file was expected"
-                                                    : ": is not a regular file"));
+    throw Error(path +
+                (known && S_ISDIR(s.st_mode) ? ": is a folder, where a file was expected" : ": is not a regular file"));
   }
   size_ = s.st_size;
   void* map = size_ > 0 ? mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
@@ -132,7 +132,8 @@ void MappedFile::will_need(int64_t begin, int64_t bytes) const {
 }
 
 void MappedFile::dont_need(int64_t begin, int64_t bytes) const {
-  const int64_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;  // whole pages only
+  const int64_t first = (begin + kPage - 1) / kPage * kPage,
+                last = (begin + bytes) / kPage * kPage;  // whole pages only
   if (last > first)
     madvise(const_cast<unsigned char*>(data_) + first, static_cast<size_t>(last - first), MADV_DONTNEED);
 }
@@ -147,7 +148,8 @@ AtomicFile::AtomicFile(const std::string& path, int64_t expected_bytes) : shown_
       if (realpath(path.c_str(), resolved)) path_ = resolved;
     }
     if (stat(path_.c_str(), &s) == 0 && !S_ISREG(s.st_mode))
-      throw Error(path + (S_ISDIR(s.st_mode) ? ": is a folder, where a file is to be written" : ": is not a regular file"));
+      throw Error(path +
+                  (S_ISDIR(s.st_mode) ? ": is a folder, where a file is to be written" : ": is not a regular file"));
   }
   temp_path_ = path_ + ".tmp";
   struct statvfs disk;
@@ -155,9 +157,10 @@ AtomicFile::AtomicFile(const std::string& path, int64_t expected_bytes) : shown_
     const double free_bytes = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
     if (free_bytes < static_cast<double>(expected_bytes))
       throw Error(path + ": not enough disk space to write it")
-          .line("needs", with_commas(expected_bytes) + " bytes (" + human_bytes(static_cast<double>(expected_bytes)) + ")")
-          .line("free", with_commas(static_cast<long long>(free_bytes)) + " bytes (" + human_bytes(free_bytes) + ") in " +
-                            parent_path(path_))
+          .line("needs",
+                with_commas(expected_bytes) + " bytes (" + human_bytes(static_cast<double>(expected_bytes)) + ")")
+          .line("free", with_commas(static_cast<long long>(free_bytes)) + " bytes (" + human_bytes(free_bytes) +
+                            ") in " + parent_path(path_))
           .line("try", "free some space, or name a file on another disk");
   }
   fd_ = open_locked(temp_path_, false);
@@ -212,7 +215,8 @@ void AtomicFile::write(const void* data, int64_t bytes) {
 }
 
 void AtomicFile::write_at(int64_t offset, const void* data, int64_t bytes) {
-  IRQ_CHECK(offset >= 0 && bytes >= 0 && offset + bytes <= written_, "write_at [%ld, +%ld) of %ld", offset, bytes, written_);
+  IRQ_CHECK(offset >= 0 && bytes >= 0 && offset + bytes <= written_, "write_at [%ld, +%ld) of %ld", offset, bytes,
+            written_);
   flush();
   write_all(static_cast<const unsigned char*>(data), bytes, offset);
 }

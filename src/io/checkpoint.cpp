@@ -31,7 +31,8 @@ void validate_config(const ModelConfig& c, const std::string& path) {
 ModelConfig get_config(FlatReader& file, DType* dtype) {
   HeaderFields& f = file.fields();
   ModelConfig c;
-  for (int64_t* x : {&c.dim, &c.ffn, &c.layers, &c.heads, &c.kv_heads, &c.head_dim, &c.vocab, &c.max_seq}) *x = f.get_i32();
+  for (int64_t* x : {&c.dim, &c.ffn, &c.layers, &c.heads, &c.kv_heads, &c.head_dim, &c.vocab, &c.max_seq})
+    *x = f.get_i32();
   c.tied = f.get_i32() != 0;
   c.bos = f.get_i32();
   c.eos = f.get_i32();
@@ -124,7 +125,8 @@ IrqReader::IrqReader(const std::string& path) : file_(path, FileKind::quantized)
   info_.source_hash = f.get_u64();
   validate(info_.format, path);
   Layout layout = irq_layout(info_.config, info_.dtype, info_.format, path);
-  file_.check_size(strf("%s, quantized to %d bits", summary(info_.config, info_.dtype).c_str(), info_.format.bits), &layout);
+  file_.check_size(strf("%s, quantized to %d bits", summary(info_.config, info_.dtype).c_str(), info_.format.bits),
+                   &layout);
   file_.set_layout(std::move(layout));
 }
 
@@ -179,11 +181,12 @@ IrqWriter::IrqWriter(const std::string& path, const IrqInfo& info)
       file_(path, FileKind::quantized, irq_fields(info), checked_irq_layout(path, info)),
       entropy_(static_cast<size_t>(14 * info.config.layers)) {}
 
-void IrqWriter::write_matrix(const std::string& name, const QuantizedMatrix& q, double entropy_plain, double entropy_stored) {
+void IrqWriter::write_matrix(const std::string& name, const QuantizedMatrix& q, double entropy_plain,
+                             double entropy_stored) {
   LinearShape shape{};
   const int64_t index = linear_index(info_.config, name, &shape);
-  IRQ_CHECK(index >= 0 && q.rows == shape.out && q.cols == shape.in, "%s (%ld x %ld) is no linear of this model", name.c_str(),
-            q.rows, q.cols);
+  IRQ_CHECK(index >= 0 && q.rows == shape.out && q.cols == shape.in, "%s (%ld x %ld) is no linear of this model",
+            name.c_str(), q.rows, q.cols);
   const QuantFormat &a = q.format, &b = info_.format;
   IRQ_CHECK(a.kind == b.kind && a.bits == b.bits && a.group == b.group && a.scale == b.scale && a.shift == b.shift,
             "%s is in another format than its file", name.c_str());
@@ -200,7 +203,8 @@ void IrqWriter::write_matrix(const std::string& name, const QuantizedMatrix& q, 
   IRQ_CHECK(q.map && q.map.dtype == DType::F32 && q.map.numel() == 256, "%s has no 8-bit map", name.c_str());
   const float* map = q.map.as<float>();
   if (map_.empty()) map_.assign(map, map + 256);
-  IRQ_CHECK(std::memcmp(map_.data(), map, 256 * sizeof(float)) == 0, "%s has another 8-bit map than the rest", name.c_str());
+  IRQ_CHECK(std::memcmp(map_.data(), map, 256 * sizeof(float)) == 0, "%s has another 8-bit map than the rest",
+            name.c_str());
 }
 
 uint64_t IrqWriter::finish() {

@@ -66,10 +66,10 @@ class BaseWriter {
 // ---- quantized base --------------------------------------------------------------------------------------------------
 struct IrqInfo {
   ModelConfig config;
-  DType dtype = DType::F32;     // of embed and head: the source's
+  DType dtype = DType::F32;  // of embed and head: the source's
   QuantFormat format;
-  IcqSpec icq;                  // how tau was searched; without meaning where format.shift is none
-  uint64_t source_hash = 0;     // BaseReader::hash() of what was quantized
+  IcqSpec icq;               // how tau was searched; without meaning where format.shift is none
+  uint64_t source_hash = 0;  // BaseReader::hash() of what was quantized
 };
 
 class IrqReader {
@@ -82,13 +82,13 @@ class IrqReader {
   uint64_t hash() const { return file_.hash(); }
   const std::string& path() const { return file_.path(); }
   const Layout& layout() const { return file_.layout(); }
-  Tensor tensor(const std::string& name);             // embed, norms, head (or embed where tied); any single part
+  Tensor tensor(const std::string& name);  // embed, norms, head (or embed where tied); any single part
   bool is_matrix(const std::string& name) const { return linear_index(info_.config, name) >= 0; }
-  QuantizedMatrix matrix(const std::string& name);    // "layers.3.wq": host views
+  QuantizedMatrix matrix(const std::string& name);  // "layers.3.wq": host views
   // Mean code entropy in bits per weight: {without calibration, as stored}. Of one matrix; of all, weighted by size.
   std::array<double, 2> entropy(const std::string& name);
   std::array<double, 2> mean_entropy();
-  void dont_need(const std::string& name);            // a plain tensor or a whole matrix
+  void dont_need(const std::string& name);  // a plain tensor or a whole matrix
   void verify_all(const ByteProgress& progress = {}) { file_.verify_all(progress); }
   FlatReader& file() { return file_; }
 
@@ -121,12 +121,12 @@ struct NamedArray {
 };
 
 struct AdapterFile {
-  std::string method;       // "ir-qlora", ...: at most 31 characters
+  std::string method;  // "ir-qlora", ...: at most 31 characters
   int64_t rank = 0;
   double alpha = 0, dropout = 0;
-  uint32_t targets = 0;     // bit i: the i-th of layer_linears() has an adapter
-  bool tile = false;        // IEC's folding repeats its input where the widths do not divide
-  uint64_t base_hash = 0;   // of the .bin or .irq it was trained on
+  uint32_t targets = 0;             // bit i: the i-th of layer_linears() has an adapter
+  bool tile = false;                // IEC's folding repeats its input where the widths do not divide
+  uint64_t base_hash = 0;           // of the .bin or .irq it was trained on
   std::vector<NamedArray> tensors;  // "layers.N.wq.A" (R, in), ".B" (out, R), ".beta1", ".beta2", ...
   const NamedArray* find(const std::string& name) const;
 };

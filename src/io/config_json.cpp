@@ -23,7 +23,8 @@ class ConfigReader {
   const Json& at(const char* key) const { return json_.at(key); }
   int64_t integer(const char* key, int64_t fallback) const {  // fallback < 0: the key must be there
     if (!given(key)) {
-      if (fallback < 0) throw Error(path_ + ": has no " + key).line("likely", "not a model's config.json, or a cut one");
+      if (fallback < 0)
+        throw Error(path_ + ": has no " + key).line("likely", "not a model's config.json, or a cut one");
       return fallback;
     }
     if (!at(key).is_number_integer()) throw wrong_type(key, "a whole number");
@@ -50,7 +51,8 @@ class ConfigReader {
   int32_t token(const char* key, int32_t fallback) const {
     if (!given(key)) return fallback;
     const Json& x = at(key).is_array() && !at(key).empty() ? at(key).front() : at(key);
-    if (!x.is_number_integer() || x.get<int64_t>() < 0 || x.get<int64_t>() > INT32_MAX) throw wrong_type(key, "a token id");
+    if (!x.is_number_integer() || x.get<int64_t>() < 0 || x.get<int64_t>() > INT32_MAX)
+      throw wrong_type(key, "a token id");
     return x.get<int32_t>();
   }
 
@@ -97,7 +99,8 @@ double check_rope(const ConfigReader& r, const char* key, double theta) {
   for (const char* name : {"rope_type", "type"})
     if (rope.contains(name) && rope.at(name).is_string()) kind = rope.at(name).get<std::string>();
   const bool plain = kind == "default" && !rope.contains("factor");
-  if (!plain) throw r.refuse(std::string(key) + " = " + rope.dump().substr(0, 80) + " (stretched positions are not supported)");
+  if (!plain)
+    throw r.refuse(std::string(key) + " = " + rope.dump().substr(0, 80) + " (stretched positions are not supported)");
   return rope.contains("rope_theta") && rope.at("rope_theta").is_number() ? rope.at("rope_theta").get<double>() : theta;
 }
 
@@ -110,7 +113,8 @@ ModelConfig model_config_from_json(const std::string& path) {
   } catch (const Json::parse_error& e) {
     throw Error(path + ": is not valid JSON").line("found", strf("an error at byte %zu", e.byte));
   }
-  if (!json.is_object()) throw Error(path + ": is not a model's config.json").line("expected", "an object {\"hidden_size\": ...}");
+  if (!json.is_object())
+    throw Error(path + ": is not a model's config.json").line("expected", "an object {\"hidden_size\": ...}");
   const ConfigReader r(path, std::move(json));
   refuse_other_models(r);
   ModelConfig c;

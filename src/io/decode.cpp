@@ -30,7 +30,8 @@ std::vector<float> block_scales(const QuantizedMatrix& q) {
       s[static_cast<size_t>(b)] = q.scales.as<float>()[b];
       continue;
     }
-    const float scaled = q.map.as<float>()[q.scale_codes.as<uint8_t>()[b]] * q.scale_groups.as<float>()[b / kScaleGroup];
+    const float scaled =
+        q.map.as<float>()[q.scale_codes.as<uint8_t>()[b]] * q.scale_groups.as<float>()[b / kScaleGroup];
     s[static_cast<size_t>(b)] = scaled + *q.scale_offset.as<float>();  // two roundings
   }
   return s;
@@ -40,7 +41,8 @@ std::vector<float> block_taus(const QuantizedMatrix& q) {
   std::vector<float> tau(static_cast<size_t>(q.blocks()));
   if (!q.has_tau()) return tau;
   for (int64_t b = 0; b < q.blocks(); ++b)
-    tau[static_cast<size_t>(b)] = q.map.as<float>()[q.tau_codes.as<uint8_t>()[b]] * q.tau_groups.as<float>()[b / kScaleGroup];
+    tau[static_cast<size_t>(b)] =
+        q.map.as<float>()[q.tau_codes.as<uint8_t>()[b]] * q.tau_groups.as<float>()[b / kScaleGroup];
   return tau;
 }
 

@@ -12,7 +12,10 @@ namespace {
 constexpr int kTableHashSlot = 4, kHeaderHashSlot = 254;
 
 int32_t magic_of(FileKind kind) {  // the ASCII letters IRQB, IRQQ, IRQA, IRQS in the file's first four bytes
-  const char letter = kind == FileKind::base ? 'B' : kind == FileKind::quantized ? 'Q' : kind == FileKind::adapter ? 'A' : 'S';
+  const char letter = kind == FileKind::base        ? 'B'
+                      : kind == FileKind::quantized ? 'Q'
+                      : kind == FileKind::adapter   ? 'A'
+                                                    : 'S';
   const char text[4] = {'I', 'R', 'Q', letter};
   int32_t magic;
   std::memcpy(&magic, text, 4);
@@ -109,13 +112,15 @@ FlatReader::FlatReader(const std::string& path, FileKind kind) : file_(path), ki
         .line("likely", "a disk or transfer error after the file was written")
         .line("try", remedy(kind, path));
   if (version != kFileVersion)
-    throw Error(path + (version > kFileVersion ? ": made by a newer version of these tools" : ": of an unknown version"))
+    throw Error(path +
+                (version > kFileVersion ? ": made by a newer version of these tools" : ": of an unknown version"))
         .line("expected", strf("file version %d", kFileVersion))
         .line("found", strf("file version %d", version))
         .line("try", version > kFileVersion ? "update these tools (git pull && make)" : remedy(kind, path));
   payload_bytes_ = get64(fields_, 2);
   if (payload_bytes_ < 0 || payload_bytes_ > int64_t{1} << 60)
-    throw Error(path + ": the header claims an impossible size").line("found", with_commas(payload_bytes_) + " payload bytes");
+    throw Error(path + ": the header claims an impossible size")
+        .line("found", with_commas(payload_bytes_) + " payload bytes");
   payload_offset_ = table_offset_end(payload_bytes_);
 }
 
@@ -177,7 +182,8 @@ Tensor FlatReader::tensor(const std::string& name) {
 }
 
 Tensor FlatReader::view(const TensorSpec& spec) {
-  IRQ_CHECK(spec.offset >= 0 && spec.offset + spec.bytes() <= payload_bytes_, "%s is outside the payload", spec.name.c_str());
+  IRQ_CHECK(spec.offset >= 0 && spec.offset + spec.bytes() <= payload_bytes_, "%s is outside the payload",
+            spec.name.c_str());
   verify(spec.offset, spec.bytes(), spec.name);
   void* data = const_cast<unsigned char*>(file_.data()) + payload_offset_ + spec.offset;
   return make_view(data, spec.dtype, spec.rows, spec.cols, spec.name.c_str());
@@ -231,7 +237,8 @@ void FlatReader::throw_damaged(int64_t chunk, const std::string& tensor_name) {
   const uint64_t found = hash_bytes(file_.data() + payload_offset_ + begin, static_cast<size_t>(end - begin));
   throw Error(path() + ": the data is damaged")
       .line("tensor", where)
-      .line("bytes", with_commas(payload_offset_ + begin) + " to " + with_commas(payload_offset_ + end) + " of the file")
+      .line("bytes",
+            with_commas(payload_offset_ + begin) + " to " + with_commas(payload_offset_ + end) + " of the file")
       .line("expected", "checksum " + hex(expected))
       .line("found", "checksum " + hex(found))
       .line("likely", "a disk or transfer error after the file was written")
@@ -285,7 +292,8 @@ void FlatWriter::write(const std::string& name, const void* data, int64_t bytes)
 
 uint64_t FlatWriter::finish() {
   IRQ_CHECK(!next(), "finish() before %s is written", next()->name.c_str());
-  IRQ_CHECK(payload_written_ == layout_.payload_bytes(), "payload: %ld bytes of %ld", payload_written_, layout_.payload_bytes());
+  IRQ_CHECK(payload_written_ == layout_.payload_bytes(), "payload: %ld bytes of %ld", payload_written_,
+            layout_.payload_bytes());
   std::vector<unsigned char> table(static_cast<size_t>(payload_offset_ - kHeaderBytes));
   if (!table_.empty()) std::memcpy(table.data(), table_.data(), 8 * table_.size());
   put64(fields_, kTableHashSlot, hash_bytes(table.data(), table.size()));

@@ -25,9 +25,24 @@ constexpr int32_t kFileVersion = 1;
 
 // What a file is, by its first bytes. The first four are this engine's own.
 enum class FileKind {
-  base, quantized, adapter, state, config_json,          // what the tools take
-  safetensors, gguf, pytorch, llama2c, llmc, folder,     // what irq_convert takes
-  lfs_pointer, web_page, empty, unknown                  // what is usually a mistake
+  // What the tools take.
+  base,
+  quantized,
+  adapter,
+  state,
+  config_json,
+  // What irq_convert takes.
+  safetensors,
+  gguf,
+  pytorch,
+  llama2c,
+  llmc,
+  folder,
+  // What is usually a mistake.
+  lfs_pointer,
+  web_page,
+  empty,
+  unknown
 };
 FileKind sniff(const std::string& path);
 const char* describe(FileKind kind);  // "a base model (.bin)"
@@ -63,7 +78,9 @@ class FlatReader {
   const std::string& path() const { return file_.path(); }
   int64_t payload_bytes() const { return payload_bytes_; }  // as the header says
   int64_t file_bytes() const { return file_.size(); }
-  uint64_t hash() const { return hash_; }  // identifies the content: covers the fields and, through the table, every byte
+  uint64_t hash() const {
+    return hash_;
+  }  // identifies the content: covers the fields and, through the table, every byte
 
   // Compares the header with the file's size and checks the table. `what` describes the header ("LLaMA, ..., bf16").
   // With a layout, its size is compared first, and a file cut short names its first incomplete tensor.

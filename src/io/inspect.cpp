@@ -11,24 +11,27 @@ std::string row(const char* label, const std::string& text) { return strf("  %-9
 
 std::string config_rows(const ModelConfig& c) {
   return row("model", describe(c)) +
-         row("size", with_commas(total_parameters(c)) + " parameters, " + with_commas(linear_weights(c)) + " in linears") +
+         row("size",
+             with_commas(total_parameters(c)) + " parameters, " + with_commas(linear_weights(c)) + " in linears") +
          row("heads", strf("%ld of width %ld, %ld key/value heads", c.heads, c.head_dim, c.kv_heads)) +
-         row("positions", strf("%ld, RoPE theta %g", c.max_seq, c.rope_theta)) + row("norm eps", strf("%g", c.norm_eps)) +
-         row("tokens", strf("bos %d, eos %d", c.bos, c.eos)) + row("head", c.tied ? "tied to embed" : "its own matrix");
+         row("positions", strf("%ld, RoPE theta %g", c.max_seq, c.rope_theta)) +
+         row("norm eps", strf("%g", c.norm_eps)) + row("tokens", strf("bos %d, eos %d", c.bos, c.eos)) +
+         row("head", c.tied ? "tied to embed" : "its own matrix");
 }
 
 std::string format_text(const QuantFormat& f) {
   return strf("%s%d, blocks of %d, scales %s, shift %s", f.kind == QuantKind::nf ? "NF" : "INT", f.bits, f.group,
-              f.scale == ScaleKind::f32 ? "f32" : "8-bit",
-              f.shift == ShiftKind::tau ? "tau (ICQ)" : "none");
+              f.scale == ScaleKind::f32 ? "f32" : "8-bit", f.shift == ShiftKind::tau ? "tau (ICQ)" : "none");
 }
 
 // Reads everything; returns the rows that say so.
 std::string verified_rows(FlatReader& file, const ByteProgress& progress) {
   file.verify_all(progress);
   return row("tensors", with_commas(static_cast<long long>(file.layout().tensors().size()))) +
-         row("file", with_commas(file.file_bytes()) + " bytes (" + human_bytes(static_cast<double>(file.file_bytes())) + ")") +
-         row("hash", strf("%016lx", file.hash())) + row("contents", strf("whole; %ld checksums agree", file.chunks() + 2));
+         row("file",
+             with_commas(file.file_bytes()) + " bytes (" + human_bytes(static_cast<double>(file.file_bytes())) + ")") +
+         row("hash", strf("%016lx", file.hash())) +
+         row("contents", strf("whole; %ld checksums agree", file.chunks() + 2));
 }
 
 std::string base_summary(const std::string& path, const ByteProgress& progress) {
@@ -39,7 +42,8 @@ std::string base_summary(const std::string& path, const ByteProgress& progress) 
 
 std::string irq_summary(const std::string& path, const ByteProgress& progress) {
   IrqReader r(path);
-  std::string text = config_rows(r.config()) + row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
+  std::string text = config_rows(r.config()) +
+                     row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
                      row("linears", format_text(r.format()));
   if (r.format().shift == ShiftKind::tau)
     text += row("ICQ", strf("lambda %g, n %d, entropy %s", r.info().icq.lambda, r.info().icq.n,
@@ -116,7 +120,8 @@ std::string inspect_tensors(const std::string& path) {
   with_file(path, [&](FlatReader& file) {
     for (const TensorSpec& t : file.layout().tensors())
       text += strf("%-32s %-5s %22s %16s %16s\n", t.name.c_str(), name_of(t.dtype),
-                   strf("(%ld, %ld)", t.rows, t.cols).c_str(), with_commas(t.offset).c_str(), with_commas(t.bytes()).c_str());
+                   strf("(%ld, %ld)", t.rows, t.cols).c_str(), with_commas(t.offset).c_str(),
+                   with_commas(t.bytes()).c_str());
   });
   return text;
 }

@@ -20,10 +20,11 @@ std::string inspect_entropy(const std::string& path, const ByteProgress& progres
 void dump_tensor(const std::string& path, const std::string& name, const std::string& npy_path);
 
 // ---- plain host decoding of a quantized matrix, the same arithmetic as the dequantization op ---------------------------
-std::vector<uint8_t> unpack_codes(const QuantizedMatrix& q);      // (rows * cols)
-std::vector<float> block_scales(const QuantizedMatrix& q);        // (blocks): s_hat
-std::vector<float> block_taus(const QuantizedMatrix& q);          // (blocks): tau_hat, 0 where the format has none
-std::vector<float> block_entropies(const QuantizedMatrix& q);     // (blocks): bits per weight
-std::vector<float> dequantize_on_host(const QuantizedMatrix& q);  // (rows * cols), before any rounding to a storage type
+std::vector<uint8_t> unpack_codes(const QuantizedMatrix& q);   // (rows * cols)
+std::vector<float> block_scales(const QuantizedMatrix& q);     // (blocks): s_hat
+std::vector<float> block_taus(const QuantizedMatrix& q);       // (blocks): tau_hat, 0 where the format has none
+std::vector<float> block_entropies(const QuantizedMatrix& q);  // (blocks): bits per weight
+std::vector<float> dequantize_on_host(
+    const QuantizedMatrix& q);  // (rows * cols), before any rounding to a storage type
 
 }  // namespace irq

@@ -30,9 +30,9 @@ void walk(const ModelConfig& c, DType dtype, Plain plain, Linear linear) {
 
 void Layout::add(std::string name, DType dtype, int64_t rows, int64_t cols, const std::string& subject) {
   int64_t count = 0, bytes = 0, offset = 0, end = 0;
-  const bool overflow = __builtin_mul_overflow(rows, cols, &count) || __builtin_mul_overflow(count, size_of(dtype), &bytes) ||
-                        __builtin_add_overflow(payload_bytes_, kTensorAlign - 1, &offset) ||
-                        __builtin_add_overflow(offset, bytes, &end);
+  const bool overflow =
+      __builtin_mul_overflow(rows, cols, &count) || __builtin_mul_overflow(count, size_of(dtype), &bytes) ||
+      __builtin_add_overflow(payload_bytes_, kTensorAlign - 1, &offset) || __builtin_add_overflow(offset, bytes, &end);
   if (rows < 0 || cols < 0 || overflow || end > kMaxPayload)
     throw Error(subject + ": a tensor of an impossible size")
         .line("found", strf("%s (%ld x %ld) %s", name.c_str(), rows, cols, name_of(dtype)));
@@ -50,7 +50,8 @@ const TensorSpec* Layout::find(const std::string& name) const {
 Layout base_layout(const ModelConfig& c, DType dtype, const std::string& subject) {
   Layout layout;
   walk(
-      c, dtype, [&](const std::string& name, DType t, int64_t rows, int64_t cols) { layout.add(name, t, rows, cols, subject); },
+      c, dtype,
+      [&](const std::string& name, DType t, int64_t rows, int64_t cols) { layout.add(name, t, rows, cols, subject); },
       [&](const std::string& name, const LinearShape& s) { layout.add(name, dtype, s.out, s.in, subject); });
   return layout;
 }
@@ -58,11 +59,13 @@ Layout base_layout(const ModelConfig& c, DType dtype, const std::string& subject
 Layout irq_layout(const ModelConfig& c, DType dtype, const QuantFormat& format, const std::string& subject) {
   Layout layout;
   walk(
-      c, dtype, [&](const std::string& name, DType t, int64_t rows, int64_t cols) { layout.add(name, t, rows, cols, subject); },
+      c, dtype,
+      [&](const std::string& name, DType t, int64_t rows, int64_t cols) { layout.add(name, t, rows, cols, subject); },
       [&](const std::string& name, const LinearShape& s) {
         QuantizedMatrix q;
         q.rows = s.out, q.cols = s.in, q.format = format;
-        for (const MatrixPart& part : matrix_parts(q)) layout.add(name + part.suffix, part.dtype, 1, part.count, subject);
+        for (const MatrixPart& part : matrix_parts(q))
+          layout.add(name + part.suffix, part.dtype, 1, part.count, subject);
       });
   layout.add("entropy", DType::F32, 7 * c.layers, 2, subject);
   if (format.scale == ScaleKind::dq8 || format.shift == ShiftKind::tau) layout.add("map", DType::F32, 1, 256, subject);
@@ -86,13 +89,17 @@ std::vector<MatrixPart> matrix_parts(QuantizedMatrix& q) {
 }
 
 void validate(const QuantFormat& f, const std::string& subject) {
-  auto bad = [&](const std::string& what) { return Error(subject + ": not a quantization this engine knows: " + what); };
+  auto bad = [&](const std::string& what) {
+    return Error(subject + ": not a quantization this engine knows: " + what);
+  };
   if (f.kind != QuantKind::nf && f.kind != QuantKind::integer) throw bad(strf("kind %d", static_cast<int>(f.kind)));
   if (f.bits < 2 || f.bits > 4) throw bad(strf("%d bits (allowed: 2 to 4)", f.bits));
   if (f.group < 1 || f.group > 1 << 20) throw bad(strf("blocks of %d weights", f.group));
   if (f.kind == QuantKind::nf && f.group != kBlock) throw bad(strf("NF blocks of %d weights (allowed: 64)", f.group));
-  if (f.scale != ScaleKind::f32 && f.scale != ScaleKind::dq8) throw bad(strf("scale kind %d", static_cast<int>(f.scale)));
-  if (f.shift != ShiftKind::none && f.shift != ShiftKind::tau) throw bad(strf("shift kind %d", static_cast<int>(f.shift)));
+  if (f.scale != ScaleKind::f32 && f.scale != ScaleKind::dq8)
+    throw bad(strf("scale kind %d", static_cast<int>(f.scale)));
+  if (f.shift != ShiftKind::none && f.shift != ShiftKind::tau)
+    throw bad(strf("shift kind %d", static_cast<int>(f.shift)));
 }
 
 int64_t linear_index(const ModelConfig& c, const std::string& name, LinearShape* shape) {

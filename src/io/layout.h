@@ -26,7 +26,7 @@ class Layout {
   // An Error (naming `subject`) if the name is taken, a size is negative, or the sum leaves 62 bits.
   void add(std::string name, DType dtype, int64_t rows, int64_t cols, const std::string& subject);
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
-  const TensorSpec* find(const std::string& name) const;  // null if there is none
+  const TensorSpec* find(const std::string& name) const;    // null if there is none
   int64_t payload_bytes() const { return payload_bytes_; }  // ends with the last tensor, no padding behind it
 
  private:

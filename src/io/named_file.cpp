@@ -59,11 +59,13 @@ void write_named(const std::string& path, FileKind kind, HeaderFields fields, co
                  const std::vector<Tensor>& arrays) {
   std::string directory;
   for (const Tensor& t : arrays) {
-    IRQ_CHECK(t.dtype == DType::F32 && t.contiguous() && t.device == Device::CPU, "%s must be a plain f32 array", t.name);
+    IRQ_CHECK(t.dtype == DType::F32 && t.contiguous() && t.device == Device::CPU, "%s must be a plain f32 array",
+              t.name);
     IRQ_CHECK(*t.name && !std::strpbrk(t.name, " \n"), "a tensor without a usable name: '%s'", t.name);
     directory += strf("%s f32 %ld %ld\n", t.name, t.rows, t.cols);
   }
-  const int64_t directory_bytes = static_cast<int64_t>(directory.size()), text_bytes = static_cast<int64_t>(text.size());
+  const int64_t directory_bytes = static_cast<int64_t>(directory.size()),
+                text_bytes = static_cast<int64_t>(text.size());
   IRQ_CHECK(directory_bytes <= kMaxTextBytes && text_bytes <= kMaxTextBytes, "too much text for %s", path.c_str());
   fields.put(directory_bytes);
   fields.put(text_bytes);
@@ -159,7 +161,9 @@ AdapterFile read_adapter(const std::string& path) {
   return a;
 }
 
-StateReader::StateReader(const std::string& path) : file_(path, FileKind::state) { text_ = open_named(file_, "training state"); }
+StateReader::StateReader(const std::string& path) : file_(path, FileKind::state) {
+  text_ = open_named(file_, "training state");
+}
 
 void write_state(const std::string& path, const std::string& text, const std::vector<Tensor>& arrays) {
   write_named(path, FileKind::state, {}, text, arrays);

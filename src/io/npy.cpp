@@ -64,8 +64,8 @@ int64_t Npy::count() const {
 }
 
 void Npy::check_type(size_t element_bytes) const {
-  IRQ_CHECK(static_cast<int64_t>(element_bytes) == info_of(type).bytes, "elements of %zu bytes in a %s array", element_bytes,
-            info_of(type).descr);
+  IRQ_CHECK(static_cast<int64_t>(element_bytes) == info_of(type).bytes, "elements of %zu bytes in a %s array",
+            element_bytes, info_of(type).descr);
 }
 
 std::vector<double> Npy::as_f64() const {
@@ -108,7 +108,9 @@ Npy read_npy(const std::string& path) {
     a.bytes.assign(p + head + length, p + file.size());
     return a;
   }
-  throw Error(path + ": .npy file of an unsupported type").line("found", descr).line("expected", "f2 f4 f8 u1 i4 i8, little-endian");
+  throw Error(path + ": .npy file of an unsupported type")
+      .line("found", descr)
+      .line("expected", "f2 f4 f8 u1 i4 i8, little-endian");
 }
 
 void write_npy(const std::string& path, NpyType type, const std::vector<int64_t>& shape, const void* data) {

@@ -63,7 +63,8 @@ void throw_wrong_kind(const std::string& path, FileKind expected) {
   const FileKind found = sniff(path);
   Error e(path + ": not " + describe(expected));
   e.line("found", describe(found));
-  const std::string target = expected == FileKind::quantized ? "model.bin    then    ./irq_quantize model.bin model.irq" : "model.bin";
+  const std::string target =
+      expected == FileKind::quantized ? "model.bin    then    ./irq_quantize model.bin model.irq" : "model.bin";
   switch (found) {
     case FileKind::safetensors:
     case FileKind::pytorch:
@@ -85,9 +86,7 @@ void throw_wrong_kind(const std::string& path, FileKind expected) {
       e.line("likely", "a download that answered with an error or a login page");
       e.line("try", "open it in a browser, then download the file again");
       break;
-    case FileKind::empty:
-      e.line("likely", "a download or copy that failed at once");
-      break;
+    case FileKind::empty: e.line("likely", "a download or copy that failed at once"); break;
     case FileKind::adapter:
       e.line("likely", "an adapter given in the model's place");
       e.line("try", "give the base model first, then --adapter " + path);
@@ -95,8 +94,7 @@ void throw_wrong_kind(const std::string& path, FileKind expected) {
     case FileKind::base:
       if (expected == FileKind::quantized) e.line("try", "./irq_quantize " + path + " model.irq");
       break;
-    default:
-      e.line("try", "./irq_inspect " + path);
+    default: e.line("try", "./irq_inspect " + path);
   }
   throw e;
 }

@@ -142,6 +142,13 @@ struct Parser {
     records.list.push_back(std::move(record));
   }
 
+  Error cut_short(const std::string& inside, int64_t line) const {
+    const std::string began = inside == "a record" ? strf(" that begins in line %lld", static_cast<long long>(line)) : "";
+    return error_at(path, line_of(content, content.size()), "the file is cut short")
+        .line("expected", "']' at the end of the list").line("found", "the end of the file inside " + inside + began)
+        .line("likely", "an interrupted download or copy");
+  }
+
   Records array(size_t at) const {
     Records records{DataForm::alpaca, {}};
     int64_t line = line_of(content, at);
@@ -153,15 +160,12 @@ struct Parser {
       const size_t end = end_of_value(at);
       line += std::count(content.begin() + static_cast<int64_t>(counted), content.begin() + static_cast<int64_t>(at), '\n');
       counted = at;
-      if (end == std::string::npos)
-        throw error_at(path, line_of(content, content.size()), "the file is cut short")
-            .line("expected", "']' at the end of the list")
-            .line("found", strf("the end of the file inside the record that begins in line %lld", static_cast<long long>(line)))
-            .line("likely", "an interrupted download or copy");
+      if (end == std::string::npos) throw cut_short(at < content.size() ? "a record" : "the list", line);
       add(records, parse(at, end, "a record of the list"), line);
       at = skip_space(end);
       if (at < content.size() && content[at] == ']') break;
-      if (at >= content.size() || content[at] != ',')
+      if (at >= content.size()) throw cut_short("the list", 0);
+      if (content[at] != ',')
         throw error_at(path, line_of(content, at), "the list goes wrong here").line("expected", "',' or ']' after a record")
             .line("found", excerpt(content, at));
       ++at;

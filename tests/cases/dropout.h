@@ -9,12 +9,26 @@ inline OpCase dropout_case(int64_t n, int64_t c, double p, double beta, int64_t 
   params.seed[0] = 0x1234567;
   params.seed[1] = 0x89abcdef;
   OpCase k;
-  k.name = strf("dropout/N=%ld,C=%ld,p=%d,beta=%d,spare=%ld", n, c, static_cast<int>(p * 1000), static_cast<int>(beta * 10), spare);
-  k.args = {{.name = "y", .role = beta == 0 ? Role::out : Role::inout, .kind = Kind::storage, .rows = n, .cols = c, .spare_cols = spare},
+  k.name = strf("dropout/N=%ld,C=%ld,p=%d,beta=%d,spare=%ld", n, c, static_cast<int>(p * 1000),
+                static_cast<int>(beta * 10), spare);
+  k.args = {{.name = "y",
+             .role = beta == 0 ? Role::out : Role::inout,
+             .kind = Kind::storage,
+             .rows = n,
+             .cols = c,
+             .spare_cols = spare},
             {.name = "x", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = c, .spare_cols = spare},
-            {.name = "positions", .role = Role::in, .kind = Kind::i32, .rows = 1, .cols = n,
+            {.name = "positions",
+             .role = Role::in,
+             .kind = Kind::i32,
+             .rows = 1,
+             .cols = n,
              .value = [](Rng&, int64_t i) { return i % 7 == 5 ? -1.0 : static_cast<double>(i % 11); }},
-            {.name = "samples", .role = Role::in, .kind = Kind::i32, .rows = 1, .cols = n,
+            {.name = "samples",
+             .role = Role::in,
+             .kind = Kind::i32,
+             .rows = 1,
+             .cols = n,
              .value = [](Rng&, int64_t i) { return static_cast<double>(1000 + i / 11); }},
             {.name = "params", .role = Role::in, .kind = Kind::params, .rows = 1, .cols = 1, .params = params}};
   k.run = [=](Backend& b, const std::vector<Tensor>& t) { b.dropout(t[0], t[1], t[2], t[3], t[4], 9, p, beta); };
@@ -24,9 +38,9 @@ inline OpCase dropout_case(int64_t n, int64_t c, double p, double beta, int64_t 
 }
 
 inline std::vector<OpCase> dropout_cases() {
-  return {dropout_case(33, 256, 0.1, 0),      dropout_case(1, 8, 0.5, 1),         dropout_case(9, 37, 0.05, 0.5),
-          dropout_case(17, 40, 0.3, 1, 5),    dropout_case(13, 64, 0.1, 1, 8),    dropout_case(5, 2056, 0.999, 0),
-          dropout_case(70, 3, 0, 0),          dropout_case(0, 16, 0.1, 0)};
+  return {dropout_case(33, 256, 0.1, 0),   dropout_case(1, 8, 0.5, 1),      dropout_case(9, 37, 0.05, 0.5),
+          dropout_case(17, 40, 0.3, 1, 5), dropout_case(13, 64, 0.1, 1, 8), dropout_case(5, 2056, 0.999, 0),
+          dropout_case(70, 3, 0, 0),       dropout_case(0, 16, 0.1, 0)};
 }
 
 }  // namespace irq

@@ -6,7 +6,9 @@ namespace irq {
 
 // Uniform tokens, every seventh -1 (padding), and every third the same: real text repeats a few tokens very often.
 inline std::function<double(Rng&, int64_t)> token_values(int64_t vocab) {
-  return [=](Rng& rng, int64_t i) { return i % 7 == 5 ? -1.0 : i % 3 == 0 ? double(vocab / 2) : double(rng.below(uint64_t(vocab))); };
+  return [=](Rng& rng, int64_t i) {
+    return i % 7 == 5 ? -1.0 : i % 3 == 0 ? double(vocab / 2) : double(rng.below(uint64_t(vocab)));
+  };
 }
 
 inline OpCase embedding_fwd_case(int64_t n, int64_t vocab, int64_t cols, int64_t spare = 0) {
@@ -35,9 +37,9 @@ inline OpCase embedding_bwd_case(int64_t n, int64_t vocab, int64_t cols, double 
 }
 
 inline std::vector<OpCase> embedding_cases() {
-  return {embedding_fwd_case(1, 1, 1),          embedding_fwd_case(50, 30, 64),         embedding_fwd_case(33, 100, 37, 2),
-          embedding_bwd_case(1, 1, 1, 0.0),     embedding_bwd_case(50, 30, 64, 0.0),    embedding_bwd_case(200, 9, 37, 1.0, 1),
-          embedding_bwd_case(0, 5, 16, 0.0),    embedding_bwd_case(0, 5, 16, 1.0),      embedding_bwd_case(130, 70, 1160, 0.5),
+  return {embedding_fwd_case(1, 1, 1), embedding_fwd_case(50, 30, 64), embedding_fwd_case(33, 100, 37, 2),
+          embedding_bwd_case(1, 1, 1, 0.0), embedding_bwd_case(50, 30, 64, 0.0), embedding_bwd_case(200, 9, 37, 1.0, 1),
+          embedding_bwd_case(0, 5, 16, 0.0), embedding_bwd_case(0, 5, 16, 1.0), embedding_bwd_case(130, 70, 1160, 0.5),
           // more than one tile of tokens (2048) and a token in every position of it
           embedding_bwd_case(5000, 21, 72, 1.0)};
 }

@@ -16,7 +16,7 @@ inline OpCase global_norm_case(int64_t n, int64_t skip = 0) {
 }
 
 inline std::vector<OpCase> global_norm_cases() {
-  return {global_norm_case(0),    global_norm_case(1),     global_norm_case(5),          global_norm_case(4096),
+  return {global_norm_case(0),    global_norm_case(1),     global_norm_case(5),        global_norm_case(4096),
           global_norm_case(4097), global_norm_case(70001), global_norm_case(300007, 1)};
 }
 

@@ -1,5 +1,8 @@
 // Cases of copy, fill, axpby, gather_rows, reduce_sum.
 #pragma once
+#include <array>
+#include <utility>
+
 #include "tests/op_case.h"
 
 namespace irq {
@@ -9,9 +12,10 @@ inline OpCase copy_case(Kind to, Kind from, int64_t rows, int64_t cols, int64_t 
   const char* kinds[] = {"storage", "master", "f32"};
   OpCase c;
   c.name = strf("copy/to=%s,from=%s,N=%ld,C=%ld,spare=%ld", kinds[int(to)], kinds[int(from)], rows, cols, spare);
-  c.args = {{"dst", Role::out, to, rows, cols, nullptr, spare}, {"src", Role::in, from, rows, cols, nullptr, 2 * spare}};
+  c.args = {{"dst", Role::out, to, rows, cols, nullptr, spare},
+            {"src", Role::in, from, rows, cols, nullptr, 2 * spare}};
   c.run = [](Backend& b, const std::vector<Tensor>& t) { b.copy(t[0], t[1]); };
-  c.tolerance_f32 = 0;                                   // F32 and F64 hold the same values here
+  c.tolerance_f32 = 0;                                                     // F32 and F64 hold the same values here
   if (to != Kind::storage || from == Kind::storage) c.tolerance_bf16 = 0;  // widening and moving are exact
   c.bytes = double(rows) * double(cols) * ((to == Kind::storage ? 2 : 4) + (from == Kind::storage ? 2 : 4));
   return c;
@@ -22,7 +26,9 @@ inline OpCase copy_slice_case(int64_t rows, int64_t cols) {
   OpCase c;
   c.name = strf("copy/slice,N=%ld,C=%ld", rows, cols);
   c.args = {{"dst", Role::inout, Kind::storage, rows, cols}, {"src", Role::in, Kind::storage, rows, cols}};
-  c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.copy(t[0].slice_cols(3, cols - 3), t[1].slice_cols(2, cols - 3)); };
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.copy(t[0].slice_cols(3, cols - 3), t[1].slice_cols(2, cols - 3));
+  };
   c.tolerance_f32 = c.tolerance_bf16 = 0;
   c.bytes = 4.0 * double(rows) * double(cols - 3);
   return c;
@@ -40,8 +46,10 @@ inline OpCase fill_case(Kind kind, int64_t rows, int64_t cols, int64_t spare, do
 
 inline OpCase axpby_case(Kind y, Kind x, int64_t rows, int64_t cols, int64_t spare, double alpha, double beta) {
   OpCase c;
-  c.name = strf("axpby/y=%d,x=%d,N=%ld,C=%ld,spare=%ld,a=%d,b=%d", int(y), int(x), rows, cols, spare, int(alpha * 8), int(beta * 8));
-  c.args = {{"y", beta == 0 ? Role::out : Role::inout, y, rows, cols, nullptr, spare}, {"x", Role::in, x, rows, cols, nullptr, spare}};
+  c.name = strf("axpby/y=%d,x=%d,N=%ld,C=%ld,spare=%ld,a=%d,b=%d", int(y), int(x), rows, cols, spare, int(alpha * 8),
+                int(beta * 8));
+  c.args = {{"y", beta == 0 ? Role::out : Role::inout, y, rows, cols, nullptr, spare},
+            {"x", Role::in, x, rows, cols, nullptr, spare}};
   c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.axpby(t[0], t[1], alpha, beta); };
   const double width_y = y == Kind::storage ? 2 : 4, width_x = x == Kind::storage ? 2 : 4;
   c.bytes = double(rows) * double(cols) * (width_y * (beta == 0 ? 1 : 2) + width_x);
@@ -67,9 +75,11 @@ inline OpCase reduce_case(int64_t n, double beta) {
   c.name = strf("reduce_sum/n=%ld,b=%d", n, int(beta * 8));
   // Losses are positive; with random signs the sum would cancel and its relative error could be anything.
   const auto positive = [](Rng& rng, int64_t) { return rng.uniform(); };
-  c.args = {{"total", beta == 0 ? Role::out : Role::inout, Kind::master, 1, 1, positive}, {"x", Role::in, Kind::master, 1, n, positive}};
+  c.args = {{"total", beta == 0 ? Role::out : Role::inout, Kind::master, 1, 1, positive},
+            {"x", Role::in, Kind::master, 1, n, positive}};
   c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.reduce_sum(t[0], t[1], beta); };
-  c.tolerance_f32 = c.tolerance_bf16 = 2e-6;  // F32 on every device: chains of about 64 roundings of 6e-8, at random signs
+  c.tolerance_f32 = c.tolerance_bf16 =
+      2e-6;  // F32 on every device: chains of about 64 roundings of 6e-8, at random signs
   c.bytes = 4.0 * double(n);
   c.flops = double(n);
   return c;
@@ -79,7 +89,8 @@ inline std::vector<OpCase> memory_cases() {
   using enum Kind;
   std::vector<OpCase> cases;
   for (const auto& [to, from] : {std::pair{storage, storage}, {storage, f32}, {f32, storage}, {master, f32}})
-    for (const auto& [rows, cols, spare] : {std::array<int64_t, 3>{1, 1, 0}, {3, 37, 0}, {33, 64, 8}, {5, 37, 3}, {70, 1000, 0}, {0, 8, 0}})
+    for (const auto& [rows, cols, spare] :
+         {std::array<int64_t, 3>{1, 1, 0}, {3, 37, 0}, {33, 64, 8}, {5, 37, 3}, {70, 1000, 0}, {0, 8, 0}})
       cases.push_back(copy_case(to, from, rows, cols, spare));
   cases.push_back(copy_slice_case(9, 67));
   cases.push_back(fill_case(storage, 7, 41, 3, 0.1));

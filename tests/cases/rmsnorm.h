@@ -1,5 +1,8 @@
 // Cases of rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_weight.
 #pragma once
+#include <array>
+#include <utility>
+
 #include "tests/op_case.h"
 
 namespace irq {
@@ -51,8 +54,19 @@ inline OpCase rmsnorm_bwd_weight_case(int64_t n, int64_t cols, double beta, int6
 inline std::vector<OpCase> rmsnorm_cases() {
   std::vector<OpCase> cases;
   // Widths reach every variant of the CUDA kernel in both storage types, and the fallback (odd, unaligned, too wide).
-  for (const auto& [n, cols, spare] : {std::array<int64_t, 3>{1, 1, 0}, {3, 8, 0}, {33, 256, 8}, {5, 37, 0}, {9, 64, 1}, {2, 1000, 0},
-                                       {3, 2048, 0}, {2, 4096, 64}, {2, 5120, 0}, {1, 8192, 0}, {1, 16384, 0}, {1, 16392, 0}, {0, 64, 0}}) {
+  for (const auto& [n, cols, spare] : {std::array<int64_t, 3>{1, 1, 0},
+                                       {3, 8, 0},
+                                       {33, 256, 8},
+                                       {5, 37, 0},
+                                       {9, 64, 1},
+                                       {2, 1000, 0},
+                                       {3, 2048, 0},
+                                       {2, 4096, 64},
+                                       {2, 5120, 0},
+                                       {1, 8192, 0},
+                                       {1, 16384, 0},
+                                       {1, 16392, 0},
+                                       {0, 64, 0}}) {
     cases.push_back(rmsnorm_fwd_case(n, cols, spare));
     cases.push_back(rmsnorm_bwd_case(n, cols, 0.0, spare));
     cases.push_back(rmsnorm_bwd_case(n, cols, 1.0, spare));

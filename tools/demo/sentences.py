@@ -74,7 +74,9 @@ class Writer:
         if s.pos == "a":
             return rng.choice(general + [f"something {word} is {d}", f"if something is {word}, it is {d}",
                                          f"we say that a thing is {word} when it is {d}"] if "(" not in d[:1] else general)
-        return rng.choice(general + [f"to do something {word} is to do it {d}"] if d.startswith(("in a", "with")) else general)
+        if d.startswith(("in a", "with")):
+            general.append(f"to do something {word} is to do it {d}")
+        return rng.choice(general)
 
     def examples_for(self, s, word):
         """The synset's examples that use this very word (one synset's words share theirs)."""
@@ -110,7 +112,8 @@ class Writer:
         some = self.rng.sample(links, min(len(links), self.rng.randint(2, 5)))
         some = list(dict.fromkeys(o.words[self.pick_word(o)] for o, _ in some))
         if s.pos == "v":
-            return self.rng.choice([f"ways to {word} are to {join(some)}", f"one can {word} in many ways: {join(some, 'or')}"])
+            return self.rng.choice([f"ways to {word} are to {join(some)}",
+                                    f"one can {word} in many ways: {join(some, 'or')}"])
         return self.rng.choice([f"kinds of {word} include {join(some)}", f"examples of {word} are {join(some)}",
                                 f"{join(some)} are kinds of {word}"])
 

@@ -1,0 +1,285 @@
+// What    Backward of causal softmax attention on bf16 tensor cores: one kernel for dq and delta, one for dk and dv.
+// Math    delta = rowsum(dO . o);  P = exp(scale Q K^T - lse);  dS = P (dO V^T - delta);
+//         dq = scale dS K;  dk = scale dS^T Q;  dv = P^T dO, summed over the H/G query heads of a key/value head.
+// Shapes  q, o, dout, dq (N, H*D), k, v, dk, dv (K, G*D) bf16; lse, delta (H, N) f32; D = 32, 48, 64, 128.
+// Cost    14 D FLOPs per (query, key) pair and head: 6 for dq, 8 for dk and dv. P and dO V^T are computed in both kernels; a
+//         single kernel needs 10 D, but then several blocks add to one dq and the order of the sums changes from run to run.
+//         Bytes: each kernel reads q, k, v, dout once, 12 N H D + 8 K G D with the outputs. D = 128, H = 32, N = 8192:
+//         sequences of 512 are 120 GFLOP, about 0.35 ms on an H100 at 350 TFLOP/s; one of 4096 x 2 is 0.96 TFLOP, 2.7 ms.
+// Tricky  Both kernels keep S and dP in registers: dq's rows are queries (S = Q K^T), dk's and dv's rows are keys (S^T = K Q^T),
+//         so P and dS are already where the next product wants its left operand. Key tiles are tiles of the buffer, not of
+//         a sequence: such a block visits, in the order of seqs, everything that sees any of its keys, hence a shared prefix
+//         needs no atomics and keys in no sequence get their zeros. Query rows behind a sequence's end are loaded as zeros
+//         with lse = delta = 0: their P is 1, but dO = 0 makes their share of dv, dS and dk exactly 0.
+#include "kernels/attention.cuh"
+
+namespace irq {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kTile = 64;  // rows of a block, and of the tiles it visits; 16 rows for each of 4 warps
+constexpr float kLog2E = 1.4426950408889634f;
+static_assert(KeyTiles::kKeys == kTile);
+
+template <int D>
+constexpr int kTileBytes = kTile * kPitchBytes<D>;
+
+// ---- dq and delta -------------------------------------------------------------------------------------------------
+// delta of this warp's 16 rows, into shared memory and to a.delta. o comes from global memory, dout from its tile.
+template <int D>
+__device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* delta, const unsigned char* dout_rows, int head, int row, int end) {
+  constexpr int kChunks = D / 8, kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;  // lanes of a row
+  const int lane = threadIdx.x % kWarp, chunk = lane % kLanes;
+  const auto* o = static_cast<const __nv_bfloat16*>(a.o) + head * D;
+#pragma unroll
+  for (int r = lane / kLanes; r < 16; r += kWarp / kLanes) {
+    float sum = 0;
+    if (chunk < kChunks && row + r < end) {
+      const auto x = *reinterpret_cast<const Pack<__nv_bfloat16>*>(o + (row + r) * a.o_stride + chunk * 8);
+      const auto y = *reinterpret_cast<const Pack<__nv_bfloat16>*>(dout_rows + r * kPitchBytes<D> + chunk * 16);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum += to_f(x.v[e]) * to_f(y.v[e]);
+    }
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (chunk == 0) delta[r] = sum;
+    if (chunk == 0 && row + r < end) a.delta[head * a.delta_stride + row + r] = sum;
+  }
+  __syncwarp();
+}
+
+// S -> dS in place, given dP = dO V^T. Row half h of the thread sees the keys below limit[h].
+__device__ __forceinline__ void score_gradient(float (&s)[1][kTile / 8][4], const float (&dp)[1][kTile / 8][4], const float (&lse2)[2],
+                                               const float (&delta)[2], const int (&limit)[2], float c) {
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float p = n * 8 + e % 2 < limit[e / 2] ? exp2_hardware(s[0][n][e] * c - lse2[e / 2]) : 0.f;
+      s[0][n][e] = p * (dp[0][n][e] - delta[e / 2]);
+    }
+}
+
+template <int D>
+__global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs a) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];  // Q, dO, two stages of K and V
+  __shared__ float delta_rows[kTile];
+  const int head = blockIdx.y, kv_head = head / a.group, lane = threadIdx.x % kWarp;
+  const QueryTile tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
+  if (!tile.found) {
+    for_dead_rows<kThreads>(a, blockIdx.x - tile.total, gridDim.x - tile.total, [&](int row) {
+      __nv_bfloat16* dq = static_cast<__nv_bfloat16*>(a.dq) + row * a.dq_stride + head * D;
+      if (lane < D / 8) *reinterpret_cast<uint4*>(dq + lane * 8) = uint4{0, 0, 0, 0};
+      if (lane == 0) a.delta[head * a.delta_stride + row] = 0;
+    });
+    return;
+  }
+  const SeqRange seq = tile.seq;
+  const KeyTiles keys(seq, min(tile.first + kTile, seq.queries()));
+  const uint32_t q_tile = smem_address(shared_memory), dout_tile = q_tile + kTileBytes<D>, kv_tiles = dout_tile + kTileBytes<D>;
+  const auto load_kv = [&](int t) {
+    const uint32_t stage = kv_tiles + t % 2 * 2 * kTileBytes<D>;
+    load_tile<D, kTile, kThreads>(stage, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, keys.first(t), keys.end(t));
+    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D, a.v_stride, keys.first(t), keys.end(t));
+    cp_async_commit();
+  };
+  const int first = seq.q_begin + tile.first;
+  load_tile<D, kTile, kThreads>(q_tile, static_cast<const __nv_bfloat16*>(a.q) + head * D, a.q_stride, first, seq.q_end);
+  load_tile<D, kTile, kThreads>(dout_tile, static_cast<const __nv_bfloat16*>(a.dout) + head * D, a.dout_stride, first, seq.q_end);
+  cp_async_commit();
+  if (keys.count > 0) load_kv(0);
+
+  const int warp_row = threadIdx.x / kWarp * 16, row = tile.first + warp_row;  // row: this warp's first, counted from q_begin
+  cp_async_wait<0>();
+  __syncthreads();
+  compute_delta<D>(a, delta_rows + warp_row, shared_memory + kTileBytes<D> + warp_row * kPitchBytes<D>, head, first + warp_row, seq.q_end);
+  float dq[1][D / 8][4] = {}, lse2[2], delta[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = half * 8 + lane / 4;
+    lse2[half] = row + r < seq.queries() ? a.lse[head * a.lse_stride + first + warp_row + r] * kLog2E : 0.f;
+    delta[half] = delta_rows[warp_row + r];
+  }
+  for (int t = 0; t < keys.count; ++t) {
+    cp_async_wait<0>();
+    __syncthreads();  // tile t is there, and every warp has left tile t - 1, whose place the next load takes
+    if (t + 1 < keys.count) load_kv(t + 1);
+    if (row >= seq.queries() || keys.limit(t, row + 15) <= 0) continue;
+    const uint32_t k_tile = kv_tiles + t % 2 * 2 * kTileBytes<D>;
+    float s[1][kTile / 8][4] = {}, dp[1][kTile / 8][4] = {};
+    multiply_abt<D, kTile>(s, q_tile + warp_row * kPitchBytes<D>, k_tile);
+    multiply_abt<D, kTile>(dp, dout_tile + warp_row * kPitchBytes<D>, k_tile + kTileBytes<D>);
+    const int limit[2] = {keys.limit(t, row + lane / 4) - lane % 4 * 2, keys.limit(t, row + lane / 4 + 8) - lane % 4 * 2};
+    score_gradient(s, dp, lse2, delta, limit, a.scale * kLog2E);
+    multiply_pb<D, kTile>(dq, s, k_tile);
+  }
+  const float scale[1][2] = {{a.scale, a.scale}};
+  store_rows<D>(static_cast<__nv_bfloat16*>(a.dq) + head * D, a.dq_stride, first + warp_row, seq.q_end,
+                shared_memory + warp_row * kPitchBytes<D>, dq, scale);
+}
+
+// ---- dk and dv ----------------------------------------------------------------------------------------------------
+// Some keys of a block's tile, seen by one sequence: its own keys, or its prefix.
+struct Seen {
+  int q_begin, q_end;
+  int key_begin, key_end;    // key rows of the buffer, clipped to the tile
+  int key_lead;              // key row j is seen from query j - key_lead on, counted from q_begin; a prefix: always (kAlways)
+  int first_tile, tiles;     // query tiles to visit: [first_tile, tiles), anchored at q_begin
+};
+constexpr int kAlways = 1 << 30;
+
+// The part of sequence i's prefix or own keys that lies in [tile_begin, tile_end); tiles = 0 if none does.
+__device__ inline Seen find_seen(const AttentionArgs& a, int i, bool prefix, int tile_begin, int tile_end) {
+  if (i >= a.n_seqs) return {};
+  const SeqRange s = load_seq(a, i);
+  Seen seen = {s.q_begin, s.q_end, max(tile_begin, prefix ? s.p_begin : s.k_begin), min(tile_end, prefix ? s.p_end : s.k_end),
+               prefix ? kAlways : s.k_begin + s.lead(), 0, 0};
+  if (seen.key_begin >= seen.key_end || s.queries() <= 0) return {};
+  seen.tiles = (s.queries() + kTile - 1) / kTile;
+  seen.first_tile = max(0, seen.key_begin - seen.key_lead) / kTile;
+  return seen;
+}
+
+// Where the block is in its visits: for each entry of the list, each query head of the group, each query tile.
+struct Visit {
+  int entry, head, tile;
+  __device__ void next(const Seen* list, int group) {
+    if (++tile < list[entry].tiles) return;
+    if (++head == group) ++entry, head = 0;
+    tile = list[entry].first_tile;
+  }
+};
+
+// What one visit loads: a tile of Q, of dO, and the lse and delta of its rows.
+template <int D>
+struct QueryStage {
+  static constexpr int kBytes = 2 * kTileBytes<D> + 2 * kTile * 4;
+  __device__ static void load(uint32_t stage, const AttentionArgs& a, int head, int first, int end) {
+    load_tile<D, kTile, kThreads>(stage, static_cast<const __nv_bfloat16*>(a.q) + head * D, a.q_stride, first, end);
+    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.dout) + head * D, a.dout_stride, first, end);
+    const int i = threadIdx.x % kTile;
+    const float* rows = threadIdx.x < kTile ? a.lse + head * a.lse_stride : a.delta + head * a.delta_stride;
+    cp_async_4(stage + 2 * kTileBytes<D> + threadIdx.x * 4, rows + (first + i < end ? first + i : 0), first + i < end);
+  }
+};
+static_assert(kThreads == 2 * kTile, "one thread loads one lse or delta");
+
+// One visit: this warp's 16 keys against 64 queries; first_query counts from q_begin.
+template <int D>
+__device__ __forceinline__ void add_visit(float (&dk)[1][D / 8][4], float (&dv)[1][D / 8][4], uint32_t k_rows, uint32_t v_rows,
+                                          uint32_t q_tile, const float* lse, const Seen& seen, int first_query, int warp_key, float c) {
+  const int lane = threadIdx.x % kWarp;
+  const int low = max(seen.key_begin, warp_key);  // this warp's first key that the entry has
+  if (low >= min(seen.key_end, warp_key + 16) || low - seen.key_lead >= first_query + kTile) return;
+  float p[1][kTile / 8][4] = {}, ds[1][kTile / 8][4] = {};
+  multiply_abt<D, kTile>(p, k_rows, q_tile);
+  int from[2];  // the thread's two keys are seen from this column on
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int key = warp_key + half * 8 + lane / 4;
+    const bool inside = key >= seen.key_begin && key < seen.key_end;
+    from[half] = inside ? key - seen.key_lead - first_query - lane % 4 * 2 : kTile;
+  }
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+    const float2 row_lse = *reinterpret_cast<const float2*>(lse + n * 8 + lane % 4 * 2);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float lse2 = (e % 2 ? row_lse.y : row_lse.x) * kLog2E;
+      p[0][n][e] = n * 8 + e % 2 >= from[e / 2] ? exp2_hardware(p[0][n][e] * c - lse2) : 0.f;
+    }
+  }
+  multiply_abt<D, kTile>(ds, v_rows, q_tile + kTileBytes<D>);  // dP^T = V dO^T
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+    const float2 delta = *reinterpret_cast<const float2*>(lse + kTile + n * 8 + lane % 4 * 2);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) ds[0][n][e] = p[0][n][e] * (ds[0][n][e] - (e % 2 ? delta.y : delta.x));
+  }
+  multiply_pb<D, kTile>(dv, p, q_tile + kTileBytes<D>);
+  multiply_pb<D, kTile>(dk, ds, q_tile);
+}
+
+template <int D>
+__global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArgs a) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];  // K, V, two query stages
+  __shared__ Seen list[2 * kThreads + 1];
+  const int tile_begin = blockIdx.x * kTile, tile_end = min(tile_begin + kTile, a.keys), kv_head = blockIdx.y;
+  const uint32_t k_tile = smem_address(shared_memory), stages = k_tile + 2 * kTileBytes<D>;
+  load_tile<D, kTile, kThreads>(k_tile, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, tile_begin, tile_end);
+  load_tile<D, kTile, kThreads>(k_tile + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D, a.v_stride, tile_begin, tile_end);
+  cp_async_commit();
+  const int warp_row = threadIdx.x / kWarp * 16;
+  const uint32_t k_rows = k_tile + warp_row * kPitchBytes<D>, v_rows = k_rows + kTileBytes<D>;
+  float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
+
+  for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
+    const Seen prefix = find_seen(a, chunk + threadIdx.x, true, tile_begin, tile_end);
+    const Seen own = find_seen(a, chunk + threadIdx.x, false, tile_begin, tile_end);
+    const int mine = (prefix.tiles > 0) + (own.tiles > 0);
+    int entries = 0;
+    const int at = block_scan<kThreads>(mine, entries) - mine;  // also: every warp has left the last chunk's list
+    if (prefix.tiles > 0) list[at] = prefix;
+    if (own.tiles > 0) list[at + mine - 1] = own;
+    if (entries == 0) continue;
+    __syncthreads();
+    const auto load = [&](const Visit& v, int stage) {
+      const Seen& s = list[v.entry];
+      QueryStage<D>::load(stages + stage * QueryStage<D>::kBytes, a, kv_head * a.group + v.head, s.q_begin + v.tile * kTile, s.q_end);
+      cp_async_commit();
+    };
+    Visit visit = {0, 0, list[0].first_tile};
+    load(visit, 0);
+    for (int stage = 0; visit.entry < entries; stage ^= 1) {
+      Visit next = visit;
+      next.next(list, a.group);
+      cp_async_wait<0>();
+      __syncthreads();  // this visit's tiles are there, and every warp has left the last one's
+      if (next.entry < entries) load(next, stage ^ 1);
+      const float* lse = reinterpret_cast<const float*>(shared_memory + 2 * kTileBytes<D> + stage * QueryStage<D>::kBytes + 2 * kTileBytes<D>);
+      add_visit<D>(dk, dv, k_rows, v_rows, stages + stage * QueryStage<D>::kBytes, lse, list[visit.entry], visit.tile * kTile,
+                   tile_begin + warp_row, a.scale * kLog2E);
+      visit = next;
+    }
+    __syncthreads();  // the next chunk's first load goes to stage 0
+  }
+  cp_async_wait<0>();
+  __syncthreads();
+  const float scale[1][2] = {{a.scale, a.scale}}, one[1][2] = {{1.f, 1.f}};
+  unsigned char* staging = shared_memory + warp_row * kPitchBytes<D>;
+  store_rows<D>(static_cast<__nv_bfloat16*>(a.dk) + kv_head * D, a.dk_stride, tile_begin + warp_row, tile_end, staging, dk, scale);
+  store_rows<D>(static_cast<__nv_bfloat16*>(a.dv) + kv_head * D, a.dv_stride, tile_begin + warp_row, tile_end, staging, dv, one);
+}
+
+template <int D>
+void launch(const AttentionArgs& a, cudaStream_t stream) {
+  constexpr int kDqBytes = 6 * kTileBytes<D>, kDkvBytes = 2 * kTileBytes<D> + 2 * QueryStage<D>::kBytes;
+  if (a.queries > 0) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.queries, kTile) + a.n_seqs + 1), static_cast<unsigned>(a.heads));
+    allow_shared_memory(attention_dq_kernel<D>, kDqBytes);
+    attention_dq_kernel<D><<<grid, kThreads, kDqBytes, stream>>>(a);
+    CUDA_LAUNCHED();
+  }
+  if (a.keys > 0) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.keys, kTile)), static_cast<unsigned>(a.kv_heads));
+    allow_shared_memory(attention_dkv_kernel<D>, kDkvBytes);
+    attention_dkv_kernel<D><<<grid, kThreads, kDkvBytes, stream>>>(a);
+    CUDA_LAUNCHED();
+  }
+}
+
+}  // namespace
+
+void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o,
+                                Tensor lse, Tensor seqs, int head_dim) {
+  AttentionArgs a = make_attention_args(q, k, v, lse, seqs, head_dim);
+  a.o = o.data, a.dq = dq.data, a.dk = dk.data, a.dv = dv.data, a.dout = dout.data, a.delta = static_cast<float*>(delta.data);
+  a.o_stride = o.stride, a.dq_stride = dq.stride, a.dk_stride = dk.stride, a.dv_stride = dv.stride, a.dout_stride = dout.stride;
+  a.delta_stride = delta.stride;
+  bool tiles = q.dtype == DType::BF16;
+  for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);
+  const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) { launch<dim>(a, stream()); });
+  if (!launched) attention_bwd_simple(a, q.dtype, stream());
+}
+
+}  // namespace irq

@@ -1,0 +1,39 @@
+// The main job: a base and a data file in, a finetuned adapter (or a trained model) out. irq_train is its command line.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "kernels/backend.h"
+
+namespace irq {
+
+// Everything the command line can say. Unset numbers are filled by the recipe (resolve()).
+struct TrainOptions {
+  std::string base, data, eval_data, method = "ir-qlora", recipe = "paper", out;
+  int bits = 4;
+  double lambda = 0.1;
+  int n = 100;
+  std::string entropy = "exact";
+  std::optional<int64_t> steps;
+  std::optional<double> epochs, lr, dropout, clip;
+  std::optional<int64_t> holdout;
+  int64_t batch = 16, micro_batch = 0, warmup = 0;
+  std::string schedule = "constant";  // constant | cosine
+  int64_t rank = 64;
+  double alpha = 16;
+  std::string targets = "all", iec_expand = "interleave";
+  int64_t source_len = 384, target_len = 128, window = 512;
+  uint64_t seed = 42;
+  int64_t memory_limit = 0;  // bytes, 0 = what is free
+  std::string recompute = "auto", residency = "auto", dtype = "bf16";
+  int64_t eval_every = 0, save_every = 500;
+  bool resume = false, overwrite = false, print_tape = false, quiet = false;
+  std::string command;       // as typed, for the log
+};
+
+// Returns the process's exit status. Progress goes to stderr, results (losses before and after, paths) to stdout.
+int finetune(CheckedBackend& backend, TrainOptions options);
+
+}  // namespace irq

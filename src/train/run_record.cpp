@@ -1,0 +1,89 @@
+#include "src/train/run_record.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "src/core/file.h"
+#include "src/io/checkpoint.h"
+
+namespace irq {
+
+std::string json_number(double x) { return std::isfinite(x) ? nlohmann::json(x).dump() : "null"; }
+std::string json_text(const std::string& s) {
+  return nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+RunLog::RunLog(const std::string& path, bool resume, int64_t resumed_step) : path_(path) {
+  std::string kept;
+  if (resume && file_exists(path)) {
+    const std::string old = read_text_file(path);
+    for (size_t begin = 0; begin < old.size();) {
+      const size_t end = old.find('\n', begin);
+      if (end == std::string::npos) break;  // a line cut by a crash
+      const std::string line = old.substr(begin, end - begin);
+      const nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
+      if (!j.is_discarded() && j.value("step", int64_t{0}) <= resumed_step) kept += line + "\n";
+      begin = end + 1;
+    }
+  }
+  write_text_file(path, kept);
+  file_ = std::fopen(path.c_str(), "a");
+  if (!file_) throw Error(path + ": cannot be written").line("try", "another --out folder");
+}
+
+RunLog::~RunLog() {
+  if (file_) std::fclose(file_);
+}
+
+void RunLog::write(const std::string& json_object) {
+  if (std::fprintf(file_, "%s\n", json_object.c_str()) < 0 || std::fflush(file_) != 0)
+    throw Error(path_ + ": cannot be written").line("likely", "the disk is full").line("try", "free space, then --resume");
+}
+
+void save_state(Backend& backend, ParamStore& params, const TrainState& s, const std::string& path) {
+  const nlohmann::json text = {{"step", s.step},         {"cursor", s.cursor},     {"seed", s.seed},
+                               {"base_hash", s.base_hash}, {"finished", s.finished}, {"loss_before", s.loss_before},
+                               {"identity", s.identity}};
+  std::vector<std::vector<float>> values;
+  std::vector<Tensor> arrays;
+  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  for (const auto& [name, tensor] : all) {
+    values.emplace_back(static_cast<size_t>(tensor.numel()));
+    backend.download(values.back().data(), tensor);
+    arrays.push_back(make_view(values.back().data(), DType::F32, 1, tensor.numel(), name));
+  }
+  write_state(path, text.dump(), arrays);
+}
+
+namespace {
+
+TrainState parse(const std::string& text, const std::string& path) {
+  const nlohmann::json j = nlohmann::json::parse(text, nullptr, false);
+  if (j.is_discarded() || !j.is_object()) throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
+  try {
+    return {j.at("step"), j.at("cursor"), j.at("seed"), j.at("base_hash"), j.at("finished"), j.at("loss_before"), j.at("identity")};
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(path + ": the state is not one of irq_train's").line("found", e.what()).line("try", "--overwrite");
+  }
+}
+
+}  // namespace
+
+TrainState peek_state(const std::string& path) { return parse(StateReader(path).text(), path); }
+
+TrainState load_state(Backend& backend, ParamStore& params, const std::string& path) {
+  StateReader reader(path);
+  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  for (const auto& [name, tensor] : all) {
+    const TensorSpec* spec = reader.layout().find(name);
+    if (spec == nullptr || spec->rows * spec->cols != tensor.numel())
+      throw Error(path + ": this state belongs to another run")
+          .line("expected", with_commas(tensor.numel()) + " values of " + name)
+          .line("found", spec ? with_commas(spec->rows * spec->cols) : "none")
+          .line("try", "the options of the first run, or --overwrite");
+    backend.upload(tensor, reader.tensor(name).data);
+  }
+  return parse(reader.text(), path);
+}
+
+}  // namespace irq

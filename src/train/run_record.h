@@ -1,0 +1,40 @@
+// What a run leaves behind: log.jsonl (opened by the resolved configuration), train.state, and the result.
+#pragma once
+#include <cstdio>
+#include <string>
+
+#include "src/train/trainer.h"
+
+namespace irq {
+
+// One JSON object per line, flushed at once. On resume, lines behind the step that is resumed are cut off.
+class RunLog {
+ public:
+  RunLog(const std::string& path, bool resume, int64_t resumed_step);
+  ~RunLog();
+  RunLog(const RunLog&) = delete;
+  void write(const std::string& json_object);
+
+ private:
+  std::FILE* file_ = nullptr;
+  std::string path_;
+};
+
+// Where training stands, beside the arrays of the ParamStore.
+struct TrainState {
+  int64_t step = 0, cursor = 0;
+  uint64_t seed = 0, base_hash = 0;
+  bool finished = false;
+  double loss_before = -1;       // held-out, before the first step
+  std::string identity;          // what must agree for a resume to be the same run: method, rank, data, batch, ...
+};
+void save_state(Backend& backend, ParamStore& params, const TrainState& state, const std::string& path);
+// Reads the header text only.
+TrainState peek_state(const std::string& path);
+// Fills the masters, m and v; throws an Error when they do not fit this run.
+TrainState load_state(Backend& backend, ParamStore& params, const std::string& path);
+
+std::string json_number(double x);  // shortest text that reads back as x; null for NaN
+std::string json_text(const std::string& s);
+
+}  // namespace irq

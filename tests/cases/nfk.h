@@ -1,0 +1,135 @@
+// Cases of the NF-k ops. The quantizers are bit-exact on every device, so their tolerance is 0.
+#pragma once
+#include "tests/op_case.h"
+
+namespace irq {
+
+constexpr double kBitExact = 0;
+
+inline Arg weight_arg(int64_t n) {
+  return {"w", Role::in, Kind::f32, 1, n, [](Rng& r, int64_t i) { return static_cast<double>(static_cast<float>(r.normal() * (i / 64 % 5 + 1) * 0.01)); }};
+}
+inline Arg map_arg() {
+  return {"map", Role::in, Kind::f32, 1, 256, [](Rng&, int64_t i) { return static_cast<double>(dynamic_map()[static_cast<size_t>(i)]); }};
+}
+inline int64_t block_count(int64_t n) { return (n + kBlock - 1) / kBlock; }
+inline int64_t group_count(int64_t blocks) { return (blocks + kScaleGroup - 1) / kScaleGroup; }
+
+inline std::vector<OpCase> icq_search_cases() {
+  std::vector<OpCase> cases;
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const int64_t n : {int64_t{1}, int64_t{64}, int64_t{64 * 33 + 7}, int64_t{64 * 130}})
+      for (const bool fp32 : {false, true}) {
+        if (fp32 && bits != 4) continue;
+        OpCase c;
+        c.name = strf("icq_search/bits=%d,n=%ld,fp32=%d", bits, static_cast<long>(n), fp32);
+        c.args = {{"tau", Role::out, Kind::f32, 1, block_count(n)}, {"plain", Role::out, Kind::f32, 1, block_count(n)},
+                  {"best", Role::out, Kind::f32, 1, block_count(n)}, weight_arg(n)};
+        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32}); };
+        c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+        c.bytes = static_cast<double>(n) * (4 + 12.0 / 64);
+        cases.push_back(c);
+      }
+  return cases;
+}
+
+inline std::vector<OpCase> nfk_quantize_cases() {
+  std::vector<OpCase> cases;
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const int64_t n : {int64_t{1}, int64_t{63}, int64_t{64}, int64_t{64 * 9 + 33}, int64_t{16384 + 64}}) {
+      OpCase c;
+      c.name = strf("nfk_quantize/bits=%d,n=%ld", bits, static_cast<long>(n));
+      c.args = {{"codes", Role::out, Kind::u8, 1, (n * bits + 7) / 8}, {"absmax", Role::out, Kind::f32, 1, block_count(n)},
+                {"entropy", Role::out, Kind::f32, 1, block_count(n)}, weight_arg(n),
+                {"tau", Role::in, Kind::f32, 1, block_count(n), [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(r.normal() * 0.002)); }}};
+      c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_quantize(t[0], t[1], t[2], t[3], n == 63 ? Tensor{} : t[4], bits); };
+      c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+      c.bytes = static_cast<double>(n) * (4 + bits / 8.0 + 12.0 / 64);
+      cases.push_back(c);
+    }
+  return cases;
+}
+
+inline std::vector<OpCase> double_quantize_cases() {
+  std::vector<OpCase> cases;
+  for (const int64_t blocks : {1, 255, 256, 300, 4097, 8192}) {
+    OpCase scales;
+    scales.name = strf("double_quantize_scales/blocks=%ld", static_cast<long>(blocks));
+    const auto value = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.04 + 0.01 * r.normal())); };
+    scales.args = {{"codes", Role::out, Kind::u8, 1, blocks}, {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
+                   {"offset", Role::out, Kind::f32, 1, 1}, {"absmax", Role::in, Kind::f32, 1, blocks, value}, map_arg()};
+    scales.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_scales(t[0], t[1], t[2], t[3], t[4]); };
+    scales.tolerance_f32 = scales.tolerance_bf16 = kBitExact;
+    scales.bytes = 9.0 * static_cast<double>(blocks);
+    cases.push_back(scales);
+    OpCase tau;
+    tau.name = strf("double_quantize_tau/blocks=%ld", static_cast<long>(blocks));
+    tau.args = {{"codes", Role::out, Kind::u8, 1, blocks}, {"groups", Role::out, Kind::f32, 1, group_count(blocks)},
+                {"tau", Role::in, Kind::f32, 1, blocks}, map_arg()};
+    tau.run = [](Backend& b, const std::vector<Tensor>& t) { b.double_quantize_tau(t[0], t[1], t[2], t[3]); };
+    tau.tolerance_f32 = tau.tolerance_bf16 = kBitExact;
+    tau.bytes = 5.0 * static_cast<double>(blocks);
+    cases.push_back(tau);
+  }
+  return cases;
+}
+
+// The seven parts of a (rows, cols) matrix with random codes, as arguments from index 2 on, and the way back.
+inline std::vector<Arg> matrix_args(int64_t rows, int64_t cols, int bits) {
+  const int64_t n = rows * cols, blocks = block_count(n), groups = group_count(blocks);
+  const auto byte = [](Rng& r, int64_t) { return static_cast<double>(r.below(256)); };
+  const auto positive = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.01 + 0.002 * r.uniform())); };
+  return {{"codes", Role::in, Kind::u8, 1, (n * bits + 7) / 8, byte}, {"scale_codes", Role::in, Kind::u8, 1, blocks, byte},
+          {"scale_groups", Role::in, Kind::f32, 1, groups, positive}, {"scale_offset", Role::in, Kind::f32, 1, 1, positive},
+          {"tau_codes", Role::in, Kind::u8, 1, blocks, byte}, {"tau_groups", Role::in, Kind::f32, 1, groups, positive},
+          map_arg(), {"scales", Role::in, Kind::f32, 1, blocks, positive}};
+}
+inline QuantizedMatrix matrix_of(const std::vector<Tensor>& t, size_t first, int64_t rows, int64_t cols, QuantFormat format) {
+  return {rows, cols, format, t[first], t[first + 7], t[first + 1], t[first + 2], t[first + 3], t[first + 4], t[first + 5], t[first + 6]};
+}
+
+struct MatrixShape {
+  int64_t rows, cols, spare;
+};
+inline std::vector<OpCase> nfk_dequant_cases() {
+  std::vector<OpCase> cases;
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const bool tau : {true, false})
+      // whole warps; a strided view; an odd number of blocks; a stride that is no multiple of 16 bytes; blocks across rows
+      for (const MatrixShape s : {MatrixShape{16, 128, 0}, MatrixShape{5, 192, 8}, MatrixShape{1, 64, 0}, MatrixShape{3, 576, 0}, MatrixShape{3, 64, 3}, MatrixShape{7, 33, 2}, MatrixShape{300, 64, 0}}) {
+        const QuantFormat format{QuantKind::nf, bits, kBlock, s.rows == 3 ? ScaleKind::f32 : ScaleKind::dq8, tau ? ShiftKind::tau : ShiftKind::none};
+        OpCase c;
+        c.name = strf("nfk_dequant/bits=%d,tau=%d,rows=%ld,cols=%ld,spare=%ld", bits, tau, static_cast<long>(s.rows), static_cast<long>(s.cols), static_cast<long>(s.spare));
+        c.args = matrix_args(s.rows, s.cols, bits);
+        c.args.insert(c.args.begin(), {"w", Role::out, Kind::storage, s.rows, s.cols});
+        c.args[0].spare_cols = s.spare;
+        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_dequant(t[0], matrix_of(t, 1, s.rows, s.cols, format)); };
+        c.tolerance_f32 = kBitExact;  // fp32 steps are prescribed, whatever the storage
+        c.bytes = static_cast<double>(s.rows * s.cols) * (2 + bits / 8.0 + (tau ? 2.0 : 1.0) / 64);
+        cases.push_back(c);
+      }
+  return cases;
+}
+
+inline std::vector<OpCase> nfk_matmul_cases() {
+  std::vector<OpCase> cases;
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const int64_t m : {0, 1, 3, 8, 16, 17})
+      for (const MatrixShape s : {MatrixShape{33, 576, 0}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}}) {
+        const bool tau = m != 3;
+        const double beta = m == 8 ? 0.5 : 0.0;
+        const QuantFormat format{QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8, tau ? ShiftKind::tau : ShiftKind::none};
+        OpCase c;
+        c.name = strf("nfk_matmul/bits=%d,M=%ld,rows=%ld,cols=%ld,spare=%ld", bits, static_cast<long>(m), static_cast<long>(s.rows), static_cast<long>(s.cols), static_cast<long>(s.spare));
+        c.args = matrix_args(s.rows, s.cols, bits);
+        c.args.insert(c.args.begin(), {{"y", beta == 0 ? Role::out : Role::inout, Kind::storage, m, s.rows}, {"x", Role::in, Kind::storage, m, s.cols}});
+        c.args[0].spare_cols = c.args[1].spare_cols = s.spare;
+        c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.nfk_matmul(t[0], t[1], matrix_of(t, 2, s.rows, s.cols, format), beta); };
+        c.bytes = static_cast<double>(s.rows * s.cols) * (bits / 8.0 + 2.0 / 64) + 2.0 * static_cast<double>(m * (s.rows + s.cols));
+        c.flops = 2.0 * static_cast<double>(m * s.rows * s.cols);
+        cases.push_back(c);
+      }
+  return cases;
+}
+
+}  // namespace irq

@@ -1,0 +1,79 @@
+// irq_train: quantize with ICQ, finetune LoRA adapters with IEC, evaluate, save.
+#include "src/train/finetune.h"
+
+#include "src/model/method.h"
+#include "tools/cli.h"
+
+using namespace irq;
+
+int main(int argc, char** argv) {
+  Cli cli("irq_train", "finetune a LLaMA by IR-QLoRA (quantizes it first where needed)");
+  TrainOptions o;
+  int64_t steps = 0, holdout = 0, gpus = 1;
+  double epochs = 0, lr = 0, dropout = 0, clip = 0;
+  std::vector<std::string> names;
+  for (const Method& m : methods()) names.push_back(m.name);
+  cli.positional("BASE", &o.base, "model: a .bin, a .irq, or a config.json (random weights)");
+  cli.option("--data", &o.data, "training data (default: train.json beside BASE)");
+  cli.option("--eval-data", &o.eval_data, "held-out data");
+  cli.option("--holdout", &holdout, "examples taken out of --data instead (default: 2 %, at most 1024)");
+  cli.option("--method", &o.method, "what to train", names);
+  cli.option("--bits", &o.bits, "bits per weight of the base", {2, 3, 4});
+  cli.option("--lambda", &o.lambda, "ICQ: half-width of the search");
+  cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
+  cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
+  cli.option("--recipe", &o.recipe, "defaults of", {"paper", "official-script"});
+  cli.option("--steps", &steps, "optimizer steps (default: 10,000; 20,000 for input/output data)");
+  cli.option("--epochs", &epochs, "or passes over the data");
+  cli.option("--batch", &o.batch, "examples per step");
+  cli.option("--micro-batch", &o.micro_batch, "examples per forward pass (default: all of a step)");
+  cli.option("--lr", &lr, "learning rate (default: by model size)");
+  cli.option("--warmup", &o.warmup, "steps of linear warm-up");
+  cli.option("--schedule", &o.schedule, "after the warm-up", {"constant", "cosine"});
+  cli.option("--clip", &clip, "largest gradient norm, 0 = none (default: 0.3; 1 for full)");
+  cli.option("--rank", &o.rank, "LoRA rank");
+  cli.option("--alpha", &o.alpha, "LoRA alpha");
+  cli.option("--dropout", &dropout, "on the A branch (default: by model size)");
+  cli.option("--target-modules", &o.targets, "linears with an adapter: all, or q_proj,v_proj,...");
+  cli.option("--iec-expand", &o.iec_expand, "how IEC widens a vector", {"interleave", "tile"});
+  cli.option("--source-len", &o.source_len, "tokens of a prompt that are kept");
+  cli.option("--target-len", &o.target_len, "tokens of an answer that are kept");
+  cli.option("--window", &o.window, "tokens per example of plain text and token files");
+  cli.option("--seed", &o.seed, "of everything random");
+  cli.option("--gpus", &gpus, "GPUs to use");
+  cli.size_option("--memory-limit", &o.memory_limit, "most memory to use, e.g. 10GiB");
+  cli.option("--recompute", &o.recompute, "trade time for memory", {"auto", "none", "gate_up", "block"});
+  cli.option("--residency", &o.residency, "weights on the device", {"auto", "packed", "cached"});
+  cli.option("--dtype", &o.dtype, "type of the model.bin that full training writes", {"f32", "f16", "bf16"});
+  cli.option("--eval-every", &o.eval_every, "steps between held-out losses, 0 = at the ends only");
+  cli.option("--save-every", &o.save_every, "steps between training states");
+  cli.option("--out", &o.out, "folder for the results (default: runs/BASE-METHOD-BITS)");
+  cli.flag("--resume", &o.resume, "go on with an interrupted run");
+  cli.flag("--overwrite", &o.overwrite, "start again in a folder that holds a run");
+  cli.flag("--print-tape", &o.print_tape, "print the first step's tape: node, shapes, saved bytes, times");
+  cli.range("--batch", 1, 1 << 20);
+  cli.range("--micro-batch", 0, 1 << 20);
+  cli.range("--rank", 1, 4096);
+  cli.range("--dropout", 0, 0.95);
+  cli.range("--lambda", 0, 10);
+  cli.range("--n", 1, 1000);
+  cli.range("--steps", 0, 1e9);
+  cli.range("--lr", 0, 10);
+  cli.range("--source-len", 1, 1 << 20);
+  cli.range("--target-len", 1, 1 << 20);
+  cli.range("--window", 2, 1 << 20);
+  cli.footer("./irq_train llama7b.bin --data alpaca_data.json\n./irq_train tools/demo/model.bin --steps 200");
+  return cli.run(argc, argv, [&] {
+    if (cli.given("--steps")) o.steps = steps;
+    if (cli.given("--epochs")) o.epochs = epochs;
+    if (cli.given("--holdout")) o.holdout = holdout;
+    if (cli.given("--lr")) o.lr = lr;
+    if (cli.given("--dropout")) o.dropout = dropout;
+    if (cli.given("--clip")) o.clip = clip;
+    if (gpus != 1) throw Error("--gpus: several GPUs are not supported yet", Exit::usage).line("try", "--gpus 1");
+    o.quiet = cli.quiet();
+    o.command = cli.command();
+    const auto backend = cli.backend();
+    return finetune(*backend, o);
+  });
+}
