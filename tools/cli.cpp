@@ -165,7 +165,8 @@ Cli::Entry& Cli::declare(const std::string& name, const std::string& help, int c
     e.option->expected(count == -1 ? 1 : count, count == -1 ? 1 << 20 : count);
     if (count == 1) e.option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     e.option->allow_extra_args(count == -1);
-    e.option->type_name(shown_default.empty() ? type : type + " [" + shown_default + "]");
+    const bool in_words = help.find("default") != std::string::npos;  // the help text says it better than a number
+    e.option->type_name(shown_default.empty() || in_words ? type : type + " [" + shown_default + "]");
   }
   return e;
 }
