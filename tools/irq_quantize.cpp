@@ -24,7 +24,8 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
   for (const char* name : {"--lambda", "--n", "--entropy"})
-    if (!a.options.icq && cli.given(name)) throw usage_error(cli.tool(), std::string(name) + " belongs to ICQ, but --no-icq is given");
+    if (!a.options.icq && cli.given(name))
+      throw usage_error(cli.tool(), std::string(name) + " belongs to ICQ, but --no-icq is given");
   if (a.options.spec.fp32_entropy && a.options.bits != 4)
     throw usage_error(cli.tool(), "--entropy fp32 reproduces the released code, which is for --bits 4 only");
   std::error_code ignored;
@@ -38,7 +39,8 @@ void carry_tokenizer(const Arguments& a, const Cli& cli) {
   const std::string to = parent_path(a.out) + "/" + base_name(from);
   std::error_code problem;
   fs::copy_file(from, to, problem);
-  cli.note(problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message() : "tokenizer copied to " + to);
+  cli.note(problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message()
+                   : "tokenizer copied to " + to);
 }
 
 double search_seconds(const CheckedBackend& backend) {
@@ -50,12 +52,14 @@ double search_seconds(const CheckedBackend& backend) {
 void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBackend& backend) {
   const double weights = static_cast<double>(s.weights), bytes = static_cast<double>(s.bytes);
   const auto row = [](const char* label, const std::string& text) { std::printf("  %-8s: %s\n", label, text.c_str()); };
-  std::printf("%s: %zu matrices, %s weights, NF%d%s\n", a.out.c_str(), s.matrices.size(), with_commas(s.weights).c_str(),
-              a.options.bits, a.options.icq ? " with ICQ" : "");
-  if (a.options.icq) row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
+  std::printf("%s: %zu matrices, %s weights, NF%d%s\n", a.out.c_str(), s.matrices.size(),
+              with_commas(s.weights).c_str(), a.options.bits, a.options.icq ? " with ICQ" : "");
+  if (a.options.icq)
+    row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
   else row("entropy", strf("%.4f bits per weight (mean)", s.entropy));
-  row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes", human_bytes(static_cast<double>(s.source_bytes)).c_str(),
-                   human_bytes(bytes).c_str(), 8 * bytes / weights, with_commas(s.file_bytes).c_str()));
+  row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes",
+                   human_bytes(static_cast<double>(s.source_bytes)).c_str(), human_bytes(bytes).c_str(),
+                   8 * bytes / weights, with_commas(s.file_bytes).c_str()));
   row("time", a.options.icq ? strf("%.2f s, of which %.2f s in the search", s.seconds, search_seconds(backend))
                             : strf("%.2f s", s.seconds));
 }
@@ -68,9 +72,8 @@ int quantize(Arguments& a, Cli& cli) {
   backend->set_profile(true);
   const int64_t matrices = 7 * in->config().layers;
   ProgressBar bar("quantize", matrices, "matrices", cli.quiet());
-  const QuantizeSummary summary = quantize_base(*backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) {
-    bar.update(done, name);
-  });
+  const QuantizeSummary summary = quantize_base(
+      *backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish();
   carry_tokenizer(a, cli);
   if (!a.report.empty()) write_quantize_report(a.report, summary);

@@ -122,15 +122,16 @@ bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
 
 std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   std::string stem = base_path;
-  if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos) stem.resize(dot);
+  if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
+    stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau)
     name += strf("-icq-l%g-n%d-%s", info.icq.lambda, info.icq.n, info.icq.fp32_entropy ? "fp32" : "exact");
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
-QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
-                              const QuantizeProgress& progress) {
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
+                              const QuantizeOptions& options, const QuantizeProgress& progress) {
   const double start = now_seconds();
   const IrqInfo info = quantized_info(in, options);
   IrqWriter writer(out_path, info);
