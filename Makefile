@@ -34,7 +34,7 @@ LIB_SRC := $(filter-out kernels/cuda_absent.cpp src/train/dist_%,$(wildcard kern
 ifeq ($(CUDA),1)
 $(if $(NVCC),,$(error CUDA=1, but there is no nvcc on PATH or in /usr/local/cuda/bin (NVCC=path names one)))
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-NCCL      := $(if $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),1,0)
+NCCL      := $(if $(and $(wildcard src/train/dist_nccl.cpp),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h)),1,0)
 CXXFLAGS  += -isystem $(CUDA_HOME)/include
 LIB_SRC   += $(wildcard kernels/*.cu)
 LIBS      += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcusolver -lcudart $(if $(filter 1,$(NCCL)),-lnccl)
