@@ -370,13 +370,9 @@ int Cli::run(int argc, const char* const* argv, const std::function<int()>& body
 std::unique_ptr<CheckedBackend> Cli::backend() {
   auto made = make_backend(device_);
   std::string line = tool_ + " " + kVersion + " | " + made->describe();
-  if (made->device() == Device::CPU) {
-    const std::string reason = cuda_unavailable_reason();
-    line += " | no CUDA: " + (reason.empty() ? "--device cpu" : reason);
-  } else {
-    const std::string reason = nccl_unavailable_reason();
-    line += reason.empty() ? " | NCCL" : " | no NCCL: " + reason;
-  }
+  const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
+  if (made->device() == Device::CPU) line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
+  line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;
   note(line);
   return made;
 }

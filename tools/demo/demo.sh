@@ -57,9 +57,9 @@ run irq_train "$out/model.irq" --data "$demo/train.json" --eval-data "$demo/held
 say "4. The same loss after finetuning"
 run irq_eval "$out/model.irq" --adapter "$out/ir-qlora/adapter.lora" --loss "$demo/heldout.json"
 
-say "5. Words that no training instruction asks about: before"
+say "5. Words that no training instruction asks about, before finetuning"
 questions
-say "   and after"
+say "6. ... and after"
 questions --adapter "$out/ir-qlora/adapter.lora"
 
 printf '\ndemo finished in %d s; its files are in %s\n' $((SECONDS - started)) "$out"
