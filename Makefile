@@ -34,7 +34,7 @@ LIB_SRC := $(filter-out kernels/cuda_absent.cpp src/train/dist_%,$(wildcard kern
 ifeq ($(CUDA),1)
 $(if $(NVCC),,$(error CUDA=1, but there is no nvcc on PATH or in /usr/local/cuda/bin (NVCC=path names one)))
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-NCCL      := $(if $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),1,0)
+NCCL      := $(if $(and $(wildcard src/train/dist_nccl.cpp),$(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h)),1,0)
 CXXFLAGS  += -isystem $(CUDA_HOME)/include
 LIB_SRC   += $(wildcard kernels/*.cu)
 LIBS      += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcusolver -lcudart $(if $(filter 1,$(NCCL)),-lnccl)
@@ -63,6 +63,9 @@ demo: deps                           ## quantize, finetune and ask the tiny mode
 test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
 	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
 	@$(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
+parity: deps                         ## compare logits, loss and gradients with torch + transformers, where they are installed
+	@$(MAKE) $(BUILD)/parity_dump $(filter irq_quantize,$(TOOLS))
+	@python3 tests/parity/parity.py --build $(BUILD) || [ $$? = 77 ]
 bench: irq_bench                     ## time every op (and the CPU references where there is no GPU)
 	./irq_bench all
 check:                               ## layering, formatting, file sizes, conditionals
@@ -84,6 +87,8 @@ $(TOOLS): %: $(BUILD)/% FORCE
 $(BUILD)/irq_bench: $(BENCH)
 $(BUILD)/irq_tests: $(call object,$(wildcard tests/*.cpp)) $(COMMON) $(BUILD)/libirq.so
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -lgtest -lpthread $(LDFLAGS)
+$(BUILD)/parity_dump: $(call object,tests/parity/parity_dump.cpp) $(COMMON) $(BUILD)/libirq.so
+	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq $(LDFLAGS)
 $(BUILD)/irq_%: $(BUILD)/tools/irq_%.cpp.o $(COMMON) $(BUILD)/libirq.so
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq $(LDFLAGS)
 $(BUILD)/libirq.so: $(call object,$(LIB_SRC))
@@ -98,6 +103,6 @@ $(BUILD)/ready:
 	@tools/deps.sh --check && mkdir -p $(BUILD) && touch $@
 
 FORCE:
-.PHONY: all deps demo test bench check format clean install help FORCE
+.PHONY: all deps demo test parity bench check format clean install help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -64,8 +64,9 @@ struct QueryTile {
   bool found;
   int total;  // if not found: the number of tiles
 };
+// The result stays in shared memory: what a kernel reads from there after its main loop costs no registers during it.
 template <int kThreads>
-__device__ inline QueryTile find_query_tile(const AttentionArgs& a, int rows_per_tile, int index) {
+__device__ inline const QueryTile& find_query_tile(const AttentionArgs& a, int rows_per_tile, int index) {
   __shared__ QueryTile result;
   int base = 0;
   for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
@@ -76,12 +77,11 @@ __device__ inline QueryTile find_query_tile(const AttentionArgs& a, int rows_per
     // The last tile of a sequence first: it has the most keys to visit.
     if (index >= begin && index < end) result = {load_seq(a, i), (end - 1 - index) * rows_per_tile, true, 0};
     base += total;
-    if (index < base) {
-      __syncthreads();
-      return result;
-    }
+    if (index < base) break;
   }
-  return {{}, 0, false, base};
+  if (index >= base && threadIdx.x == 0) result = {{}, 0, false, base};
+  __syncthreads();
+  return result;
 }
 
 // The blocks without a tile look for query rows in no sequence: f(row) is called by a whole warp for each of them.
@@ -110,20 +110,20 @@ __device__ inline void for_dead_rows(const AttentionArgs& a, int part, int parts
 // The key tiles that a tile of queries visits: all of the prefix, then its own keys up to the last one seen by row_end - 1.
 struct KeyTiles {
   static constexpr int kKeys = 64;
-  SeqRange seq;
-  int own, prefix_tiles, count;
-  __device__ KeyTiles(const SeqRange& s, int row_end) : seq(s) {
-    own = min(max(row_end + s.lead(), 0), s.k_end - s.k_begin);
-    prefix_tiles = (s.p_end - s.p_begin + kKeys - 1) / kKeys;
+  int prefix_tiles, count;
+  int p_begin, p_end, own_begin, own_end;  // own_begin: where tile 0 would lie if the own tiles were numbered from 0
+  int own_limit;                           // query i sees own rows of the buffer below own_limit + i
+  __device__ KeyTiles(const SeqRange& s, int row_end) : p_begin(s.p_begin), p_end(s.p_end) {
+    const int own = min(max(row_end + s.lead(), 0), s.k_end - s.k_begin);
+    prefix_tiles = (p_end - p_begin + kKeys - 1) / kKeys;
     count = prefix_tiles + (own + kKeys - 1) / kKeys;
+    own_begin = s.k_begin - prefix_tiles * kKeys, own_end = s.k_begin + own, own_limit = s.k_begin + 1 + s.lead();
   }
   __device__ bool prefix(int t) const { return t < prefix_tiles; }
-  __device__ int first(int t) const { return prefix(t) ? seq.p_begin + t * kKeys : seq.k_begin + (t - prefix_tiles) * kKeys; }
-  __device__ int end(int t) const { return prefix(t) ? seq.p_end : seq.k_begin + own; }
+  __device__ int first(int t) const { return (prefix(t) ? p_begin : own_begin) + t * kKeys; }  // row of the buffer
+  __device__ int end(int t) const { return prefix(t) ? p_end : own_end; }
   // Query i sees the keys of tile t below this many.
-  __device__ int limit(int t, int i) const {
-    return prefix(t) ? seq.p_end - first(t) : seq.k_begin + i + 1 + seq.lead() - first(t);
-  }
+  __device__ int limit(int t, int i) const { return (prefix(t) ? p_end : own_limit + i) - first(t); }
 };
 
 // ---- tiles in shared memory ---------------------------------------------------------------------------------------
@@ -135,12 +135,17 @@ constexpr int kPitchBytes = (D + 8) * 2;
 // Starts copying rows [first, first + kRows) of one head, x (rows, D) bf16; rows from `end` on become zeros.
 template <int D, int kRows, int kThreads>
 __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* x, int64_t stride, int first, int end) {
-  constexpr int kChunks = D / 8;
+  constexpr int kChunks = D / 8, kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;  // threads of a row, some idle if D = 48
+  constexpr int kStep = kThreads / kLanes;
+  const int thread = fresh_thread_index(), row = thread / kLanes, chunk = thread % kLanes;
+  if (chunk >= kChunks) return;
+  const __nv_bfloat16* from = x + (first + row) * stride + chunk * 8;
+  const uint32_t to = tile + row * kPitchBytes<D> + chunk * 16;
+  const int rows_left = end - first - row;
 #pragma unroll
-  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = first + row < end;
-    cp_async_16(tile + row * kPitchBytes<D> + chunk * 16, x + (valid ? first + row : 0) * stride + chunk * 8, valid);
+  for (int i = 0; i < kRows; i += kStep) {
+    cp_async_16(to + i * kPitchBytes<D>, from, i < rows_left);
+    from += kStep * stride;  // may end up outside the buffer, where nothing is read
   }
 }
 
@@ -150,7 +155,8 @@ __device__ __forceinline__ void multiply_abt(float (&acc)[kTiles][kN / 8][4], ui
   const int lane = threadIdx.x % kWarp;
   const uint32_t a_lane = a_tile + (lane % 16) * kPitchBytes<D> + (lane / 16) * 16;
   const uint32_t b_lane = b_tile + (lane / 16 * 8 + lane % 8) * kPitchBytes<D> + (lane / 8 % 2) * 16;
-#pragma unroll
+  constexpr int kUnroll = kTiles == 1 ? D / 16 : 2;  // 32 rows a warp need every register
+#pragma unroll kUnroll
   for (int kk = 0; kk < D / 16; ++kk) {
     uint32_t a[kTiles][4];
 #pragma unroll

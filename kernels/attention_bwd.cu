@@ -5,7 +5,7 @@
 // Cost    14 D FLOPs per (query, key) pair and head: 6 for dq, 8 for dk and dv. P and dO V^T are computed in both kernels; a
 //         single kernel needs 10 D, but then several blocks add to one dq and the order of the sums changes from run to run.
 //         Bytes: each kernel reads q, k, v, dout once, 12 N H D + 8 K G D with the outputs. D = 128, H = 32, N = 8192:
-//         sequences of 512 are 120 GFLOP, about 0.35 ms on an H100 at 350 TFLOP/s; one of 4096 x 2 is 0.96 TFLOP, 2.7 ms.
+//         sequences of 512 are 120 GFLOP, 0.35 ms on an H100 if 350 TFLOP/s are reached (not measured); one of 4096 x 2 is 0.96 TFLOP, 2.7 ms.
 // Tricky  Both kernels keep S and dP in registers: dq's rows are queries (S = Q K^T), dk's and dv's rows are keys (S^T = K Q^T),
 //         so P and dS are already where the next product wants its left operand. Key tiles are tiles of the buffer, not of
 //         a sequence: such a block visits, in the order of seqs, everything that sees any of its keys, hence a shared prefix
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
   extern __shared__ __align__(16) unsigned char shared_memory[];  // Q, dO, two stages of K and V
   __shared__ float delta_rows[kTile];
   const int head = blockIdx.y, kv_head = head / a.group, lane = threadIdx.x % kWarp;
-  const QueryTile tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
+  const QueryTile& tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
   if (!tile.found) {
     for_dead_rows<kThreads>(a, blockIdx.x - tile.total, gridDim.x - tile.total, [&](int row) {
       __nv_bfloat16* dq = static_cast<__nv_bfloat16*>(a.dq) + row * a.dq_stride + head * D;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
     });
     return;
   }
-  const SeqRange seq = tile.seq;
+  const SeqRange& seq = tile.seq;
   const KeyTiles keys(seq, min(tile.first + kTile, seq.queries()));
   const uint32_t q_tile = smem_address(shared_memory), dout_tile = q_tile + kTileBytes<D>, kv_tiles = dout_tile + kTileBytes<D>;
   const auto load_kv = [&](int t) {

@@ -4,7 +4,7 @@
 //         F32 in attention_simple.cu.
 // Cost    FLOPs 4 D per (query, key) pair and head, 2 s^2 D H per causal sequence of s. Bytes 4 (N H D + K G D) at the least.
 //         D = 128, H = 32, N = 8192: sequences of 512 are 34 GFLOP and 268 MB, about 96 us (bandwidth) on an H100 at
-//         2.8 TB/s; one of 4096 x 2 is 275 GFLOP, about 0.7 ms at 400 TFLOP/s, mma.sync's practical rate there.
+//         2.8 TB/s; one of 4096 x 2 is 275 GFLOP, 0.7 ms if 400 TFLOP/s are reached (not measured).
 // Tricky  A block is one tile of query rows of one head, 4 warps, each owning 16 or 32 rows from start to end: its scores, its
 //         running max and sum and its part of o never leave its registers, so the only barrier is for the K/V tiles, which
 //         are loaded one step ahead. Which tile a block has is found on the device (find_query_tile), because sequence
@@ -82,14 +82,14 @@ __device__ inline void zero_dead_rows(const AttentionArgs& a, int head, int part
 }
 
 template <int D, int kTiles>
-__global__ void __launch_bounds__(kThreads) attention_fwd_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads, D == 64 && kTiles == 1 ? 3 : 2) attention_fwd_kernel(AttentionArgs a) {
   using Config = FwdConfig<D, kTiles>;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int head = blockIdx.y, kv_head = head / a.group;
-  const QueryTile tile = find_query_tile<kThreads>(a, Config::kRows, blockIdx.x);
+  const QueryTile& tile = find_query_tile<kThreads>(a, Config::kRows, blockIdx.x);
   if (!tile.found) return zero_dead_rows<D>(a, head, blockIdx.x - tile.total, gridDim.x - tile.total);
 
-  const SeqRange seq = tile.seq;
+  const SeqRange& seq = tile.seq;
   const KeyTiles keys(seq, min(tile.first + Config::kRows, seq.queries()));
   const auto* q = static_cast<const __nv_bfloat16*>(a.q) + head * D;
   const auto* k = static_cast<const __nv_bfloat16*>(a.k) + kv_head * D;
@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads) attention_fwd_kernel(AttentionArgs a
   if (keys.count > 0) load_kv(0);
 
   const int lane = threadIdx.x % kWarp, warp_row = threadIdx.x / kWarp * 16 * kTiles;
-  const int first_row = tile.first + warp_row;  // this warp's first query, counted from q_begin
+  // This warp's first query, counted from q_begin.
+  const auto fresh_first_row = [&] { return tile.first + fresh_thread_index() / kWarp * 16 * kTiles; };
   const float c = a.scale * kLog2E;
   float o[kTiles][D / 8][4] = {}, row_max[kTiles][2], row_sum[kTiles][2] = {};
 #pragma unroll
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(kThreads) attention_fwd_kernel(AttentionArgs a
     cp_async_wait<0>();
     __syncthreads();  // tile t is there, and every warp has left tile t - 1, whose place the next load takes
     if (t + 1 < keys.count) load_kv(t + 1);
+    const int first_row = fresh_first_row();
     if (first_row >= seq.queries() || keys.limit(t, first_row + 16 * kTiles - 1) <= 0) continue;
     const uint32_t k_tile = kv_tiles + t % 2 * 2 * kTileBytes;
     float s[kTiles][kKeys / 8][4] = {};
@@ -127,6 +129,7 @@ __global__ void __launch_bounds__(kThreads) attention_fwd_kernel(AttentionArgs a
   }
   cp_async_wait<0>();
 
+  const int first_row = fresh_first_row();
   float inverse[kTiles][2];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)

@@ -58,7 +58,8 @@ inline CommandResult run_command(const std::string& tool, const std::vector<std:
   argv.push_back(nullptr);
   const pid_t child = fork();
   if (child == 0) {
-    if (std::freopen("/dev/null", "r", stdin) && std::freopen(out.c_str(), "w", stdout) && std::freopen(err.c_str(), "w", stderr))
+    if (std::freopen("/dev/null", "r", stdin) && std::freopen(out.c_str(), "w", stdout) &&
+        std::freopen(err.c_str(), "w", stderr))
       execv(program.c_str(), const_cast<char* const*>(argv.data()));
     _exit(127);
   }

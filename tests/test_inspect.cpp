@@ -33,7 +33,7 @@ TEST(Npy, RoundTrip) {
   EXPECT_EQ(read_npy(path).as_f64(), (std::vector<double>{1.5, -2.0, static_cast<double>(1e30f)}));
 }
 
-// The bytes that numpy 1.26 writes for numpy.arange(3, dtype='<i4').
+// Byte for byte: format 1.0's header as numpy.save lays it out (dictionary with a trailing comma, padded to 64).
 TEST(Npy, IsWhatNumpyWrites) {
   ScratchDir dir;
   const int32_t values[3] = {0, 1, 2};

@@ -1,10 +1,10 @@
 // Progress: what is drawn, where it fits, and when it is silent.
-#include "src/core/progress.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdlib>
+
+#include "src/core/progress.h"
 
 namespace irq {
 namespace {

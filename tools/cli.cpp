@@ -98,9 +98,10 @@ int64_t parse_size(const std::string& text) {
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string unit(end, text.data() + text.size());
-  const std::pair<const char*, double> units[] = {
-      {"", 1}, {"B", 1}, {"K", 0x1p10}, {"M", 0x1p20}, {"G", 0x1p30}, {"T", 0x1p40}, {"KiB", 0x1p10}, {"MiB", 0x1p20},
-      {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}};
+  const std::pair<const char*, double> units[] = {{"", 1},         {"B", 1},        {"K", 0x1p10},   {"M", 0x1p20},
+                                                  {"G", 0x1p30},   {"T", 0x1p40},   {"KiB", 0x1p10}, {"MiB", 0x1p20},
+                                                  {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"kB", 1e3},     {"KB", 1e3},
+                                                  {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12}};
   for (const auto& [name, factor] : units)
     if (error == std::errc{} && unit == name && number >= 0 && number * factor < 9e18)
       return static_cast<int64_t>(std::llround(number * factor));
@@ -129,7 +130,8 @@ std::string nearest(const std::string& word, const std::vector<std::string>& kno
   for (const std::string& candidate : known) {
     int distance = edit_distance(word, candidate);
     if (candidate.size() > word.size() && candidate.compare(0, word.size(), word) == 0 && word.size() > 3) distance = 1;
-    if (distance < best_distance || (distance == best_distance && best.empty())) best = candidate, best_distance = distance;
+    if (distance < best_distance || (distance == best_distance && best.empty()))
+      best = candidate, best_distance = distance;
   }
   return best;
 }
@@ -165,7 +167,8 @@ Cli::Entry& Cli::declare(const std::string& name, const std::string& help, int c
     e.option->expected(count == -1 ? 1 : count, count == -1 ? 1 << 20 : count);
     if (count == 1) e.option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     e.option->allow_extra_args(count == -1);
-    e.option->type_name(shown_default.empty() ? type : type + " [" + shown_default + "]");
+    const bool in_words = help.find("default") != std::string::npos;  // the help text says it better than a number
+    e.option->type_name(shown_default.empty() || in_words ? type : type + " [" + shown_default + "]");
   }
   return e;
 }
@@ -175,7 +178,8 @@ void Cli::positional(const std::string& name, std::string* value, const std::str
   e.required = required;
 }
 
-void Cli::option(const std::string& name, std::string* value, const std::string& help, std::vector<std::string> allowed) {
+void Cli::option(const std::string& name, std::string* value, const std::string& help,
+                 std::vector<std::string> allowed) {
   std::string type = allowed.empty() ? "TEXT" : "";
   for (const std::string& a : allowed) type += (type.empty() ? "" : "|") + a;
   declare(name, help, 1, type, *value, [this, value, allowed](const Entry& e, const auto& words) {
@@ -220,21 +224,24 @@ void Cli::option(const std::string& name, uint64_t* value, const std::string& he
 void Cli::option(const std::string& name, double* value, const std::string& help) { number(name, value, help, {}); }
 
 void Cli::option(const std::string& name, std::vector<std::string>* value, const std::string& help, int count) {
-  declare(name, help, count, count == -1 ? "WORD ..." : count == 2 ? "WORD WORD" : "WORD", "", [value](const Entry&, const auto& words) { *value = words; });
+  declare(name, help, count,
+          count == -1  ? "WORD ..."
+          : count == 2 ? "WORD WORD"
+                       : "WORD",
+          "", [value](const Entry&, const auto& words) { *value = words; });
 }
 
 void Cli::size_option(const std::string& name, int64_t* bytes, const std::string& help) {
   declare(name, help, 1, "SIZE", "", [bytes](const Entry& e, const auto& words) {
     try {
       *bytes = parse_size(words.back());
-    } catch (const Error& error) {
-      throw Error(e.name + ": " + error.what(), Exit::usage);
-    }
+    } catch (const Error& error) { throw Error(e.name + ": " + error.what(), Exit::usage); }
   });
 }
 
 void Cli::flag(const std::string& name, bool* value, const std::string& help, const std::string& negative) {
-  Entry& e = declare(name, help, 0, "", "", [value](const Entry&, const auto& words) { *value = words.back() == "true"; });
+  Entry& e =
+      declare(name, help, 0, "", "", [value](const Entry&, const auto& words) { *value = words.back() == "true"; });
   e.negative = negative;
   const std::string opposite = "the opposite of " + name;
   if (!negative.empty()) e.negative_option = parser_->app.add_flag(negative, opposite);
@@ -308,9 +315,7 @@ void Cli::parse(int argc, const char* const* argv) {
   } catch (const CLI::ExtrasError&) {
     const std::vector<std::string> extra = parser_->app.remaining();
     fail("too many arguments: '" + (extra.empty() ? "?" : extra.front()) + "' is not expected");
-  } catch (const CLI::ParseError& error) {
-    fail(error.what());
-  }
+  } catch (const CLI::ParseError& error) { fail(error.what()); }
   if (entry("--help").option->count() > 0) {
     std::string usage = "Usage: ./" + tool_;
     for (const auto& e : entries_)
@@ -348,7 +353,8 @@ int Cli::run(int argc, const char* const* argv, const std::function<int()>& body
     complain(error.what());
     return static_cast<int>(error.exit_code());
   } catch (const std::bad_alloc&) {
-    complain(Error("out of memory (host)").line("try", "a smaller --micro-batch, or a machine with more memory").what());
+    complain(
+        Error("out of memory (host)").line("try", "a smaller --micro-batch, or a machine with more memory").what());
     return static_cast<int>(Exit::run_time);
   } catch (const std::exception& error) {
     complain(std::string("internal error: ") + error.what());
@@ -364,13 +370,9 @@ int Cli::run(int argc, const char* const* argv, const std::function<int()>& body
 std::unique_ptr<CheckedBackend> Cli::backend() {
   auto made = make_backend(device_);
   std::string line = tool_ + " " + kVersion + " | " + made->describe();
-  if (made->device() == Device::CPU) {
-    const std::string reason = cuda_unavailable_reason();
-    line += " | no CUDA: " + (reason.empty() ? "--device cpu" : reason);
-  } else {
-    const std::string reason = nccl_unavailable_reason();
-    line += reason.empty() ? " | NCCL" : " | no NCCL: " + reason;
-  }
+  const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
+  if (made->device() == Device::CPU) line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
+  line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;
   note(line);
   return made;
 }

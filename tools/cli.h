@@ -40,7 +40,8 @@ class Cli {
 
   // The variable keeps its value when the option is absent; help shows that value as the default.
   void positional(const std::string& name, std::string* value, const std::string& help, bool required = true);
-  void option(const std::string& name, std::string* value, const std::string& help, std::vector<std::string> allowed = {});
+  void option(const std::string& name, std::string* value, const std::string& help,
+              std::vector<std::string> allowed = {});
   void option(const std::string& name, int* value, const std::string& help, std::vector<int> allowed = {});
   void option(const std::string& name, int64_t* value, const std::string& help);
   void option(const std::string& name, uint64_t* value, const std::string& help);
@@ -64,7 +65,7 @@ class Cli {
   const std::string& device() const { return device_; }    // auto, cpu, cuda
   const std::string& kernels() const { return kernels_; }  // auto, sm80
   bool quiet() const { return quiet_; }
-  int threads() const { return threads_; }                 // 0: all of them
+  int threads() const { return threads_; }  // 0: all of them
   // Makes the backend that --device asks for and says on stderr what a run has: device, and why not CUDA or NCCL.
   std::unique_ptr<CheckedBackend> backend();
   void note(const std::string& text) const;  // a line on stderr unless --quiet

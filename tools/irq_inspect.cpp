@@ -37,7 +37,7 @@ int inspect(const Arguments& a, const Cli& cli) {
     return 0;
   }
   ProgressBar bar("check", 0, "B", cli.quiet());
-  const Progress progress = [&](int64_t done, int64_t all) {
+  const ByteProgress progress = [&](int64_t done, int64_t all) {
     throw_if_interrupted();
     bar.set_total(all);
     bar.update(done);

@@ -4,6 +4,7 @@
 
 #include "src/core/file.h"
 #include "src/core/progress.h"
+#include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
 #include "src/train/quantize_base.h"
 #include "tools/cli.h"
@@ -11,6 +12,7 @@
 namespace irq {
 namespace {
 
+constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights
 namespace fs = std::filesystem;
 
 struct Arguments {
@@ -22,7 +24,8 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
   for (const char* name : {"--lambda", "--n", "--entropy"})
-    if (!a.options.icq && cli.given(name)) throw usage_error(cli.tool(), std::string(name) + " belongs to ICQ, but --no-icq is given");
+    if (!a.options.icq && cli.given(name))
+      throw usage_error(cli.tool(), std::string(name) + " belongs to ICQ, but --no-icq is given");
   if (a.options.spec.fp32_entropy && a.options.bits != 4)
     throw usage_error(cli.tool(), "--entropy fp32 reproduces the released code, which is for --bits 4 only");
   std::error_code ignored;
@@ -36,7 +39,8 @@ void carry_tokenizer(const Arguments& a, const Cli& cli) {
   const std::string to = parent_path(a.out) + "/" + base_name(from);
   std::error_code problem;
   fs::copy_file(from, to, problem);
-  cli.note(problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message() : "tokenizer copied to " + to);
+  cli.note(problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message()
+                   : "tokenizer copied to " + to);
 }
 
 double search_seconds(const CheckedBackend& backend) {
@@ -48,12 +52,14 @@ double search_seconds(const CheckedBackend& backend) {
 void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBackend& backend) {
   const double weights = static_cast<double>(s.weights), bytes = static_cast<double>(s.bytes);
   const auto row = [](const char* label, const std::string& text) { std::printf("  %-8s: %s\n", label, text.c_str()); };
-  std::printf("%s: %zu matrices, %s weights, NF%d%s\n", a.out.c_str(), s.matrices.size(), with_commas(s.weights).c_str(),
-              a.options.bits, a.options.icq ? " with ICQ" : "");
-  if (a.options.icq) row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
+  std::printf("%s: %zu matrices, %s weights, NF%d%s\n", a.out.c_str(), s.matrices.size(),
+              with_commas(s.weights).c_str(), a.options.bits, a.options.icq ? " with ICQ" : "");
+  if (a.options.icq)
+    row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
   else row("entropy", strf("%.4f bits per weight (mean)", s.entropy));
-  row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes", human_bytes(static_cast<double>(s.source_bytes)).c_str(),
-                   human_bytes(bytes).c_str(), 8 * bytes / weights, with_commas(s.file_bytes).c_str()));
+  row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes",
+                   human_bytes(static_cast<double>(s.source_bytes)).c_str(), human_bytes(bytes).c_str(),
+                   8 * bytes / weights, with_commas(s.file_bytes).c_str()));
   row("time", a.options.icq ? strf("%.2f s, of which %.2f s in the search", s.seconds, search_seconds(backend))
                             : strf("%.2f s", s.seconds));
 }
@@ -61,14 +67,13 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
 int quantize(Arguments& a, Cli& cli) {
   a.options.spec.fp32_entropy = a.entropy == "fp32";
   check_arguments(a, cli);
-  BaseReader in(a.base);
+  const auto in = open_base(a.base, kSyntheticSeed);
   const auto backend = cli.backend();
   backend->set_profile(true);
-  const int64_t matrices = 7 * in.config().layers;
+  const int64_t matrices = 7 * in->config().layers;
   ProgressBar bar("quantize", matrices, "matrices", cli.quiet());
-  const QuantizeSummary summary = quantize_base(*backend, in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) {
-    bar.update(done, name);
-  });
+  const QuantizeSummary summary = quantize_base(
+      *backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish();
   carry_tokenizer(a, cli);
   if (!a.report.empty()) write_quantize_report(a.report, summary);
@@ -83,7 +88,7 @@ int main(int argc, char** argv) {
   using namespace irq;
   Arguments a;
   Cli cli("irq_quantize", "quantize a model's linears to 2-4 bits");
-  cli.positional("BASE", &a.base, "the model, a .bin");
+  cli.positional("BASE", &a.base, "the model: a .bin, or a config.json for random weights");
   cli.positional("OUT.irq", &a.out, "the quantized model");
   cli.option("--bits", &a.options.bits, "bits per weight", {2, 3, 4});
   cli.option("--format", &a.format, "code book: NormalFloat, integers, GPTQ", {"nf", "int", "gptq"});

@@ -18,7 +18,7 @@ class Hasher {
   uint64_t bytes() const { return total_; }
 
  private:
-  void block(const unsigned char* p);
+  void blocks(const unsigned char* p, size_t count);  // 32 bytes each
   // The fractional parts of the square roots of 2, 3, 5, 7.
   uint64_t lane_[4] = {0x6A09E667F3BCC908u, 0xBB67AE8584CAA73Bu, 0x3C6EF372FE94F82Bu, 0xA54FF53A5F1D36F1u};
   unsigned char tail_[32] = {};

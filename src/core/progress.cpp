@@ -14,9 +14,9 @@
 namespace irq {
 namespace {
 
-constexpr double kBarInterval = 0.1;      // seconds between two drawings of the bar
-constexpr double kRateWindow = 15;        // seconds; the rate shown is that of the last one to two windows
-constexpr int kWidestBar = 30;            // columns between the brackets
+constexpr double kBarInterval = 0.1;  // seconds between two drawings of the bar
+constexpr double kRateWindow = 15;    // seconds; the rate shown is that of the last one to two windows
+constexpr int kWidestBar = 30;        // columns between the brackets
 
 int terminal_width() {
   winsize size = {};
@@ -28,7 +28,9 @@ double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-bool continues(char c) { return (static_cast<unsigned char>(c) & 0xc0u) == 0x80u; }  // not the first byte of a code point
+bool continues(char c) {
+  return (static_cast<unsigned char>(c) & 0xc0u) == 0x80u;
+}  // not the first byte of a code point
 
 int columns(const std::string& s) {
   return static_cast<int>(std::count_if(s.begin(), s.end(), [](char c) { return !continues(c); }));
@@ -179,24 +181,28 @@ void ProgressBar::update(int64_t done, const std::string& note) {
   std::string line;
   if (target_.style == ProgressStyle::lines) {
     line = render_bar(1000, label_, done, total_, unit_, rate, note);
-    if (const size_t open = line.find('['), close = line.find("] "); open != std::string::npos && close != std::string::npos)
+    if (const size_t open = line.find('['), close = line.find("] ");
+        open != std::string::npos && close != std::string::npos)
       line.erase(open, close + 2 - open);  // a bar says nothing in a log
     if (total_ > 0) line += strf("  (%.0f %%)", 100.0 * static_cast<double>(done) / static_cast<double>(total_));
   }
   const bool bar = target_.style == ProgressStyle::bar;
-  draw(bar ? render_bar(width, label_, done, total_, unit_, rate, note) : "", line, bar && done >= total_ && total_ > 0);
+  draw(bar ? render_bar(width, label_, done, total_, unit_, rate, note) : "", line,
+       bar && done >= total_ && total_ > 0);
 }
 
 void ProgressBar::update_text(int64_t done, const std::string& text, bool always) {
   std::lock_guard lock(mutex_);
   note_rate(done);
   if (target_.style == ProgressStyle::off) return;
-  const double fraction = total_ > 0 ? std::clamp(static_cast<double>(done) / static_cast<double>(total_), 0.0, 1.0) : 0;
+  const double fraction =
+      total_ > 0 ? std::clamp(static_cast<double>(done) / static_cast<double>(total_), 0.0, 1.0) : 0;
   const int width = target_.style == ProgressStyle::bar ? target_.width() - 1 : 0;
   std::string bar = text;
   if (width >= columns(text) + 13) {  // a small bar before the text where there is room
     const int full = static_cast<int>(fraction * 10);
-    bar = "[" + std::string(static_cast<size_t>(full), '=') + std::string(static_cast<size_t>(10 - full), ' ') + "] " + text;
+    bar = "[" + std::string(static_cast<size_t>(full), '=') + std::string(static_cast<size_t>(10 - full), ' ') + "] " +
+          text;
   }
   draw(fit_columns(bar, width), text, always || (done >= total_ && total_ > 0));
 }

@@ -22,8 +22,8 @@ class BaseSource {
  public:
   virtual ~BaseSource() = default;
   const ModelConfig& config() const { return config_; }
-  DType dtype() const { return dtype_; }             // of the matrices; norms are f32
-  virtual uint64_t hash() const = 0;                 // identifies the content
+  DType dtype() const { return dtype_; }  // of the matrices; norms are f32
+  virtual uint64_t hash() const = 0;      // identifies the content
   virtual const std::string& path() const = 0;
   virtual const Layout& layout() const = 0;
   // View (rows, cols) in the source's type, verified; "head" of a tied model is its "embed".

@@ -159,14 +159,7 @@ void Llama::refresh() {
 void Llama::finish_gradients() {
   params_.zero_untouched(backend_);
   for (Layer& layer : layers_)
-    for (LinearGroup* g : layer.groups())
-      for (AdapterPart& p : g->adapters) {
-        // With dropout the pooled branch has given dbeta1 already; else both follow from dA and dB (fidelity 4.4).
-        if (p.param_beta1 >= 0 && g->dropout == 0)
-          backend_.iec_dbeta1(params_.grad_value(p.param_beta1), params_.grad_value(p.param_a), g->tile, 0);
-        if (p.param_beta2 >= 0)
-          backend_.iec_dbeta2(params_.grad_value(p.param_beta2), params_.grad_value(p.param_b), g->tile, 0);
-      }
+    for (LinearGroup* g : layer.groups()) finish_betas(backend_, params_, *g);
 }
 
 }  // namespace irq

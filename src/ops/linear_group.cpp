@@ -36,4 +36,13 @@ void fold_adapters(Backend& backend, LinearGroup& g) {
   if (g.resident) place_adapters(backend, g, g.resident);
 }
 
+void finish_betas(Backend& backend, ParamStore& params, const LinearGroup& g) {
+  for (const AdapterPart& p : g.adapters) {
+    // With dropout the pooled branch has given dbeta1 already; else both follow from dA and dB (fidelity 4.4).
+    if (p.param_beta1 >= 0 && g.dropout == 0)
+      backend.iec_dbeta1(params.grad_value(p.param_beta1), params.grad_value(p.param_a), g.tile, 0);
+    if (p.param_beta2 >= 0) backend.iec_dbeta2(params.grad_value(p.param_beta2), params.grad_value(p.param_b), g.tile, 0);
+  }
+}
+
 }  // namespace irq

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "src/autograd/params.h"
 #include "src/core/arena.h"
 
 namespace irq {
@@ -69,6 +70,8 @@ class DeviceWeights final : public WeightProvider {
 
 // Recomputes a_folded and every b_folded from the masters (and refreshes a resident ext); once per optimizer step.
 void fold_adapters(Backend& backend, LinearGroup& group);
+// dbeta1 and dbeta2 of the group's adapters, after their dA and dB.
+void finish_betas(Backend& backend, ParamStore& params, const LinearGroup& group);
 // Writes the folded adapters into ext's last rows and columns.
 void place_adapters(Backend& backend, const LinearGroup& group, const Tensor& ext);
 

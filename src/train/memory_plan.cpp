@@ -6,9 +6,7 @@
 #include "src/io/load_model.h"
 
 namespace irq {
-namespace {
 
-// A batch with the right sizes and nothing in it.
 Batch hollow_batch(const StepShape& s) {
   Batch b;
   const auto rows = static_cast<size_t>(s.rows), labels = static_cast<size_t>(s.labels);
@@ -18,6 +16,8 @@ Batch hollow_batch(const StepShape& s) {
   b.real_rows = s.rows, b.real_labels = s.labels, b.examples = s.sequences;
   return b;
 }
+
+namespace {
 
 const char* text(Recompute r) {
   return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block";

@@ -10,6 +10,8 @@ struct StepShape {
   auto operator<=>(const StepShape&) const = default;
 };
 StepShape shape_of(const Batch& batch);
+// A batch with the right sizes and nothing in it, for dry runs.
+Batch hollow_batch(const StepShape& shape);
 
 struct MemoryPlan {
   ModelPlan model;

@@ -122,15 +122,16 @@ bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
 
 std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   std::string stem = base_path;
-  if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos) stem.resize(dot);
+  if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
+    stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau)
     name += strf("-icq-l%g-n%d-%s", info.icq.lambda, info.icq.n, info.icq.fp32_entropy ? "fp32" : "exact");
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
-QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
-                              const QuantizeProgress& progress) {
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
+                              const QuantizeOptions& options, const QuantizeProgress& progress) {
   const double start = now_seconds();
   const IrqInfo info = quantized_info(in, options);
   IrqWriter writer(out_path, info);
@@ -142,9 +143,13 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
 
   const std::vector<TensorSpec>& tensors = in.layout().tensors();
   const int64_t matrices = 7 * in.config().layers;
-  // Both touch only the reader or only the writer, each from one thread at a time. The futures wait in their destructors.
+  // One thread at a time touches the source, one the writer. The futures wait in their destructors. Reading tensor i
+  // begins when i - 1 has just been handed over and i - 2 is used up.
   const auto read = [&](size_t i) {
-    return std::async(std::launch::async, [&in, name = tensors[i].name] { return in.tensor(name); });
+    return std::async(std::launch::async, [&in, &tensors, i] {
+      if (i >= 2) in.dont_need(tensors[i - 2].name);
+      return in.tensor(tensors[i].name);
+    });
   };
   std::future<void> writing;
   std::future<Tensor> reading = read(0);
@@ -156,7 +161,6 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     if (linear_index(in.config(), name) < 0) {
       if (writing.valid()) writing.get();
       writer.write(name, host.data, host.bytes());
-      in.dont_need(name);
       continue;
     }
     const double began = now_seconds();
@@ -167,7 +171,6 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
     count_blocks(backend, quantizer.entropy(), summary.histogram);
     const double seconds = now_seconds() - began;
-    in.dont_need(name);
 
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, done, name, stats] {

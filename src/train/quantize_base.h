@@ -25,12 +25,12 @@ struct MatrixReport {
 
 struct QuantizeSummary {
   std::vector<MatrixReport> matrices;
-  int64_t weights = 0;                    // in the quantized matrices
-  int64_t source_bytes = 0, bytes = 0;    // of these matrices: in the source, and now (codes, scales, shifts)
+  int64_t weights = 0;                  // in the quantized matrices
+  int64_t source_bytes = 0, bytes = 0;  // of these matrices: in the source, and now (codes, scales, shifts)
   int64_t file_bytes = 0;
   double entropy_plain = 0, entropy = 0;  // means over all weights
   double seconds = 0, device_seconds = 0;
-  uint64_t hash = 0;                      // of the file written
+  uint64_t hash = 0;  // of the file written
   // Blocks by entropy: bin i holds [i, i + 1) / kBinsPerBit bits.
   static constexpr int kBinsPerBit = 20;
   std::vector<int64_t> histogram_plain, histogram;
@@ -41,14 +41,15 @@ using QuantizeProgress = std::function<void(int64_t done, int64_t of, const std:
 
 // The next matrix is read and checked, and the last one written, while the device works on the present one. Ctrl-C
 // ends it between two matrices; the file at out_path appears when it is whole, or not at all.
-QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path, const QuantizeOptions& options,
-                              const QuantizeProgress& progress = {});
+QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
+                              const QuantizeOptions& options, const QuantizeProgress& progress = {});
 
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options);
 bool same_quantization(const IrqInfo& a, const IrqInfo& b);
 // The name of the cached quantized base of `base_path`: it holds bits, lambda, n, entropy and the source's hash.
-std::string cached_name(const std::string& base_path, const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"
+std::string cached_name(const std::string& base_path,
+                        const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"
 
 // Two tables for people and plots: DIR/matrices.csv and DIR/block_entropy.csv.
 void write_quantize_report(const std::string& dir, const QuantizeSummary& summary);

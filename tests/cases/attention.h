@@ -63,8 +63,8 @@ inline OpCase attention_fwd_case(const AttentionShape& s) {
   const int head_dim = s.head_dim;
   c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) { b.attention_fwd(t[0], t[1], t[2], t[3], t[4], t[5], head_dim); };
   // BF16: each P is rounded to bf16 (2^-9 at most, 2^-9 / sqrt(3) rms), independently, so o = P v carries about
-  // 1e-3, and the rounding of o the same again.
-  c.tolerance_bf16 = 5e-3;
+  // 1e-3 of its size where weights are even, more where one dominates, and the rounding of o 1e-3 again.
+  c.tolerance_bf16 = 3e-3;
   c.bytes = 2.0 * static_cast<double>(2 * s.queries * q_cols + 2 * s.keys * k_cols);
   c.flops = 4.0 * s.head_dim * s.heads * attended_pairs(s);
   return c;
@@ -97,7 +97,7 @@ inline OpCase attention_bwd_case(const AttentionShape& s) {
   c.tolerance_f32 = 2e-5;
   // BF16: delta comes from the rounded o, and P and dS are rounded before they are multiplied: three roundings of
   // 2^-9 / sqrt(3) rms, of which the first two are enlarged by the cancellation in dP - delta; then the result's own.
-  c.tolerance_bf16 = 8e-3;
+  c.tolerance_bf16 = 5e-3;
   c.bytes = 2.0 * static_cast<double>(4 * s.queries * q_cols + 4 * s.keys * k_cols);
   c.flops = 10.0 * s.head_dim * s.heads * attended_pairs(s);
   return c;
@@ -119,6 +119,11 @@ inline AttentionShape chunk_attention(int head_dim, int heads, int kv_heads) {
   return {"chunk", head_dim, heads, kv_heads, 100, 280, {{0, 70, 0, 150, 0, 0}, {70, 99, 150, 279, 0, 0}}, 8};
 }
 
+// Long enough on average for the forward's larger query tile; the second sequence has the first keys of the first as prefix.
+inline AttentionShape long_attention(int head_dim, int heads, int kv_heads) {
+  return {"long", head_dim, heads, kv_heads, 293, 450, {{0, 150, 0, 300, 0, 0}, {151, 291, 301, 441, 0, 100}}, 0};
+}
+
 inline std::vector<OpCase> attention_cases() {
   const std::vector<int> lengths = {1, 2, 63, 64, 65, 130};
   std::vector<AttentionShape> shapes;
@@ -128,6 +133,7 @@ inline std::vector<OpCase> attention_cases() {
     shapes.push_back(prefix_attention(head_dim, 3, 1));
     shapes.push_back(decode_attention(head_dim, 4, 2));
     shapes.push_back(chunk_attention(head_dim, 2, 1));
+    shapes.push_back(long_attention(head_dim, 2, 1));
   }
   shapes.push_back(packed_attention("packed", 48, 2, 1, {33, 70}));
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes

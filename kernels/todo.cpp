@@ -1,8 +1,0 @@
-// Temporary: weak bodies for ops that are not merged yet.
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#include "kernels/cpu.h"
-namespace irq {
-#define IRQ_OP(name, ...) __attribute__((weak)) void CpuBackend::name(__VA_ARGS__) { IRQ_CHECK(false, "op not written yet: %s", #name); }
-#include "kernels/ops.inc"
-#undef IRQ_OP
-}

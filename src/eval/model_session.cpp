@@ -1,0 +1,183 @@
+#include "src/eval/model_session.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "src/io/load_model.h"
+#include "src/io/synthetic.h"
+
+namespace irq {
+namespace {
+
+std::string hex(uint64_t hash) { return strf("%016llx", static_cast<unsigned long long>(hash)); }
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+bool has_tensor(const AdapterFile& adapter, const char* suffix) {
+  return std::any_of(adapter.tensors.begin(), adapter.tensors.end(),
+                     [&](const NamedArray& t) { return ends_with(t.name, suffix); });
+}
+
+// The quantized base with this hash among the files of a folder, "" if it is not there: irq_train keeps it beside its BASE.
+std::string find_quantized(const std::string& folder, uint64_t hash) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().extension() != ".irq") continue;
+    try {
+      if (IrqReader(entry.path().string()).hash() == hash) return entry.path().string();
+    } catch (const Error&) {  // a broken file is not the one
+    }
+  }
+  return "";
+}
+
+// Keys and values of every layer, (capacity, G D) each.
+KvCache push_cache(Arena& arena, const ModelConfig& config, DType storage, int64_t capacity) {
+  KvCache cache;
+  cache.capacity = capacity;
+  for (int64_t l = 0; capacity > 0 && l < config.layers; ++l) {
+    cache.keys.push_back(arena.push("KV cache", storage, capacity, config.kv_width()));
+    cache.values.push_back(arena.push("KV cache", storage, capacity, config.kv_width()));
+  }
+  return cache;
+}
+
+}  // namespace
+
+ModelSession::ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path,
+                           uint64_t seed)
+    : backend_(backend), path_(model_path), adapter_path_(adapter_path) {
+  if (sniff(path_) == FileKind::quantized) quantized_ = std::make_unique<IrqReader>(path_);
+  else base_ = open_base(path_, seed);
+  if (adapter_path_.empty()) return;
+  adapter_ = std::make_unique<AdapterFile>(read_adapter(adapter_path_));
+  check_adapter_base();
+}
+
+ModelSession::~ModelSession() {
+  trainer_.reset();
+  if (memory_ != nullptr) backend_.release(memory_);
+}
+
+const ModelConfig& ModelSession::config() const { return quantized_ ? quantized_->config() : base_->config(); }
+uint64_t ModelSession::base_hash() const { return quantized_ ? quantized_->hash() : base_->hash(); }
+
+// The trainer writes the hash of the file it trained on. On a .irq an adapter fits as well that was trained on the .bin
+// this .irq was made from.
+void ModelSession::check_adapter_base() const {
+  const uint64_t wanted = adapter_->base_hash;
+  if (wanted == base_hash() || (quantized_ && wanted == quantized_->source_hash())) return;
+  std::string found = hex(base_hash()) + " (" + path_ + ")";
+  if (quantized_) found += ", made from " + hex(quantized_->source_hash());
+  std::string right = find_quantized(parent_path(path_), wanted);
+  if (right.empty()) right = find_quantized(parent_path(adapter_path_), wanted);
+  const char* likely = !right.empty() ? "it was trained on the quantized base, which is a file of its own"
+                       : quantized_   ? "a base quantized with other options, or another model"
+                                      : "it was trained on a quantized base (.irq), or on another model";
+  throw Error(adapter_path_ + ": this adapter was trained on another base")
+      .line("expected", "base " + hex(wanted))
+      .line("found", found)
+      .line("likely", likely)
+      .line("try", !right.empty() ? right + "    in the place of    " + path_
+                                  : "the base that irq_train named; ./irq_inspect FILE shows a file's hash");
+}
+
+std::string ModelSession::describe() const {
+  std::string text = path_ + ": " + irq::describe(config());
+  if (quantized_)
+    text +=
+        strf(", NF%d%s", quantized_->format().bits, quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
+  else text += strf(", %s", name_of(base_->dtype()));
+  if (adapter_)
+    text += strf("; adapter %s: %s, rank %ld", adapter_path_.c_str(), adapter_->method.c_str(), adapter_->rank);
+  return text;
+}
+
+ModelPlan ModelSession::model_plan(int64_t positions) const {
+  ModelPlan p;
+  p.config = config();
+  p.positions = positions;
+  p.quantized = quantized_ != nullptr;
+  if (quantized_) p.format = quantized_->format();
+  if (adapter_) {
+    p.lora = true;
+    p.lora_config = {adapter_->rank,
+                     adapter_->alpha,
+                     0,
+                     adapter_->targets,
+                     has_tensor(*adapter_, ".beta1"),
+                     has_tensor(*adapter_, ".beta2"),
+                     adapter_->tile};
+  }
+  return p;
+}
+
+MemoryPlan ModelSession::try_plan(const Workload& work, Residency residency) const {
+  MemoryPlan plan{model_plan(work.positions), 0, 0, {}};
+  plan.model.residency = residency;
+  for (const StepShape& s : work.evaluate) plan.max_labels = std::max(plan.max_labels, s.labels);
+  CheckedBackend dry(backend_.device(), backend_.precision());
+  Arena arena = Arena::planning(backend_.device());
+  Trainer trainer(dry, arena, plan.model, plan.max_labels);
+  const KvCache cache = push_cache(arena, config(), backend_.precision().storage, work.cache_tokens);
+  stage_largest_matrix(arena, plan.model);
+  for (const StepShape& s : work.evaluate) trainer.evaluate(hollow_batch(s));
+  for (const StepShape& s : work.logits) trainer.logits(hollow_batch(s), work.cache_tokens > 0 ? &cache : nullptr);
+  plan.peak_bytes = arena.peak();
+  plan.ledger = arena.ledger();
+  return plan;
+}
+
+void ModelSession::throw_too_large(const MemoryPlan& plan, int64_t budget_bytes) const {
+  std::string largest;
+  for (size_t i = 0; i < std::min<size_t>(plan.ledger.size(), 3); ++i)
+    largest += (i ? ", " : "") + plan.ledger[i].first + " " + human_bytes(static_cast<double>(plan.ledger[i].second));
+  throw Error(path_ + ": does not fit into memory")
+      .line("needed", human_bytes(static_cast<double>(plan.peak_bytes)) + " at the least: " + largest)
+      .line("free", human_bytes(static_cast<double>(budget_bytes)))
+      .line("try", quantized_ ? "shorter sequences (--window, --max-tokens), or --device cpu"
+                              : "./irq_quantize " + path_ + " model.irq --bits 4    then use model.irq");
+}
+
+size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgress& progress, int64_t budget_bytes) {
+  IRQ_CHECK(memory_ == nullptr && !choices.empty(), "%s is loaded once", path_.c_str());
+  const int64_t free = backend_.free_bytes();
+  const int64_t spare = backend_.device() == Device::CUDA ? int64_t{256} << 20 : free / 10;
+  const int64_t budget = budget_bytes > 0 ? budget_bytes : free - spare;
+  // Unpacked weights before large batches: dequantizing costs every pass the same, however few rows it has.
+  std::vector<Residency> residencies = {Residency::packed};
+  if (quantized_) residencies.insert(residencies.begin(), Residency::cached);
+  size_t chosen = choices.size();
+  for (const Residency residency : residencies)
+    for (size_t i = 0; i < choices.size() && chosen == choices.size(); ++i) {
+      plan_ = try_plan(choices[i], residency);
+      if (plan_.peak_bytes <= budget) chosen = i;
+    }
+  if (chosen == choices.size()) throw_too_large(plan_, budget);
+
+  memory_ = backend_.allocate(plan_.peak_bytes);
+  arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
+  trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+  cache_ = push_cache(*arena_, config(), backend_.precision().storage, choices[chosen].cache_tokens);
+  Llama& model = trainer_->model();
+  model.init_rope();
+  if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
+  else load_base(backend_, *arena_, model, *base_, progress);
+  if (adapter_) {
+    upload_adapter(backend_, model, *adapter_, adapter_path_);
+    adapter_->tensors.clear();  // they are on the device now
+  }
+  model.refresh();
+  return chosen;
+}
+
+std::pair<double, int64_t> ModelSession::evaluate(const Batch& batch) { return trainer_->evaluate(batch); }
+std::vector<float> ModelSession::logits(const Batch& batch) { return trainer_->logits(batch); }
+std::vector<float> ModelSession::logits(const Batch& batch, std::vector<KvCache::Write> writes) {
+  cache_.writes = std::move(writes);
+  return trainer_->logits(batch, &cache_);
+}
+
+}  // namespace irq
