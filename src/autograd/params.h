@@ -23,7 +23,8 @@ struct Param {
 class ParamStore {
  public:
   int add(const std::string& name, int64_t rows, int64_t cols);  // returns the parameter's index; before allocate()
-  void allocate(Arena& arena, DType master, bool training);      // values; with training also gradients, m and v
+  // Values, with training also gradients, m and v; all zero (the gaps between parameters stay so).
+  void allocate(Backend& backend, Arena& arena, bool training);
 
   int64_t size() const { return size_; }
   const std::vector<Param>& params() const { return params_; }

@@ -56,6 +56,7 @@ class Tape {
   GradSlot grad(Var v);               // where to add to the gradient of an input
   GradSlot grad_over_value(Var v);    // the same, but overwriting v's value, which nobody reads any more
   void hand_over(Var from, Var to);   // to's gradient += from's; free when `to` has none yet. from's gradient is gone after
+  ParamStore& params() const { return *params_; }
   GradSlot param_grad(int index) { return params_->grad(index); }
 
   void backward();

@@ -35,9 +35,6 @@ void Llama::init_adapters(uint64_t seed) {
   std::vector<AdapterPart> all;
   for (Layer& layer : layers_)
     for (LinearGroup* g : layer.groups()) all.insert(all.end(), g->adapters.begin(), g->adapters.end());
-  backend_.fill(params_.values(), 0);
-  backend_.fill(params_.adam_m(), 0);
-  backend_.fill(params_.adam_v(), 0);
   std::vector<double> values;
   for (const AdapterPart& p : all) {
     Rng rng(seed, static_cast<uint64_t>(p.id) + 1);
@@ -61,8 +58,6 @@ void Llama::init_full(uint64_t seed) {
       for (double& x : values) x = rng.normal() * (ends_branch ? branch : 0.02);
     put(backend_, params_.value(static_cast<int>(i)), values);
   }
-  backend_.fill(params_.adam_m(), 0);
-  backend_.fill(params_.adam_v(), 0);
 }
 
 }  // namespace irq

@@ -78,6 +78,7 @@ class Llama {
   Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void build_group(LinearGroup& g, int first_linear);
+  void place_folded(LinearGroup& g);
   Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type);
   void bind_params();
 
