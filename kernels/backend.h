@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/iec.h"
 #include "kernels/quantized_matrix.h"
 #include "src/core/tensor.h"
 

@@ -74,6 +74,7 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
   sin_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
   if (params_.size() > 0) params_.allocate(backend, arena, plan.training);
   bind_params();
+  if (plan.lora) build_iec_table();
 }
 
 // A trained weight is a parameter (bound when the store has memory); a frozen one is plain memory.
@@ -150,6 +151,15 @@ void Llama::bind_params() {
   }
 }
 
+void Llama::build_iec_table() {
+  IecTableBuilder table(backend_.precision().storage, backend_.precision().master);
+  for (Layer& layer : layers_)
+    for (const LinearGroup* g : layer.groups()) add_adapters(table, params_, *g);
+  const Tensor memory = arena_.push("table of adapters", DType::U8, 1, table.bytes());
+  backend_.upload(memory, table.data());  // a dry backend uploads nothing
+  iec_ = table.in(memory);
+}
+
 void Llama::refresh() {
   const auto round = [&](const Weight& w) {
     if (w.param < 0) return;
@@ -160,17 +170,17 @@ void Llama::refresh() {
   if (!config().tied) round(head_);
   for (Layer& layer : layers_) {
     round(layer.attn_norm), round(layer.ffn_norm);
-    for (LinearGroup* g : layer.groups()) {
+    for (LinearGroup* g : layer.groups())
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
-      if (g->rank > 0) fold_adapters(backend_, *g);
-    }
   }
+  if (iec_.fold_chunks > 0) backend_.iec_fold_all(iec_);
 }
 
 void Llama::finish_gradients() {
-  params_.zero_untouched(backend_);
   for (Layer& layer : layers_)
-    for (LinearGroup* g : layer.groups()) finish_betas(backend_, params_, *g);
+    for (LinearGroup* g : layer.groups()) claim_betas(params_, *g);
+  params_.zero_untouched(backend_);
+  if (iec_.dbeta_chunks > 0) backend_.iec_dbeta_all(iec_);
 }
 
 }  // namespace irq

@@ -80,6 +80,7 @@ class Llama {
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void build_group(LinearGroup& g, int first_linear);
   void place_folded(LinearGroup& g);
+  void build_iec_table();
   Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type);
   void bind_params();
 
@@ -90,6 +91,7 @@ class Llama {
   ParamStore params_;
   Weight embed_, norm_, head_;
   std::vector<Layer> layers_;
+  IecTable iec_;  // all adapters
   Tensor cos_, sin_;
 };
 

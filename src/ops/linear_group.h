@@ -68,9 +68,10 @@ class DeviceWeights final : public WeightProvider {
   Arena& arena_;
 };
 
-// Recomputes a_folded and every b_folded from the masters; once per optimizer step.
-void fold_adapters(Backend& backend, LinearGroup& group);
-// dbeta1 and dbeta2 of the group's adapters, after their dA and dB.
-void finish_betas(Backend& backend, ParamStore& params, const LinearGroup& group);
+// The group's part of the table with which one op folds all adapters of a model (a_folded and every b_folded from the
+// masters), and another gives dbeta1 and dbeta2 from dA and dB.
+void add_adapters(IecTableBuilder& table, const ParamStore& params, const LinearGroup& group);
+// Tells the store which betas' gradients that op will write.
+void claim_betas(ParamStore& params, const LinearGroup& group);
 
 }  // namespace irq
