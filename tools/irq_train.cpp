@@ -1,7 +1,6 @@
 // irq_train: quantize with ICQ, finetune LoRA adapters with IEC, evaluate, save.
-#include "src/train/finetune.h"
-
 #include "src/model/method.h"
+#include "src/train/finetune.h"
 #include "tools/cli.h"
 
 using namespace irq;

@@ -19,10 +19,12 @@ double seconds_now() {
 }  // namespace
 
 std::string Finetune::identity() const {
-  return strf("%s bits %d rank %ld alpha %g dropout %g targets %s expand %s lr %g clip %g batch %ld seed %lu examples %zu lengths %ld/%ld/%ld schedule %s/%ld",
-              o_.method.c_str(), o_.bits, o_.rank, o_.alpha, *o_.dropout, targets_text(parse_targets(o_.targets)).c_str(),
-              o_.iec_expand.c_str(), *o_.lr, *o_.clip, o_.batch, o_.seed, train_.examples.size(), o_.source_len, o_.target_len,
-              o_.window, o_.schedule.c_str(), o_.warmup);
+  return strf(
+      "%s bits %d rank %ld alpha %g dropout %g targets %s expand %s lr %g clip %g batch %ld seed %lu examples %zu "
+      "lengths %ld/%ld/%ld schedule %s/%ld",
+      o_.method.c_str(), o_.bits, o_.rank, o_.alpha, *o_.dropout, targets_text(parse_targets(o_.targets)).c_str(),
+      o_.iec_expand.c_str(), *o_.lr, *o_.clip, o_.batch, o_.seed, train_.examples.size(), o_.source_len, o_.target_len,
+      o_.window, o_.schedule.c_str(), o_.warmup);
 }
 
 void Finetune::restore_or_init() {
@@ -31,12 +33,14 @@ void Finetune::restore_or_init() {
   const ByteProgress progress = [&](int64_t done, int64_t all) { bar.update(done * 100 / std::max<int64_t>(all, 1)); };
   model.init_rope();
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
-  else if (!(method_.full && dynamic_cast<SyntheticBase*>(base_.get()))) load_base(backend_, *arena_, model, *base_, progress);
+  else if (!(method_.full && dynamic_cast<SyntheticBase*>(base_.get())))
+    load_base(backend_, *arena_, model, *base_, progress);
   bar.finish();
   base_hash_ = quantized_ ? quantized_->hash() : base_->hash();
   if (method_.full) {
     if (dynamic_cast<SyntheticBase*>(base_.get())) model.init_full(o_.seed);
-    else for (const Tensor& t : {model.params().adam_m(), model.params().adam_v()}) backend_.fill(t, 0);
+    else
+      for (const Tensor& t : {model.params().adam_m(), model.params().adam_v()}) backend_.fill(t, 0);
   } else {
     model.init_adapters(o_.seed);
   }
@@ -45,7 +49,9 @@ void Finetune::restore_or_init() {
     const TrainState saved = load_state(backend_, model.params(), out("train.state"));
     if (saved.identity != identity() || saved.base_hash != base_hash_)
       throw Error(out("train.state") + ": that run had other options")
-          .line("then", saved.identity).line("now", identity()).line("base", strf("%016lx then, %016lx now", saved.base_hash, base_hash_))
+          .line("then", saved.identity)
+          .line("now", identity())
+          .line("base", strf("%016lx then, %016lx now", saved.base_hash, base_hash_))
           .line("try", "the options of the first run (its log.jsonl begins with them), or --overwrite");
     state_ = saved;
     loader_->seek(saved.cursor);
@@ -54,8 +60,10 @@ void Finetune::restore_or_init() {
   model.refresh();
   log_ = std::make_unique<RunLog>(out("log.jsonl"), o_.resume, state_.step);
   log_->write("{\"command\": " + json_text(o_.command) + ", \"resolved\": " + json_text(identity()) +
-              strf(", \"base\": \"%016lx\", \"device\": %s, \"steps\": %ld, \"planned_bytes\": %ld, \"trained_parameters\": %ld}", base_hash_,
-                   json_text(backend_.describe()).c_str(), steps_, plan_.peak_bytes, model.params().size()));
+              strf(", \"base\": \"%016lx\", \"device\": %s, \"steps\": %ld, \"planned_bytes\": %ld, "
+                   "\"trained_parameters\": %ld}",
+                   base_hash_, json_text(backend_.describe()).c_str(), steps_, plan_.peak_bytes,
+                   model.params().size()));
 }
 
 double Finetune::held_out_loss(const char* label) {
@@ -71,14 +79,16 @@ double Finetune::held_out_loss(const char* label) {
   }
   const double loss = nll / static_cast<double>(std::max<int64_t>(labels, 1));
   bar.finish();
-  log_->write(strf("{\"step\": %ld, \"held_out_loss\": %s, \"held_out_tokens\": %ld}", state_.step, json_number(loss).c_str(), labels));
+  log_->write(strf("{\"step\": %ld, \"held_out_loss\": %s, \"held_out_tokens\": %ld}", state_.step,
+                   json_number(loss).c_str(), labels));
   return loss;
 }
 
 double Finetune::learning_rate(int64_t step) const {
   if (step <= o_.warmup) return *o_.lr * static_cast<double>(step) / static_cast<double>(o_.warmup);
   if (o_.schedule == "constant") return *o_.lr;
-  const double done = static_cast<double>(step - o_.warmup) / static_cast<double>(std::max<int64_t>(steps_ - o_.warmup, 1));
+  const double done =
+      static_cast<double>(step - o_.warmup) / static_cast<double>(std::max<int64_t>(steps_ - o_.warmup, 1));
   return *o_.lr * (0.05 + 0.95 * 0.5 * (1 + std::cos(std::numbers::pi * done)));  // cosine down to 5 %
 }
 
@@ -115,13 +125,22 @@ void Finetune::train() {
       tokens_per_second = static_cast<double>(window_tokens) / (now - window_start);
       window_start = now, window_tokens = 0, window_steps = 0;
     }
-    StepLine line{step, steps_, r.loss, r.grad_norm, optimizer_.lr, tokens_per_second, -1,
-                  static_cast<double>(arena_->peak()), static_cast<double>(steps_ - step) * (now - start) / static_cast<double>(step)};
+    StepLine line{step,
+                  steps_,
+                  r.loss,
+                  r.grad_norm,
+                  optimizer_.lr,
+                  tokens_per_second,
+                  -1,
+                  static_cast<double>(arena_->peak()),
+                  static_cast<double>(steps_ - step) * (now - start) / static_cast<double>(step)};
     line.eta_seconds = bar.eta_s();
     bar.update_text(step, format_step(line), step == 1 || step == steps_);
-    log_->write(strf("{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, \"tokens\": %ld, \"labels\": %ld, \"tokens_per_s\": %.1f}", step,
-                     json_number(r.loss).c_str(), json_number(r.grad_norm).c_str(), json_number(optimizer_.lr).c_str(), r.tokens, r.labels,
-                     tokens_per_second));
+    log_->write(
+        strf("{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, \"tokens\": %ld, \"labels\": %ld, "
+             "\"tokens_per_s\": %.1f}",
+             step, json_number(r.loss).c_str(), json_number(r.grad_norm).c_str(), json_number(optimizer_.lr).c_str(),
+             r.tokens, r.labels, tokens_per_second));
     const bool last = step == steps_;
     if (o_.eval_every > 0 && step % o_.eval_every == 0 && !last) {
       const double loss = held_out_loss("evaluate");
@@ -140,7 +159,10 @@ void Finetune::train() {
 void Finetune::save_result() {
   Llama& model = trainer_->model();
   if (method_.full) {
-    write_model(backend_, model, out("model.bin"), o_.dtype == "f32" ? DType::F32 : o_.dtype == "f16" ? DType::F16 : DType::BF16);
+    write_model(backend_, model, out("model.bin"),
+                o_.dtype == "f32"   ? DType::F32
+                : o_.dtype == "f16" ? DType::F16
+                                    : DType::BF16);
   } else {
     AdapterFile a;
     a.method = o_.method, a.rank = o_.rank, a.alpha = o_.alpha, a.dropout = *o_.dropout;
@@ -165,11 +187,15 @@ int Finetune::run() {
   train();
   const double after = held_out_loss("evaluate");
   save_result();
-  if (arena_->peak() != plan_.peak_bytes) note(strf("memory: planned %s bytes, used %s", with_commas(plan_.peak_bytes).c_str(), with_commas(arena_->peak()).c_str()));
+  if (arena_->peak() != plan_.peak_bytes)
+    note(strf("memory: planned %s bytes, used %s", with_commas(plan_.peak_bytes).c_str(),
+              with_commas(arena_->peak()).c_str()));
   else note(strf("memory: the planned %s bytes were the peak", with_commas(plan_.peak_bytes).c_str()));
-  if (after >= 0) std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
+  if (after >= 0)
+    std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
   std::printf("%s\n", out(method_.full ? "model.bin" : "adapter.lora").c_str());
-  log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld}", state_.step, json_number(after).c_str(), arena_->peak()));
+  log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld}", state_.step,
+                   json_number(after).c_str(), arena_->peak()));
   return 0;
 }
 

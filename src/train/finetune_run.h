@@ -49,8 +49,8 @@ class Finetune {
   TrainOptions o_;
   const Method& method_;
   ModelConfig config_;
-  std::unique_ptr<BaseSource> base_;       // a plain base ...
-  std::unique_ptr<IrqReader> quantized_;   // ... or a quantized one
+  std::unique_ptr<BaseSource> base_;      // a plain base ...
+  std::unique_ptr<IrqReader> quantized_;  // ... or a quantized one
   uint64_t base_hash_ = 0;
   int64_t steps_ = 0;
   LoadedData train_, held_out_;
@@ -63,7 +63,6 @@ class Finetune {
   std::unique_ptr<RunLog> log_;
   OptimizerConfig optimizer_;
   TrainState state_;
-
 };
 
 }  // namespace irq

@@ -26,13 +26,15 @@ void Finetune::open_base_file() {
     quantized_ = std::make_unique<IrqReader>(o_.base);
     config_ = quantized_->config();
     if (!method_.quantized)
-      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized").line("try", "the .bin it was made from");
+      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
+          .line("try", "the .bin it was made from");
     const bool has_tau = quantized_->format().shift == ShiftKind::tau;
     if (has_tau != method_.icq)
       throw Error(o_.base + ": this base does not belong to --method " + o_.method)
           .line("expected", method_.icq ? "quantized with ICQ" : "quantized without ICQ")
           .line("found", has_tau ? "quantized with ICQ" : "quantized without ICQ")
-          .line("try", has_tau ? "--method ir-qlora or icq, or quantize the .bin with --no-icq" : "--method iec or qlora, or quantize the .bin with --icq");
+          .line("try", has_tau ? "--method ir-qlora or icq, or quantize the .bin with --no-icq"
+                               : "--method iec or qlora, or quantize the .bin with --icq");
     o_.bits = quantized_->format().bits;
   } else {
     base_ = open_base(o_.base, o_.seed);
@@ -53,7 +55,8 @@ void Finetune::resolve() {
     o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", o_.bits) : "");
   }
   if (method_.lora && o_.rank % 8 != 0)
-    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage).line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
+    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
+        .line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
   const int64_t narrowest = std::min({config_.dim, config_.kv_width(), config_.ffn});
   if (method_.lora && o_.rank > narrowest)
     throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
@@ -64,9 +67,11 @@ void Finetune::resolve() {
 void Finetune::claim_folder() {
   std::error_code failed;
   fs::create_directories(o_.out, failed);
-  if (failed) throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
+  if (failed)
+    throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
   const std::string state = out("train.state");
-  if (o_.resume && !file_exists(state)) throw Error(o_.out + ": nothing to resume").line("expected", state).line("try", "without --resume");
+  if (o_.resume && !file_exists(state))
+    throw Error(o_.out + ": nothing to resume").line("expected", state).line("try", "without --resume");
   if (o_.resume || o_.overwrite) return;
   const bool finished = file_exists(out("adapter.lora")) || file_exists(out("model.bin"));
   if (finished || file_exists(state))
@@ -144,7 +149,8 @@ void Finetune::quantize() {
     quantized_.reset();
   }
   ProgressBar bar("quantize", config_.layers * 7, "matrices", o_.quiet);
-  const QuantizeSummary s = quantize_base(backend_, *base_, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
+  const QuantizeSummary s = quantize_base(
+      backend_, *base_, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), o_.bits,
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
@@ -156,7 +162,8 @@ ModelPlan Finetune::model_plan() const {
   p.quantized = method_.quantized;
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
-  p.lora_config = {o_.rank, o_.alpha, *o_.dropout, parse_targets(o_.targets), method_.u1, method_.u2, o_.iec_expand == "tile"};
+  p.lora_config = {
+      o_.rank, o_.alpha, *o_.dropout, parse_targets(o_.targets), method_.u1, method_.u2, o_.iec_expand == "tile"};
   int64_t longest = 0;
   for (const LoadedData* d : {&train_, &held_out_})
     for (const Example& e : d->examples) longest = std::max(longest, static_cast<int64_t>(e.ids.size()));
@@ -176,10 +183,13 @@ void Finetune::build() {
   const int64_t budget = o_.memory_limit > 0 ? std::min(o_.memory_limit, free - spare) : free - spare;
   ModelPlan model = model_plan();
   PlanFreedom freedom;
-  if (o_.residency != "auto") freedom.residency = false, model.residency = o_.residency == "cached" ? Residency::cached : Residency::packed;
+  if (o_.residency != "auto")
+    freedom.residency = false, model.residency = o_.residency == "cached" ? Residency::cached : Residency::packed;
   if (o_.recompute != "auto") {
     freedom.recompute = false;
-    model.recompute = o_.recompute == "none" ? Recompute::none : o_.recompute == "gate_up" ? Recompute::gate_up : Recompute::block;
+    model.recompute = o_.recompute == "none"      ? Recompute::none
+                      : o_.recompute == "gate_up" ? Recompute::gate_up
+                                                  : Recompute::block;
   }
   plan_ = choose_plan(backend_.device(), backend_.precision(), model, train_shapes, eval_shapes, budget, freedom);
   note(describe(plan_));

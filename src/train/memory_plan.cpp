@@ -19,9 +19,7 @@ Batch hollow_batch(const StepShape& s) {
 
 namespace {
 
-const char* text(Recompute r) {
-  return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block";
-}
+const char* text(Recompute r) { return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block"; }
 
 std::string gib(int64_t bytes) { return strf("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
 
@@ -85,11 +83,14 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
       }
       return best;
     }
-  throw Error(strf("out of memory: the run needs %s, %s can be had", gib(best.peak_bytes).c_str(), gib(budget_bytes).c_str()))
-      .line("plan", "already with " + std::string(model.residency == Residency::packed ? "packed weights" : "cached weights") +
+  throw Error(
+      strf("out of memory: the run needs %s, %s can be had", gib(best.peak_bytes).c_str(), gib(budget_bytes).c_str()))
+      .line("plan", "already with " +
+                        std::string(model.residency == Residency::packed ? "packed weights" : "cached weights") +
                         " and recompute " + text(best.model.recompute))
       .line("largest", best.ledger.empty() ? "" : best.ledger[0].first + ", " + gib(best.ledger[0].second))
-      .line("try", "--micro-batch with a smaller number (same result, less memory), or a lower --rank, or fewer --bits");
+      .line("try",
+            "--micro-batch with a smaller number (same result, less memory), or a lower --rank, or fewer --bits");
 }
 
 std::string describe(const MemoryPlan& plan) {
@@ -98,7 +99,10 @@ std::string describe(const MemoryPlan& plan) {
                            ? text(m.recompute)
                            : strf("%s in %ld of %ld layers", text(m.recompute), m.recompute_layers, m.config.layers);
   std::string out = strf("memory plan: %s bytes (%s), %s weights, recompute %s\n", with_commas(plan.peak_bytes).c_str(),
-                         gib(plan.peak_bytes).c_str(), !m.quantized ? "plain" : m.residency == Residency::packed ? "packed" : "cached",
+                         gib(plan.peak_bytes).c_str(),
+                         !m.quantized                       ? "plain"
+                         : m.residency == Residency::packed ? "packed"
+                                                            : "cached",
                          levels.c_str());
   for (const auto& [name, bytes] : plan.ledger) out += strf("  %-34s %18s\n", name.c_str(), with_commas(bytes).c_str());
   return out;

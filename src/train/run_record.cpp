@@ -37,16 +37,19 @@ RunLog::~RunLog() {
 
 void RunLog::write(const std::string& json_object) {
   if (std::fprintf(file_, "%s\n", json_object.c_str()) < 0 || std::fflush(file_) != 0)
-    throw Error(path_ + ": cannot be written").line("likely", "the disk is full").line("try", "free space, then --resume");
+    throw Error(path_ + ": cannot be written")
+        .line("likely", "the disk is full")
+        .line("try", "free space, then --resume");
 }
 
 void save_state(Backend& backend, ParamStore& params, const TrainState& s, const std::string& path) {
-  const nlohmann::json text = {{"step", s.step},         {"cursor", s.cursor},     {"seed", s.seed},
+  const nlohmann::json text = {{"step", s.step},           {"cursor", s.cursor},     {"seed", s.seed},
                                {"base_hash", s.base_hash}, {"finished", s.finished}, {"loss_before", s.loss_before},
                                {"identity", s.identity}};
   std::vector<std::vector<float>> values;
   std::vector<Tensor> arrays;
-  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  const std::pair<const char*, Tensor> all[] = {
+      {"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
   for (const auto& [name, tensor] : all) {
     values.emplace_back(static_cast<size_t>(tensor.numel()));
     backend.download(values.back().data(), tensor);
@@ -59,9 +62,11 @@ namespace {
 
 TrainState parse(const std::string& text, const std::string& path) {
   const nlohmann::json j = nlohmann::json::parse(text, nullptr, false);
-  if (j.is_discarded() || !j.is_object()) throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
+  if (j.is_discarded() || !j.is_object())
+    throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
   try {
-    return {j.at("step"), j.at("cursor"), j.at("seed"), j.at("base_hash"), j.at("finished"), j.at("loss_before"), j.at("identity")};
+    return {j.at("step"),     j.at("cursor"),      j.at("seed"),    j.at("base_hash"),
+            j.at("finished"), j.at("loss_before"), j.at("identity")};
   } catch (const nlohmann::json::exception& e) {
     throw Error(path + ": the state is not one of irq_train's").line("found", e.what()).line("try", "--overwrite");
   }
@@ -73,7 +78,8 @@ TrainState peek_state(const std::string& path) { return parse(StateReader(path).
 
 TrainState load_state(Backend& backend, ParamStore& params, const std::string& path) {
   StateReader reader(path);
-  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  const std::pair<const char*, Tensor> all[] = {
+      {"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
   for (const auto& [name, tensor] : all) {
     const TensorSpec* spec = reader.layout().find(name);
     if (spec == nullptr || spec->rows * spec->cols != tensor.numel())

@@ -25,8 +25,8 @@ struct TrainState {
   int64_t step = 0, cursor = 0;
   uint64_t seed = 0, base_hash = 0;
   bool finished = false;
-  double loss_before = -1;       // held-out, before the first step
-  std::string identity;          // what must agree for a resume to be the same run: method, rank, data, batch, ...
+  double loss_before = -1;  // held-out, before the first step
+  std::string identity;     // what must agree for a resume to be the same run: method, rank, data, batch, ...
 };
 void save_state(Backend& backend, ParamStore& params, const TrainState& state, const std::string& path);
 // Reads the header text only.
