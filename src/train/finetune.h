@@ -12,7 +12,7 @@ namespace irq {
 // Everything the command line can say. Unset numbers are filled by the recipe (resolve()).
 struct TrainOptions {
   std::string base, data, eval_data, method = "ir-qlora", recipe = "paper", out;
-  int bits = 4;
+  std::optional<int> bits;
   double lambda = 0.1;
   int n = 100;
   std::string entropy = "exact";
