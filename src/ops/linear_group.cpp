@@ -1,6 +1,18 @@
 #include "src/ops/linear_group.h"
 
 namespace irq {
+namespace {
+
+// Writes the folded adapters into the last rows and columns of a dequantized ext.
+void place_adapters(Backend& backend, const LinearGroup& g, const Tensor& ext) {
+  backend.copy(ext.slice_rows(g.out, g.rank).slice_cols(0, g.in), g.a_folded);
+  const Tensor b_columns = ext.slice_rows(0, g.out).slice_cols(g.in, g.rank);
+  const bool diagonal = g.adapters.size() > 1 || g.adapters[0].out != g.out;
+  if (diagonal) backend.fill(b_columns, 0);
+  for (const AdapterPart& p : g.adapters) backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
+}
+
+}  // namespace
 
 Tensor DeviceWeights::acquire(const LinearGroup& g) {
   if (g.resident) return g.resident;
@@ -10,21 +22,12 @@ Tensor DeviceWeights::acquire(const LinearGroup& g) {
     IRQ_CHECK(part.quantized, "%s of layer %d is neither packed nor resident", part.name, g.layer);
     backend_.nfk_dequant(ext.slice_rows(part.row, part.out).slice_cols(0, g.in), part.packed);
   }
-  place_adapters(backend_, g, ext);
+  if (g.rank > 0) place_adapters(backend_, g, ext);
   return ext;
 }
 
 void DeviceWeights::release(const LinearGroup& g, const Tensor& ext) {
   if (!g.resident) arena_.give(ext);
-}
-
-void place_adapters(Backend& backend, const LinearGroup& g, const Tensor& ext) {
-  if (g.rank == 0) return;
-  backend.copy(ext.slice_rows(g.out, g.rank).slice_cols(0, g.in), g.a_folded);
-  const bool diagonal = g.adapters.size() > 1 || g.adapters[0].out != g.out;
-  if (diagonal) backend.fill(ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), 0);
-  for (const AdapterPart& p : g.adapters)
-    backend.copy(ext.slice_rows(p.row, p.out).slice_cols(g.in + p.column, p.rank), p.b_folded);
 }
 
 void fold_adapters(Backend& backend, LinearGroup& g) {
@@ -33,7 +36,6 @@ void fold_adapters(Backend& backend, LinearGroup& g) {
     backend.iec_fold_a(g.a_folded.slice_rows(p.column, p.rank), p.a, g.dropout > 0 ? pooled_apart : p.beta1, g.tile);
     backend.iec_fold_b(p.b_folded, p.b, p.beta2, g.scale, g.tile);
   }
-  if (g.resident) place_adapters(backend, g, g.resident);
 }
 
 void finish_betas(Backend& backend, ParamStore& params, const LinearGroup& g) {

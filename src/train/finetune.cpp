@@ -36,7 +36,6 @@ void Finetune::restore_or_init() {
   base_hash_ = quantized_ ? quantized_->hash() : base_->hash();
   if (method_.full) {
     if (dynamic_cast<SyntheticBase*>(base_.get())) model.init_full(o_.seed);
-    else for (const Tensor& t : {model.params().adam_m(), model.params().adam_v()}) backend_.fill(t, 0);
   } else {
     model.init_adapters(o_.seed);
   }
