@@ -51,8 +51,7 @@ void Finetune::load_weights() {
   else if (!from_scratch()) load_base(backend_, *arena_, model, *base_, progress);
   bar.finish();
   if (!method_.full) return model.init_adapters(o_.seed);
-  if (from_scratch()) return model.init_full(o_.seed);
-  for (const Tensor& t : {model.params().adam_m(), model.params().adam_v()}) backend_.fill(t, 0);
+  if (from_scratch()) model.init_full(o_.seed);
 }
 
 void Finetune::restore_or_init() {
