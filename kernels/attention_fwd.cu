@@ -139,10 +139,10 @@ __global__ void __launch_bounds__(kThreads, D == 64 && kTiles == 1 ? 3 : 2) atte
       float sum = row_sum[m][half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      inverse[m][half] = sum > 0 ? 1 / sum : 0.f;
+      inverse[m][half] = sum == 0 ? 0.f : 1 / sum;
       const int row = first_row + m * 16 + half * 8 + lane / 4;
       if (lane % 4 == 0 && row < seq.queries())
-        a.lse[head * a.lse_stride + seq.q_begin + row] = sum > 0 ? row_max[m][half] * a.scale + logf(sum) : 0.f;
+        a.lse[head * a.lse_stride + seq.q_begin + row] = sum == 0 ? 0.f : row_max[m][half] * a.scale + logf(sum);
     }
   store_rows<D>(static_cast<__nv_bfloat16*>(a.o) + head * D, a.o_stride, seq.q_begin + first_row, seq.q_end,
                 shared_memory + warp_row * kPitchBytes<D>, o, inverse);
