@@ -1,25 +1,24 @@
-// What  : y = beta * y + x w_hat^T for a few rows of x (decoding), straight from the codes.
+// What  : y = beta * y + x w_hat^T for a few rows of x (decoding), straight from the codes. BF16 goes to the tensor cores
+//         (nfk_matmul_bf16.cu); here is F32, which is for verifying, and the way for any shape and alignment.
 // Math  : y[m][r] = beta * y[m][r] + sum_c x[m][c] * (level[code] * s_hat + tau_hat), products and sums in F32.
 // Shapes: x (M, cols), y (M, rows) BF16 or F32; w (rows, cols) NF2/3/4 codes. M in tiles of up to 16 rows.
-// Cost  : k/8 + 0.03 bytes per weight and tile: 90 M weights (22016 x 4096) NF4 are 48 MB = 17 us at 2.8 TB/s. About
-//         8 instructions per weight to dequantize plus M FMAs: up to M = 2 bandwidth can decide, above it arithmetic does.
+// Cost  : k/8 + 0.03 bytes per weight and tile. F32: about 8 instructions per weight to dequantize plus M FMAs, 50 us for
+//         45 M weights at M = 1 on an H100, five times what the bytes take.
 // Tricky: one warp per kRows rows of w, so that each 16-byte load of x serves all of them. A lane takes 8 neighbouring
 //         weights at a time (k bytes of codes, one block): codes and x are read in whole lines. Partial sums are added by
 //         a fixed shuffle tree. cols % 64 != 0 or an unaligned x goes through a general kernel, a warp per output.
-#include "kernels/nfk_block.cuh"
+#include "kernels/nfk_matmul.cuh"
 
 namespace irq {
 namespace {
 
 constexpr int kThreads = 128;
 
-template <class T>
-__device__ __forceinline__ void load_8(float* out, const T* x) {
+__device__ __forceinline__ void load_8(float* out, const float* x) {
 #pragma unroll
-  for (int p = 0; p < 8 / Pack<T>::kCount; ++p) {
-    const Pack<T> pack = reinterpret_cast<const Pack<T>*>(x)[p];
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kCount; ++i) out[p * Pack<T>::kCount + i] = to_f(pack.v[i]);
+  for (int p = 0; p < 2; ++p) {
+    const float4 four = reinterpret_cast<const float4*>(x)[p];
+    out[4 * p] = four.x, out[4 * p + 1] = four.y, out[4 * p + 2] = four.z, out[4 * p + 3] = four.w;
   }
 }
 // The codes of 8 weights, first on top; group g covers weights 8g .. 8g+7 of the whole matrix.
@@ -30,9 +29,9 @@ __device__ __forceinline__ uint32_t codes_of_8(const uint8_t* codes, int64_t g) 
   else return (static_cast<uint32_t>(__ldg(codes + 3 * g)) << 16) | (static_cast<uint32_t>(__ldg(codes + 3 * g + 1)) << 8) | __ldg(codes + 3 * g + 2);
 }
 
-template <int kBits, int kM, int kRows, class T>
-__global__ void __launch_bounds__(kThreads, 4) matmul_kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, PackedView q, int m_count,
-                                                          float beta, Codebook book) {
+template <int kBits, int kM, int kRows>
+__global__ void __launch_bounds__(kThreads, 4) matmul_f32_kernel(float* y, int64_t y_stride, const float* x, int64_t x_stride, PackedView q,
+                                                              int m_count, float beta, Codebook book) {
   __shared__ float levels[16];
   if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
   __syncthreads();
@@ -68,8 +67,8 @@ __global__ void __launch_bounds__(kThreads, 4) matmul_kernel(T* y, int64_t y_str
       if (m >= m_count) break;
       const float total = warp_sum(sum[r][m]);
       if (lane != 0 || row0 + r >= q.rows) continue;
-      T& out = y[m * y_stride + row0 + r];
-      out = from_f<T>(beta == 0.0f ? total : fmaf(beta, to_f(out), total));
+      float& out = y[m * y_stride + row0 + r];
+      out = beta == 0.0f ? total : fmaf(beta, out, total);
     }
 }
 
@@ -97,14 +96,19 @@ __global__ void __launch_bounds__(kThreads) matmul_general_kernel(T* y, int64_t 
   }
 }
 
-template <int kBits, class T>
-void launch_tile(T* y, int64_t y_stride, const T* x, int64_t x_stride, const PackedView& q, int m, float beta, cudaStream_t stream) {
+// Up to 16 rows.
+template <int kBits>
+void launch_tile(float* y, int64_t y_stride, const float* x, int64_t x_stride, const PackedView& q, int m, float beta, cudaStream_t stream) {
   const Codebook& book = nf_codebook(kBits);
-  const auto grid = [&](int rows_per_warp) { return static_cast<unsigned>(ceil_div(q.rows, rows_per_warp * (kThreads / kWarp))); };
-  if (m == 1) matmul_kernel<kBits, 1, 2><<<grid(2), kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
-  else if (m <= 4) matmul_kernel<kBits, 4, 2><<<grid(2), kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
-  else if (m <= 8) matmul_kernel<kBits, 8, 2><<<grid(2), kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
-  else matmul_kernel<kBits, 16, 2><<<grid(2), kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
+  const unsigned grid = static_cast<unsigned>(ceil_div(q.rows, 2 * (kThreads / kWarp)));
+  if (m == 1) matmul_f32_kernel<kBits, 1, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
+  else if (m <= 4) matmul_f32_kernel<kBits, 4, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
+  else matmul_f32_kernel<kBits, 16, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
+}
+template <int kBits>
+void launch_tile(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q, int m, float beta,
+                 cudaStream_t stream) {
+  nfk_matmul_bf16(y, y_stride, x, x_stride, q, kBits, m, beta, stream);
 }
 
 bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -117,7 +121,8 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
   const PackedView view = packed_view(q);
   dispatch_storage(y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const bool fast = q.cols % kBlock == 0 && x.stride % Pack<T>::kCount == 0 && aligned_16(x.data) && aligned_16(view.codes);
+    const bool fast = q.cols % kBlock == 0 && x.stride % Pack<T>::kCount == 0 && aligned_16(x.data) && aligned_16(view.codes) &&
+                      q.blocks() < int64_t{1} << 31;
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(y.data);
       const T* in = static_cast<const T*>(x.data);
