@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRounds = 4;
-constexpr int kPerLane = 8;                              // weights a lane stores in a round
-constexpr int kPerWarp = kWarp * kPerLane * kRounds;     // 1,024 weights
-constexpr int kBlocksPerWarp = kPerWarp / kBlock;        // 16
+constexpr int kPerLane = 8;                           // weights a lane stores in a round
+constexpr int kPerWarp = kWarp * kPerLane * kRounds;  // 1,024 weights
+constexpr int kBlocksPerWarp = kPerWarp / kBlock;     // 16
 
 __device__ __forceinline__ void store_8(__nv_bfloat16* out, const float* x) {
   Pack<__nv_bfloat16> pack;
@@ -27,18 +27,22 @@ __device__ __forceinline__ void store_8(__nv_bfloat16* out, const float* x) {
 }
 __device__ __forceinline__ void store_8(float* out, const float* x) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) *reinterpret_cast<float4*>(out + 4 * i) = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  for (int i = 0; i < 2; ++i)
+    *reinterpret_cast<float4*>(out + 4 * i) = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 // The 8k bits of 8 codes, first code on top. `bytes` lies in shared memory, 8-code group `group` of the warp.
 template <int kBits>
 __device__ __forceinline__ uint32_t load_group(const uint8_t* bytes, int group) {
   if constexpr (kBits == 4) return __byte_perm(reinterpret_cast<const uint32_t*>(bytes)[group], 0, 0x0123);
   else if constexpr (kBits == 2) return __byte_perm(reinterpret_cast<const uint16_t*>(bytes)[group], 0, 0x4401);
-  else return (static_cast<uint32_t>(bytes[3 * group]) << 16) | (static_cast<uint32_t>(bytes[3 * group + 1]) << 8) | bytes[3 * group + 2];
+  else
+    return (static_cast<uint32_t>(bytes[3 * group]) << 16) | (static_cast<uint32_t>(bytes[3 * group + 1]) << 8) |
+           bytes[3 * group + 2];
 }
 
 template <int kBits, bool kTau, class T>
-__global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride, PackedView q, int64_t blocks, Codebook book) {
+__global__ void __launch_bounds__(kThreads)
+    dequant_kernel(T* w, int64_t stride, PackedView q, int64_t blocks, Codebook book) {
   constexpr int kWarps = kThreads / kWarp, kBytes = kPerWarp * kBits / 8, kLoads = kBytes / 16;  // lanes that load
   __shared__ __align__(16) uint8_t staged[kWarps][kBytes];
   __shared__ float levels[16];
@@ -47,7 +51,8 @@ __global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride,
   const int lane = threadIdx.x % kWarp;
   uint8_t* mine = staged[threadIdx.x / kWarp];
   const uint32_t blocks_per_row = static_cast<uint32_t>(q.cols / kBlock);
-  const int64_t pieces = (blocks + kBlocksPerWarp - 1) / kBlocksPerWarp, step = static_cast<int64_t>(gridDim.x) * kWarps;
+  const int64_t pieces = (blocks + kBlocksPerWarp - 1) / kBlocksPerWarp,
+                step = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; piece < pieces; piece += step) {
     const int64_t first = piece * kBlocksPerWarp;
     const int count = static_cast<int>(min(static_cast<int64_t>(kBlocksPerWarp), blocks - first));
@@ -55,7 +60,8 @@ __global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride,
     if (lane < kLoads && lane * 16 + 16 <= bytes)
       reinterpret_cast<uint4*>(mine)[lane] = __ldg(reinterpret_cast<const uint4*>(q.codes + piece * kBytes) + lane);
     else if (lane < kLoads && lane * 16 < bytes)
-      reinterpret_cast<uint2*>(mine)[2 * lane] = __ldg(reinterpret_cast<const uint2*>(q.codes + piece * kBytes) + 2 * lane);
+      reinterpret_cast<uint2*>(mine)[2 * lane] =
+          __ldg(reinterpret_cast<const uint2*>(q.codes + piece * kBytes) + 2 * lane);
     float scale = 0, tau = 0;
     int64_t place = 0;  // of the block's first weight in w
     if (lane < count) {
@@ -75,7 +81,8 @@ __global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride,
         const uint32_t bits = load_group<kBits>(mine, group);
         float x[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
+        for (int i = 0; i < 8; ++i)
+          x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
         store_8(w + at + group % (kBlock / kPerLane) * kPerLane, x);
       }
     }
@@ -92,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) dequant_general_kernel(T* w, int64_t
   const int64_t numel = q.rows * q.cols, step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < numel; i += step) {
     const int64_t block = i / kBlock, row = i / q.cols;
-    const float x = dequantized<kTau>(levels[code_at<kBits>(q.codes, i)], block_scale(q, block), kTau ? block_tau(q, block) : 0.0f);
+    const float x =
+        dequantized<kTau>(levels[code_at<kBits>(q.codes, i)], block_scale(q, block), kTau ? block_tau(q, block) : 0.0f);
     w[row * stride + (i - row * q.cols)] = from_f<T>(x);
   }
 }
@@ -107,16 +115,19 @@ void CudaBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {
   if (numel == 0) return;
   const PackedView view = packed_view(q);
   const Codebook& book = nf_codebook(q.format.bits);
-  const bool fast = q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(view.codes) && blocks < (int64_t{1} << 32);
+  const bool fast = q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(view.codes) &&
+                    blocks < (int64_t{1} << 32);
   const int64_t work = fast ? ceil_div(blocks, kBlocksPerWarp * (kThreads / kWarp)) : ceil_div(numel, kThreads);
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(work, int64_t{32} * sm_count()));
   dispatch_storage(w.dtype, [&](auto zero) {
     using T = decltype(zero);
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(w.data);
-      if (fast && q.has_tau()) dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, blocks, book);
+      if (fast && q.has_tau())
+        dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, blocks, book);
       else if (fast) dequant_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, blocks, book);
-      else if (q.has_tau()) dequant_general_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
+      else if (q.has_tau())
+        dequant_general_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
       else dequant_general_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
     });
   });
