@@ -88,37 +88,53 @@ void add_matmul(Cases& cases, const BenchSizes& sizes, int64_t n) {
   cases.push_back(labelled_matmul("head", {.m = n, .n = sizes.config.vocab, .k = sizes.config.dim}));
 }
 
-// All adapters of the model, as an optimizer step folds them: two launches for each linear.
-OpCase fold_all_case(const ModelConfig& c, int64_t rank, bool is_b) {
-  std::vector<LinearShape> linears;
-  int64_t n = 0;
+// A and B of every linear, as the engine's table has them.
+std::vector<IecShape> adapter_matrices(const ModelConfig& c, int64_t rank) {
+  std::vector<IecShape> all;
   for (int64_t l = 0; l < c.layers; ++l)
-    for (const LinearShape& s : layer_linears(c)) linears.push_back(s), n += rank * (is_b ? s.out : s.in);
-  OpCase k;
-  k.name = strf("iec_fold_%s/all,n=%ld", is_b ? "b" : "a", n);
-  k.args = {{"folded", Role::out, Kind::storage, 1, n}, {"w", Role::in, Kind::master, 1, n}, iec_beta("beta")};
-  k.run = [=](Backend& b, const std::vector<Tensor>& t) {
-    int64_t at = 0;
-    for (const LinearShape& s : linears) {
-      const int64_t rows = is_b ? s.out : rank, cols = is_b ? rank : s.in;
-      const Tensor folded = t[0].slice_cols(at, rows * cols).reshape(rows, cols);
-      const Tensor w = t[1].slice_cols(at, rows * cols).reshape(rows, cols);
-      if (is_b) b.iec_fold_b(folded, w, t[2], 0.25, false);
-      else b.iec_fold_a(folded, w, t[2], false);
-      at += rows * cols;
+    for (const LinearShape& s : layer_linears(c)) {
+      all.push_back({.pooled = s.in, .expanded = rank});
+      all.push_back({.pooled = rank, .expanded = s.out, .scale = 0.25});
     }
-  };
-  k.bytes = 6.0 * static_cast<double>(n);
-  return k;
+  return all;
+}
+
+// Their elements lie behind one another in one flat argument: calls f(shape, number, view of `flat`) for each.
+template <class F>
+void each_matrix(const std::vector<IecShape>& shapes, F&& f) {
+  int64_t at = 0, number = 0;
+  for (const IecShape& s : shapes) {
+    const auto view = [&](const Tensor& flat) {
+      return flat.slice_cols(at, s.pooled * s.expanded).reshape(s.expanded, s.pooled);
+    };
+    f(s, number++, view);
+    at += s.pooled * s.expanded;
+  }
 }
 
 void add_iec(Cases& cases, const ModelConfig& c, int64_t rank) {
-  cases.push_back(iec_fold_case(false, c.ffn, rank, false));
-  cases.push_back(fold_all_case(c, rank, false));
-  cases.push_back(iec_fold_case(true, rank, c.ffn, false));
-  cases.push_back(fold_all_case(c, rank, true));
-  cases.push_back(iec_dbeta_case(false, c.ffn, rank, false, 0));
-  cases.push_back(iec_dbeta_case(true, rank, c.ffn, false, 0));
+  const std::vector<IecShape> shapes = adapter_matrices(c, rank);
+  const int64_t n = adapter_parameters(c, rank), count = static_cast<int64_t>(shapes.size());
+  OpCase fold;
+  fold.name = strf("iec_fold_all/matrices=%ld,n=%ld", count, n);
+  fold.args = {{"folded", Role::out, Kind::storage, 1, n}, {"w", Role::in, Kind::master, 1, n}, iec_beta("beta")};
+  fold.bytes = 6.0 * static_cast<double>(n);
+  use_table(fold, count, &Backend::iec_fold_all, [=](IecTableBuilder& table, const std::vector<Tensor>& t) {
+    each_matrix(shapes, [&](const IecShape& s, int64_t, auto& view) {
+      table.add(view(t[0]), view(t[1]), t[2], s.scale, {}, {}, s.tile);
+    });
+  });
+  cases.push_back(fold);
+  OpCase dbeta;
+  dbeta.name = strf("iec_dbeta_all/matrices=%ld,n=%ld", count, n);
+  dbeta.args = {{"dbeta", Role::out, Kind::master, 1, count}, {"dw", Role::in, Kind::master, 1, n}};
+  for (const IecShape& s : shapes) dbeta.bytes += iec_dbeta_bytes(s.pooled, s.expanded);
+  use_table(dbeta, count, &Backend::iec_dbeta_all, [=](IecTableBuilder& table, const std::vector<Tensor>& t) {
+    each_matrix(shapes, [&](const IecShape& s, int64_t number, auto& view) {
+      table.add({}, {}, {}, s.scale, view(t[1]), t[0].slice_cols(number, 1), s.tile);
+    });
+  });
+  cases.push_back(dbeta);
 }
 
 void add_quantizers(Cases& cases, const ModelConfig& c) {

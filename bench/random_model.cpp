@@ -60,8 +60,6 @@ void fill_model(Backend& backend, Arena& arena, Llama& model, RandomData& random
       }
     }
   }
-  backend.fill(model.params().adam_m(), 0);
-  backend.fill(model.params().adam_v(), 0);
   model.init_rope();
   model.refresh();
 }

@@ -65,6 +65,13 @@ void OpChecks::params(const Tensor& t) const {
             "%s: params holds %ld bytes, StepParams has %zu", op_, t.bytes(), sizeof(StepParams));
 }
 
+void OpChecks::iec_table(const IecTable& table) const {
+  vector("table", table.entries, table.count() * static_cast<int64_t>(sizeof(IecEntry)), Type::u8);
+  IRQ_CHECK(table.storage == precision_.storage && table.master == precision_.master,
+            "%s: the table is for %s and %s, expected %s (storage) and %s (master)", op_, name_of(table.storage),
+            name_of(table.master), name_of(precision_.storage), name_of(precision_.master));
+}
+
 void OpChecks::bits(int bits) const { IRQ_CHECK(bits >= 2 && bits <= 4, "%s: %d bits, expected 2, 3 or 4", op_, bits); }
 
 void OpChecks::heads(const char* arg, const Tensor& t, int head_dim) const {

@@ -7,34 +7,16 @@ namespace irq {
 #define FORWARD(...) Scope::run(*this, __func__, [&](Backend& inner) { inner.__VA_ARGS__; })
 
 // ---- LoRA + IEC ---------------------------------------------------------------------------------------------------
-void CheckedBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) {
+void CheckedBackend::iec_fold_all(IecTable table) {
   CHECKS;
-  check.any("a", a, Type::master);
-  check.shape("a_folded", a_folded, a.rows, a.cols, Type::storage);
-  if (beta1) check.vector("beta1", beta1, 1, Type::master);
-  FORWARD(iec_fold_a(a_folded, a, beta1, tile));
+  check.iec_table(table);
+  FORWARD(iec_fold_all(table));
 }
 
-void CheckedBackend::iec_fold_b(Tensor b_folded, Tensor b, Tensor beta2, double scale, bool tile) {
+void CheckedBackend::iec_dbeta_all(IecTable table) {
   CHECKS;
-  check.any("b", b, Type::master);
-  check.shape("b_folded", b_folded, b.rows, b.cols, Type::storage);
-  if (beta2) check.vector("beta2", beta2, 1, Type::master);
-  FORWARD(iec_fold_b(b_folded, b, beta2, scale, tile));
-}
-
-void CheckedBackend::iec_dbeta1(Tensor dbeta1, Tensor da, bool tile, double beta) {
-  CHECKS;
-  check.vector("dbeta1", dbeta1, 1, Type::master);
-  check.any("da", da, Type::master);
-  FORWARD(iec_dbeta1(dbeta1, da, tile, beta));
-}
-
-void CheckedBackend::iec_dbeta2(Tensor dbeta2, Tensor db, bool tile, double beta) {
-  CHECKS;
-  check.vector("dbeta2", dbeta2, 1, Type::master);
-  check.any("db", db, Type::master);
-  FORWARD(iec_dbeta2(dbeta2, db, tile, beta));
+  check.iec_table(table);
+  FORWARD(iec_dbeta_all(table));
 }
 
 void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {

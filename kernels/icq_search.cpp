@@ -51,7 +51,7 @@ void sort_block(float* sorted, const float* w, int n) {
   for (int i = 0; i < kBlock; ++i) value[i] = i < n ? w[i] : INFINITY;
   for (int i = 0; i < n; ++i) {
     const float v = value[i];
-    for (int j = 0; j < i; ++j) rank[j] += v < value[j];            // equal values keep their order
+    for (int j = 0; j < i; ++j) rank[j] += v < value[j];  // equal values keep their order
     for (int j = i + 1; j < kBlock; ++j) rank[j] += v <= value[j];
   }
   for (int i = 0; i < n; ++i) sorted[rank[i]] = value[i];
@@ -75,8 +75,10 @@ struct Boundaries {
   int n;
   float margin;
 
-  Boundaries(const Codebook& book, const float* sorted_block, int size, float safety) : sorted(sorted_block), n(size), margin(safety) {
-    for (int j = 0; j < kWidth; ++j) threshold[j] = j < kCount ? book.threshold[j] : 0.0f, lower[j] = -INFINITY, upper[j] = INFINITY;
+  Boundaries(const Codebook& book, const float* sorted_block, int size, float safety)
+      : sorted(sorted_block), n(size), margin(safety) {
+    for (int j = 0; j < kWidth; ++j)
+      threshold[j] = j < kCount ? book.threshold[j] : 0.0f, lower[j] = -INFINITY, upper[j] = INFINITY;
   }
   // Exact: x > threshold for weight i?
   bool above(int i, int j, float tau, float rcp) const { return (sorted[i] - tau) * rcp > threshold[j]; }
@@ -153,7 +155,8 @@ IcqChoice search_sorted(const float* sorted, int n, float tau0, float scale0, co
 
 }  // namespace
 
-IcqChoice icq_search_block_plain(const float* w, int n, const Codebook& book, const std::vector<float>& factors, bool fp32) {
+IcqChoice icq_search_block_plain(const float* w, int n, const Codebook& book, const std::vector<float>& factors,
+                                 bool fp32) {
   if (!std::isfinite(block_absmax(w, n))) return {-1, NAN, 0};
   fp32 = fp32 && book.bits == 4 && n == kBlock;
   float sorted[kBlock];

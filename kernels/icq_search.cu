@@ -29,7 +29,8 @@ static_assert(sizeof(IcqColumns<2>) % 16 == 0 && sizeof(IcqColumns<3>) % 16 == 0
 // The warp's 2,048 weights, from `first` on, to one block per lane. Staged in the memory of the columns, 16 bytes at a time;
 // piece q of block b lies at piece q ^ (b mod 16), so that neither side has bank conflicts. Beyond numel: 0.
 __device__ __forceinline__ int staged_piece(int block, int q) { return block * kChunks + (q ^ (block % kChunks)); }
-__device__ __forceinline__ void load_blocks(float (&v)[kBlock], float4* staged, const float* w, int64_t first, int64_t numel, int lane) {
+__device__ __forceinline__ void load_blocks(float (&v)[kBlock], float4* staged, const float* w, int64_t first,
+                                            int64_t numel, int lane) {
   if (first + kWarp * kBlock <= numel && reinterpret_cast<uintptr_t>(w) % 16 == 0) {
     const float4* pieces = reinterpret_cast<const float4*>(w + first);
     float4 piece[kChunks];
@@ -40,7 +41,8 @@ __device__ __forceinline__ void load_blocks(float (&v)[kBlock], float4* staged, 
   } else {
 #pragma unroll 1
     for (int i = lane; i < kWarp * kBlock; i += kWarp)
-      reinterpret_cast<float*>(staged)[staged_piece(i / kBlock, i % kBlock / 4) * 4 + i % 4] = first + i < numel ? w[first + i] : 0.0f;
+      reinterpret_cast<float*>(staged)[staged_piece(i / kBlock, i % kBlock / 4) * 4 + i % 4] =
+          first + i < numel ? w[first + i] : 0.0f;
   }
   __syncwarp();
 #pragma unroll
@@ -56,7 +58,8 @@ __device__ __forceinline__ void load_blocks(float (&v)[kBlock], float4* staged, 
 template <int kMerged, int kApart, int kLow>
 __device__ __forceinline__ void exchange(float (&v)[kBlock]) {
   constexpr int kHigh = kLow + kApart;
-  if constexpr (kLow >= kApart % kMerged && (kLow - kApart % kMerged) / kApart % 2 == 0 && kLow / (2 * kMerged) == kHigh / (2 * kMerged)) {
+  if constexpr (kLow >= kApart % kMerged && (kLow - kApart % kMerged) / kApart % 2 == 0 &&
+                kLow / (2 * kMerged) == kHigh / (2 * kMerged)) {
     const float low = fminf(v[kLow], v[kHigh]), high = fmaxf(v[kLow], v[kHigh]);
     v[kLow] = low, v[kHigh] = high;
   }
@@ -73,8 +76,9 @@ __device__ __forceinline__ void sort_64(float (&v)[kBlock]) {
 }
 
 template <int kBits, bool kFp32>
-__global__ void __launch_bounds__(kThreads, 5) search_kernel(float* tau_out, float* plain_out, float* best_out, const float* w, int64_t numel,
-                                                          int64_t blocks, Codebook book, EntropyTables tables, IcqGrid grid) {
+__global__ void __launch_bounds__(kThreads, 5)
+    search_kernel(float* tau_out, float* plain_out, float* best_out, const float* w, int64_t numel, int64_t blocks,
+                  Codebook book, EntropyTables tables, IcqGrid grid) {
   constexpr int kCount = (1 << kBits) - 1;
   extern __shared__ __align__(16) char memory[];
   BlockMemory<kBits>& shared = *reinterpret_cast<BlockMemory<kBits>*>(memory);
@@ -84,9 +88,11 @@ __global__ void __launch_bounds__(kThreads, 5) search_kernel(float* tau_out, flo
     shared.tables.gain[c] = static_cast<double>(tables.term[c] - (c > 0 ? tables.term[c - 1] : 0));
     shared.tables.term_fp32[c] = tables.term_fp32[c];
   }
-  if (threadIdx.x <= kCount) shared.tables.threshold[threadIdx.x] = threadIdx.x < kCount ? book.threshold[kCount - 1 - threadIdx.x] : -INFINITY;
+  if (threadIdx.x <= kCount)
+    shared.tables.threshold[threadIdx.x] = threadIdx.x < kCount ? book.threshold[kCount - 1 - threadIdx.x] : -INFINITY;
   for (int i = threadIdx.x; i < grid.count; i += kThreads)
-    factors[i] = __double2float_rn(i == grid.count - 1 ? grid.last : __dadd_rn(__dmul_rn(static_cast<double>(i), grid.step), grid.start));
+    factors[i] = __double2float_rn(
+        i == grid.count - 1 ? grid.last : __dadd_rn(__dmul_rn(static_cast<double>(i), grid.step), grid.start));
   __syncthreads();
 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -119,13 +125,17 @@ __global__ void __launch_bounds__(kThreads, 5) search_kernel(float* tau_out, flo
   const float tau0 = __fadd_rn(columns.sorted[(n - 1) / 2][lane], 0.0f);  // + 0 makes one zero of the two
   const float scale0 = shifted_absmax(smallest, largest, tau0);
   const int candidates = scale0 == 0.0f || grid.step == 0.0 ? 1 : grid.count;  // else all candidates are the first
-  IcqLane<kBits, kFp32> search{shared.tables, &columns.sorted[0][lane], &columns.queue[0][lane], factors, n, candidates, smallest, largest, tau0, scale0, kFp32 && n == kBlock};
+  IcqLane<kBits, kFp32> search{
+      shared.tables, &columns.sorted[0][lane], &columns.queue[0][lane], factors, n, candidates, smallest, largest, tau0,
+      scale0,        kFp32 && n == kBlock};
   // Over the candidates |tau| and absmax(w - tau) are largest at the first or the last one.
   const float left = search.candidate(0), right = search.candidate(candidates - 1);
-  const float reach = fmaxf(fmaxf(fabsf(smallest), fabsf(largest)), fmaxf(__fadd_rn(shifted_absmax(smallest, largest, left), fabsf(left)),
-                                                                          __fadd_rn(shifted_absmax(smallest, largest, right), fabsf(right))));
+  const float reach = fmaxf(fmaxf(fabsf(smallest), fabsf(largest)),
+                            fmaxf(__fadd_rn(shifted_absmax(smallest, largest, left), fabsf(left)),
+                                  __fadd_rn(shifted_absmax(smallest, largest, right), fabsf(right))));
   // icq_sweep.cuh: nothing leaves fp32's normal range, and candidates are further apart than rounding.
-  const float step = static_cast<float>(grid.step), slope = fminf(1.0f - book.threshold[kCount - 1], 1.0f + book.threshold[0]);
+  const float step = static_cast<float>(grid.step),
+              slope = fminf(1.0f - book.threshold[kCount - 1], 1.0f + book.threshold[0]);
   const bool ordinary = __fsub_rn(largest, smallest) >= 0x1p-98f && reach <= 0x1p98f;
   if (plain_out) {
     const double sum = ordinary ? search.plain_sum() : search.count_all(book, 0.0f);
@@ -141,7 +151,8 @@ template <int kBits, bool kFp32, class... Args>
 void launch(int64_t blocks, int candidates, cudaStream_t stream, Args... args) {
   const int bytes = static_cast<int>(sizeof(BlockMemory<kBits>)) + candidates * static_cast<int>(sizeof(float));
   CUDA_CHECK(cudaFuncSetAttribute(search_kernel<kBits, kFp32>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  search_kernel<kBits, kFp32><<<static_cast<unsigned>(ceil_div(blocks, kThreads)), kThreads, static_cast<size_t>(bytes), stream>>>(args...);
+  search_kernel<kBits, kFp32>
+      <<<static_cast<unsigned>(ceil_div(blocks, kThreads)), kThreads, static_cast<size_t>(bytes), stream>>>(args...);
 }
 
 }  // namespace
@@ -154,8 +165,8 @@ void CudaBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_be
   float* plain = entropy_plain ? entropy_plain.as<float>() : nullptr;
   float* best = entropy_best ? entropy_best.as<float>() : nullptr;
   const auto run = [&](auto k, auto fp32) {
-    launch<k.value, fp32.value>(blocks, grid.count, stream(), tau.as<float>(), plain, best, w.as<float>(), numel, blocks, nf_codebook(bits),
-                                entropy_tables(), grid);
+    launch<k.value, fp32.value>(blocks, grid.count, stream(), tau.as<float>(), plain, best, w.as<float>(), numel,
+                                blocks, nf_codebook(bits), entropy_tables(), grid);
   };
   if (bits == 4 && spec.fp32_entropy) run(std::integral_constant<int, 4>{}, std::true_type{});
   else dispatch_bits(bits, [&](auto k) { run(k, std::false_type{}); });

@@ -23,16 +23,16 @@ namespace irq {
 // Shared by all lanes of a thread block. Sums of entropy terms are integers below 2^53: fp64 holds them exactly, and its
 // pipe is idle otherwise.
 struct IcqTables {
-  double term[kBlock + 1];      // T[c]
-  double gain[kBlock + 1];      // T[c] - T[c - 1]; gain[0] = 0
+  double term[kBlock + 1];  // T[c]
+  double gain[kBlock + 1];  // T[c] - T[c - 1]; gain[0] = 0
   float term_fp32[kBlock + 1];
-  float threshold[16];          // descending, then minus infinity: threshold[r] is the lower end of the r-th level from the top
+  float threshold[16];  // descending, then minus infinity: threshold[r] is the lower end of the r-th level from the top
 };
 // One warp's blocks, a column each: conflict-free whatever row a lane reads. Rows of levels count from the top level.
 template <int kBits>
 struct IcqColumns {
-  float sorted[kBlock + 1][kWarp];       // [rank][lane]; behind the n weights infinities
-  uint32_t queue[1 << kBits][kWarp];     // [level][lane]: index << 18 | level << 14 | rank << 7 | weights of this level
+  float sorted[kBlock + 1][kWarp];    // [rank][lane]; behind the n weights infinities
+  uint32_t queue[1 << kBits][kWarp];  // [level][lane]: index << 18 | level << 14 | rank << 7 | weights of this level
 };
 
 __device__ __forceinline__ float shifted_absmax(float smallest, float largest, float tau) {
@@ -53,7 +53,7 @@ struct IcqLane {
   static constexpr float kMagic = 12582912.0f;
 
   const IcqTables& tables;
-  const float* sorted;   // this lane's columns
+  const float* sorted;  // this lane's columns
   uint32_t* queue;
   const float* factors;
   int n, candidates;
@@ -71,7 +71,8 @@ struct IcqLane {
   __device__ float entropy_fp32() const {
     float lanes[4] = {};
 #pragma unroll
-    for (int c = 0; c < kLevels; ++c) lanes[c % 4] = __fadd_rn(lanes[c % 4], tables.term_fp32[word(kCount - c) & kLow7]);
+    for (int c = 0; c < kLevels; ++c)
+      lanes[c % 4] = __fadd_rn(lanes[c % 4], tables.term_fp32[word(kCount - c) & kLow7]);
     return __fadd_rn(__fadd_rn(__fadd_rn(lanes[0], lanes[1]), lanes[2]), lanes[3]);
   }
   // Keeps candidate i if it is better than all before. Strictly, so that the first of equals stays.
@@ -142,8 +143,13 @@ struct IcqLane {
     }
   };
   __device__ Onset onset(float margin, float step) const {
-    return {largest + margin,          smallest + margin, largest - tau0, smallest - tau0, reciprocal_hardware(scale0 * step),
-            kMagic + static_cast<float>(candidates / 2), kMagic + static_cast<float>(candidates)};
+    return {largest + margin,
+            smallest + margin,
+            largest - tau0,
+            smallest - tau0,
+            reciprocal_hardware(scale0 * step),
+            kMagic + static_cast<float>(candidates / 2),
+            kMagic + static_cast<float>(candidates)};
   }
   // Codes, counts and first events of candidate 0; the smallest word of every four levels.
   __device__ double start(const Onset& next, uint32_t (&head)[kGroups]) {
@@ -159,7 +165,8 @@ struct IcqLane {
         const uint32_t rank = rank_of(tau, rcp, t), count = higher - rank;
         const uint32_t index = __float_as_uint(next(weight(rank), t, kMagic + 1.0f));
         const uint32_t at = (index << kIndexAt) | static_cast<uint32_t>(level << kLevelAt) | (rank << kRankAt);
-        const uint32_t entry = (level < kCount ? at : ~kLow7) | count;  // nothing falls below the lowest level: no event
+        const uint32_t entry =
+            (level < kCount ? at : ~kLow7) | count;  // nothing falls below the lowest level: no event
         word(level) = entry;
         first = min(first, entry);
         sum += tables.term[count];
@@ -187,7 +194,8 @@ struct IcqLane {
       }
       if (i >= candidates) break;
       const uint32_t level = (key >> kLevelAt) & (kLevels - 1), rank = (key >> kRankAt) & kLow7;
-      const float tau = candidate(i), rcp = reciprocal_rn(shifted_absmax(smallest, largest, tau)), t = tables.threshold[level];
+      const float tau = candidate(i), rcp = reciprocal_rn(shifted_absmax(smallest, largest, tau)),
+                  t = tables.threshold[level];
       const uint32_t own = word(level), below = word(level + 1);
       const uint32_t others = min(min(word(level ^ 1), word(level ^ 2)), word(level ^ 3));
       // Nothing here branches: nearly always the weight is passed.
@@ -203,7 +211,8 @@ struct IcqLane {
       word(level + 1) = below + (passed ? 1u : 0u);
       const uint32_t first = min(entry, others), in_group = key & (((kLevels - 1u) & ~3u) << kLevelAt);
 #pragma unroll
-      for (uint32_t group = 0; group < kGroups; ++group) head[group] = in_group == group << (kLevelAt + 2) ? first : head[group];
+      for (uint32_t group = 0; group < kGroups; ++group)
+        head[group] = in_group == group << (kLevelAt + 2) ? first : head[group];
     }
   }
 };

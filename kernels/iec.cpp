@@ -7,51 +7,92 @@
 namespace irq {
 namespace {
 
-// folded = scale * (w + beta * map)                                      folded, w (expanded, pooled), beta (1, 1) or null
-void fold(Tensor folded, Tensor w, Tensor beta, double scale, bool tile) {
-  if (w.numel() == 0) return;
-  const IecMap map(w.cols, w.rows, tile);
-  IRQ_CHECK(folded.dtype == w.dtype, "fold from %s to %s", name_of(w.dtype), name_of(folded.dtype));
-  dispatch_float(w.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T share = beta ? *beta.as<T>() / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
+// folded = scale * (w + beta * map)
+template <class T>
+void fold(const IecEntry& e) {
+  const IecMap& map = e.map;
+  const int64_t rows = map.rows(), cols = map.cols();
+  const T scale = static_cast<T>(e.scale);
+  const T share = e.beta ? *static_cast<const T*>(e.beta) / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
 #pragma omp parallel for schedule(static)
-    for (int64_t j = 0; j < w.rows; ++j) {
-      const T* in = w.row<T>(j);
-      T* out = folded.row<T>(j);
-      const int64_t begin = int64_t{map.group(static_cast<int>(j))} * map.slice, end = begin + map.slice;
-      for (int64_t i = 0; i < w.cols; ++i)
-        out[i] = static_cast<T>(scale) * (in[i] + (i >= begin && i < end ? share : T(0)));
-    }
-  });
+  for (int64_t j = 0; j < rows; ++j) {
+    const T* in = static_cast<const T*>(e.w) + j * cols;
+    T* out = static_cast<T*>(e.folded) + j * e.folded_stride;
+    const int64_t begin = int64_t{map.group(static_cast<int>(j))} * map.slice, end = begin + map.slice;
+    for (int64_t i = 0; i < cols; ++i) out[i] = scale * (in[i] + (i >= begin && i < end ? share : T(0)));
+  }
 }
 
-// dbeta = beta * dbeta + <dw, map>                                                     dbeta (1, 1), dw (expanded, pooled)
-void fold_bwd(Tensor dbeta, Tensor dw, bool tile, double beta) {
-  dispatch_float(dw.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    double sum = 0;  // one thread, ascending rows and columns: at most h or o * r terms
-    if (dw.numel() > 0) {
-      const IecMap map(dw.cols, dw.rows, tile);
-      for (int64_t j = 0; j < dw.rows; ++j) {
-        const T* slice = dw.row<T>(j) + int64_t{map.group(static_cast<int>(j))} * map.slice;
-        for (int64_t i = 0; i < map.slice; ++i) sum += static_cast<double>(slice[i]);
-      }
-      sum /= map.slice;
-    }
-    T& out = *dbeta.as<T>();
-    out = static_cast<T>(beta == 0 ? sum : beta * static_cast<double>(out) + sum);
-  });
+// dbeta = <dw, map>; one thread, ascending rows and columns
+template <class T>
+void fold_bwd(const IecEntry& e) {
+  const IecMap& map = e.map;
+  double sum = 0;
+  for (int64_t j = 0; j < map.rows(); ++j) {
+    const T* slice = static_cast<const T*>(e.dw) + j * map.cols() + int64_t{map.group(static_cast<int>(j))} * map.slice;
+    for (int64_t i = 0; i < map.slice; ++i) sum += static_cast<double>(slice[i]);
+  }
+  *static_cast<T*>(e.dbeta) = static_cast<T>(sum / map.slice);
 }
 
 }  // namespace
 
-void CpuBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) { fold(a_folded, a, beta1, 1, tile); }
-void CpuBackend::iec_fold_b(Tensor b_folded, Tensor b, Tensor beta2, double scale, bool tile) {
-  fold(b_folded, b, beta2, scale, tile);
+void IecTableBuilder::add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile) {
+  IRQ_CHECK(!folded == !w && !dw == !dbeta && (folded || dw), "IEC entry of '%s' and '%s': half of it is missing", w.name,
+            dw.name);
+  const Tensor& shape = w ? w : dw;
+  const auto matrix = [&](const Tensor& t, DType type, bool contiguous) {
+    IRQ_CHECK(!t || (t.rows == shape.rows && t.cols == shape.cols && t.dtype == type && t.device == shape.device),
+              "IEC entry: '%s' is (%ld, %ld) %s, expected (%ld, %ld) %s", t.name, t.rows, t.cols, name_of(t.dtype),
+              shape.rows, shape.cols, name_of(type));
+    IRQ_CHECK(!contiguous || t.contiguous(), "IEC entry: '%s' has gaps between its rows", t.name);
+  };
+  const auto scalar = [&](const Tensor& t) {
+    IRQ_CHECK(!t || (t.numel() == 1 && t.dtype == table_.master && t.device == shape.device),
+              "IEC entry: '%s' is (%ld, %ld) %s, expected (1, 1) %s", t.name, t.rows, t.cols, name_of(t.dtype),
+              name_of(table_.master));
+  };
+  matrix(folded, table_.storage, false), matrix(w, table_.master, true), matrix(dw, table_.master, true);
+  scalar(beta), scalar(dbeta);
+  const IecMap map(shape.cols, shape.rows, tile);
+  entries_.push_back({.folded = folded.data,
+                      .w = w.data,
+                      .beta = beta.data,
+                      .dw = dw.data,
+                      .dbeta = dbeta.data,
+                      .folded_stride = folded.stride,
+                      .fold_begin = table_.fold_chunks,
+                      .dbeta_begin = table_.dbeta_chunks,
+                      .scale = scale,
+                      .map = map});
+  if (folded) table_.fold_chunks += ceil_div(shape.numel(), IecTable::kFoldChunk);
+  if (dbeta) table_.dbeta_chunks += ceil_div(map.terms(), IecTable::kDbetaChunk);
 }
-void CpuBackend::iec_dbeta1(Tensor dbeta1, Tensor da, bool tile, double beta) { fold_bwd(dbeta1, da, tile, beta); }
-void CpuBackend::iec_dbeta2(Tensor dbeta2, Tensor db, bool tile, double beta) { fold_bwd(dbeta2, db, tile, beta); }
+
+IecTable IecTableBuilder::in(Tensor memory) const {
+  IRQ_CHECK(memory.dtype == DType::U8 && memory.contiguous() && memory.numel() == bytes(),
+            "%ld bytes for an IEC table of %ld", memory.bytes(), bytes());
+  IecTable table = table_;
+  table.entries = memory;
+  return table;
+}
+
+void CpuBackend::iec_fold_all(IecTable table) {
+  const IecEntry* entries = reinterpret_cast<const IecEntry*>(table.entries.as<uint8_t>());
+  dispatch_float(table.master, [&](auto zero) {
+    for (int64_t i = 0; i < table.count(); ++i)
+      if (entries[i].folded) fold<decltype(zero)>(entries[i]);
+  });
+}
+
+void CpuBackend::iec_dbeta_all(IecTable table) {
+  const IecEntry* entries = reinterpret_cast<const IecEntry*>(table.entries.as<uint8_t>());
+  dispatch_float(table.master, [&](auto zero) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < table.count(); ++i)
+      if (entries[i].dbeta) fold_bwd<decltype(zero)>(entries[i]);
+  });
+}
 
 void CpuBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
   if (!beta1 || u.numel() == 0 || x.cols == 0) return;

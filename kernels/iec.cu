@@ -1,13 +1,16 @@
-// What:   Information Elastic Connection: folding beta * P and beta * E into the adapter, the betas' gradients, and the
-//         pooled branch on its own for when dropout keeps it from being folded.
-// Math:   folded = scale * (w + beta * map);  dbeta = beta * dbeta + <dw, map>;  u += beta1 P x;  dx = beta dx + beta1 P^T du.
+// What:   Information Elastic Connection: folding beta * P and beta * E into the adapters and the betas' gradients, for a
+//         whole model at once; and the pooled branch on its own for when dropout keeps it from being folded.
+// Math:   folded = scale * (w + beta * map);  dbeta = <dw, map>;  u += beta1 P x;  dx = beta dx + beta1 P^T du.
 //         map (expanded, pooled) holds 1 / slice in row j at the columns of slice group(j) (IecMap), and is never stored.
 // Shapes: A (r, h), B (o, r) M; folded S, any row stride; x, dx (N, h), u, du (N, r) S; betas (1, 1), partial (1, N) M.
-// Cost:   fold 6 bytes per parameter in bf16: LLaMA-7B, r = 64, 160M parameters 0.96 GB, 343 us (448 launches).
-//         dbeta reads h or o floats: one launch, 2-3 us. pool_fwd 2 N h bytes: N = 8192, h = 4096 67 MB, 24 us;
+// Cost:   fold 6 bytes per parameter in bf16: LLaMA-7B, r = 64, 160M parameters: 640 MB read, 320 MB written, 343 us, one
+//         launch. dbeta reads only where map is not 0: 4.6 MB of dA, and o floats of each dB, each in a 32-byte sector of
+//         its own: 43.5 MB; together 17 us, and two launches. pool_fwd 2 N h bytes: N = 8192, h = 4096 67 MB, 24 us;
 //         pool_bwd with beta = 1 6 N h bytes: 201 MB, 72 us.
-// Tricky: slices need not be a multiple of a 16-byte pack (h = 11008, r = 64: 172), so pool_fwd loads 8, 4 or 1 elements at
-//         a time, whichever divides the slice, and each slice is summed by a few neighbouring lanes.
+// Tricky: a block finds its matrix by counting, all threads at once, the entries that begin before its chunk. 64-bit
+//         division once per thread, 32-bit ones after. Partial sums have fixed places: the same bits every time.
+//         Slices need not be a multiple of a 16-byte pack (h = 11008, r = 64: 172), so pool_fwd loads 8, 4 or 1 elements
+//         at a time, whichever divides the slice, and each slice is summed by a few neighbouring lanes.
 #include "kernels/chunk.cuh"
 #include "kernels/iec.h"
 
@@ -16,52 +19,98 @@ namespace {
 
 constexpr int kPoolThreads = 256;
 
-template <class T, bool kVector>
-__global__ void fold_kernel(T* folded, int64_t out_stride, const float* w, int64_t in_stride, const float* beta,
-                            float scale, int rows, int cols, IecMap map) {
-  const int c = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * kChunk;
-  if (c >= cols) return;
-  const float share = beta ? *beta / static_cast<float>(map.slice) : 0.0f;
-  for (int j = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y); j < rows;
-       j += static_cast<int>(gridDim.y * blockDim.y)) {
-    const int begin = map.group(j) * map.slice;
-    float value[kChunk];
-    load_chunk<kVector>(value, w + j * in_stride + c, cols - c);
+constexpr int kTableThreads = 256;
+
+// The entry that owns a chunk: the last that begins at or before it (an entry without chunks begins where its successor
+// does). Every thread of the block must call it.
+template <int64_t IecEntry::*kBegin>
+__device__ __forceinline__ const IecEntry& owner(const IecEntry* entries, int count, int64_t chunk) {
+  int before = 0;
+  for (int i = 0; i < count; i += kTableThreads) {
+    const int k = i + static_cast<int>(threadIdx.x);
+    before += __syncthreads_count(k < count && entries[k].*kBegin <= chunk);
+  }
+  return entries[before - 1];
+}
+
+// Where a flat index lies in rows of `width`, from the place of the chunk's first.
+struct Place {
+  int row, col;
+  __device__ __forceinline__ Place(int64_t first, int width)
+      : row(static_cast<int>(first / width)), col(static_cast<int>(first % width)) {}
+  __device__ __forceinline__ Place(const Place& first, int offset, int width) {
+    const unsigned at = static_cast<unsigned>(first.col) + static_cast<unsigned>(offset);
+    const unsigned rows = at / static_cast<unsigned>(width);
+    row = first.row + static_cast<int>(rows), col = static_cast<int>(at - rows * static_cast<unsigned>(width));
+  }
+};
+
+// One chunk of one matrix per block.
+template <class T>
+__global__ void __launch_bounds__(kTableThreads) fold_kernel(const IecEntry* entries, int count) {
+  const IecEntry& e = owner<&IecEntry::fold_begin>(entries, count, blockIdx.x);
+  const IecMap map = e.map;
+  const int64_t stride = e.folded_stride, start = (blockIdx.x - e.fold_begin) * IecTable::kFoldChunk;
+  const int cols = static_cast<int>(map.cols());
+  const int left = static_cast<int>(min(int64_t{IecTable::kFoldChunk}, map.rows() * cols - start));
+  const Place first(start, cols);
+  const float* __restrict__ w = static_cast<const float*>(e.w) + start;
+  T* __restrict__ folded = static_cast<T*>(e.folded);
+  const float scale = static_cast<float>(e.scale);
+  const float share = e.beta ? *static_cast<const float*>(e.beta) / static_cast<float>(map.slice) : 0.0f;
+  const auto fold = [&](float value, const Place& at, int i) {
+    const int inside = at.col + i - map.group(at.row) * map.slice;
+    return scale * (value + (inside >= 0 && inside < map.slice ? share : 0.0f));
+  };
+  const uintptr_t addresses = reinterpret_cast<uintptr_t>(w) | reinterpret_cast<uintptr_t>(folded) |
+                              static_cast<uintptr_t>(stride * static_cast<int64_t>(sizeof(T)));
+  if (cols % kChunk == 0 && addresses % 16 == 0) {  // eight neighbours never straddle two rows
+    for (int k = static_cast<int>(threadIdx.x) * kChunk; k < left; k += kTableThreads * kChunk) {
+      const Place at(first, k, cols);
+      float value[kChunk];
+      load_chunk<true>(value, w + k, kChunk);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      const int inside = c + i - begin;
-      value[i] = scale * (value[i] + (inside >= 0 && inside < map.slice ? share : 0.0f));
+      for (int i = 0; i < kChunk; ++i) value[i] = fold(value[i], at, i);
+      store_chunk<true>(folded + at.row * stride + at.col, value, kChunk);
     }
-    store_chunk<kVector>(folded + j * out_stride + c, value, cols - c);
+  } else {
+    for (int k = static_cast<int>(threadIdx.x); k < left; k += kTableThreads) {
+      const Place at(first, k, cols);
+      folded[at.row * stride + at.col] = from_f<T>(fold(w[k], at, 0));
+    }
   }
 }
 
-// Sums dw over every row's slice. Blocks write their sums to `partial`; a single block finishes at once.
-constexpr int kDbetaThreads = 1024;
-constexpr int64_t kDbetaPerBlock = 32768;
-__device__ __forceinline__ void finish_dbeta(float* dbeta, double total, int slice, float beta) {
-  const double value = total / slice;
-  *dbeta = static_cast<float>(beta == 0 ? value : beta * static_cast<double>(*dbeta) + value);
-}
-__global__ void __launch_bounds__(kDbetaThreads)
-    dbeta_kernel(float* dbeta, float* partial, const float* dw, int64_t stride, int count, IecMap map, float beta) {
+// One chunk of one matrix's terms per block: the sum of dw over (part of) every row's slice.
+__global__ void __launch_bounds__(kTableThreads) dbeta_kernel(double* partial, const IecEntry* entries, int count) {
+  const IecEntry& e = owner<&IecEntry::dbeta_begin>(entries, count, blockIdx.x);
+  const IecMap map = e.map;
+  const int64_t cols = map.cols(), start = (blockIdx.x - e.dbeta_begin) * IecTable::kDbetaChunk;
+  const int left = static_cast<int>(min(int64_t{IecTable::kDbetaChunk}, map.terms() - start));
+  const Place first(start, map.slice);
+  const float* __restrict__ dw = static_cast<const float*>(e.dw);
   float sum = 0;
 #pragma unroll 4
-  for (int e = static_cast<int>(blockIdx.x * kDbetaThreads + threadIdx.x); e < count;
-       e += static_cast<int>(gridDim.x * kDbetaThreads)) {
-    const int j = e / map.slice, i = e - j * map.slice;
-    sum += dw[j * stride + int64_t{map.group(j)} * map.slice + i];
+  for (int k = static_cast<int>(threadIdx.x); k < left; k += kTableThreads) {
+    const Place at(first, k, map.slice);
+    sum += dw[at.row * cols + int64_t{map.group(at.row)} * map.slice + at.col];
   }
-  const double total = block_sum_f64<kDbetaThreads>(sum);
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1) finish_dbeta(dbeta, total, map.slice, beta);
-  else partial[blockIdx.x] = static_cast<float>(total);
+  const double total = block_sum_f64<kTableThreads>(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
-__global__ void dbeta_finish_kernel(float* dbeta, const float* partial, int blocks, int slice, float beta) {
+
+// One warp per entry.
+__global__ void __launch_bounds__(kTableThreads)
+    dbeta_finish_kernel(const double* partial, const IecEntry* entries, int count) {
+  const int index = static_cast<int>(blockIdx.x * (kTableThreads / kWarp) + threadIdx.x / kWarp);
+  if (index >= count || !entries[index].dbeta) return;
+  const IecEntry& e = entries[index];
+  const int64_t chunks = (e.map.terms() + IecTable::kDbetaChunk - 1) / IecTable::kDbetaChunk;
   double sum = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < blocks; i += 256) sum += partial[i];
-  sum = block_sum_f64<256>(sum);
-  if (threadIdx.x == 0) finish_dbeta(dbeta, sum, slice, beta);
+  for (int64_t i = threadIdx.x % kWarp; i < chunks; i += kWarp) sum += partial[e.dbeta_begin + i];
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  if (threadIdx.x % kWarp == 0) *static_cast<float*>(e.dbeta) = static_cast<float>(sum / e.map.slice);
 }
 
 // kWidth elements of T in one access (16, 8 or 2..4 bytes).
@@ -137,36 +186,6 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
 }
 
-void fold(cudaStream_t stream, Tensor folded, Tensor w, Tensor beta, double scale, bool tile) {
-  if (w.numel() == 0) return;
-  const IecMap map(w.cols, w.rows, tile);
-  const RowGrid launch = row_grid(w.rows, ceil_div(w.cols, kChunk));
-  dispatch_storage(folded.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    auto* kernel = aligned16(folded) && aligned16(w) ? &fold_kernel<T, true> : &fold_kernel<T, false>;
-    kernel<<<launch.grid, launch.block, 0, stream>>>(static_cast<T*>(folded.data), folded.stride,
-                                                     static_cast<const float*>(w.data), w.stride,
-                                                     static_cast<const float*>(beta.data), static_cast<float>(scale),
-                                                     static_cast<int>(w.rows), static_cast<int>(w.cols), map);
-  });
-  CUDA_LAUNCHED();
-}
-
-void fold_bwd(cudaStream_t stream, float* partial, int max_blocks, Tensor dbeta, Tensor dw, bool tile, double beta) {
-  IRQ_CHECK(dw.numel() > 0, "%s is empty", dw.name);
-  const IecMap map(dw.cols, dw.rows, tile);
-  const int64_t count = dw.rows * map.slice;
-  IRQ_CHECK(count < INT32_MAX / 2, "%s is too large", dw.name);
-  const int blocks = static_cast<int>(std::min<int64_t>(ceil_div(count, kDbetaPerBlock), max_blocks));
-  float* out = static_cast<float*>(dbeta.data);
-  dbeta_kernel<<<blocks, kDbetaThreads, 0, stream>>>(out, partial, static_cast<const float*>(dw.data), dw.stride,
-                                                     static_cast<int>(count), map, static_cast<float>(beta));
-  CUDA_LAUNCHED();
-  if (blocks == 1) return;
-  dbeta_finish_kernel<<<1, 256, 0, stream>>>(out, partial, blocks, map.slice, static_cast<float>(beta));
-  CUDA_LAUNCHED();
-}
-
 // Shared memory that holds one float per group of a token.
 size_t group_bytes(const IecMap& map) {
   const size_t bytes = static_cast<size_t>(map.groups) * sizeof(float);
@@ -186,17 +205,28 @@ void pool_fwd(cudaStream_t stream, Tensor u, Tensor x, Tensor beta1, const IecMa
 
 }  // namespace
 
-void CudaBackend::iec_fold_a(Tensor a_folded, Tensor a, Tensor beta1, bool tile) {
-  fold(stream_, a_folded, a, beta1, 1, tile);
+void CudaBackend::iec_fold_all(IecTable table) {
+  IRQ_CHECK(table.fold_chunks <= INT32_MAX && table.count() <= INT32_MAX, "%ld chunks of adapters", table.fold_chunks);
+  if (table.fold_chunks == 0) return;
+  dispatch_storage(table.storage, [&](auto zero) {
+    fold_kernel<decltype(zero)><<<static_cast<unsigned>(table.fold_chunks), kTableThreads, 0, stream_>>>(
+        static_cast<const IecEntry*>(table.entries.data), static_cast<int>(table.count()));
+  });
+  CUDA_LAUNCHED();
 }
-void CudaBackend::iec_fold_b(Tensor b_folded, Tensor b, Tensor beta2, double scale, bool tile) {
-  fold(stream_, b_folded, b, beta2, scale, tile);
+
+void CudaBackend::iec_dbeta_all(IecTable table) {
+  IRQ_CHECK(table.dbeta_chunks <= INT32_MAX && table.count() <= INT32_MAX, "%ld chunks of adapters", table.dbeta_chunks);
+  if (table.dbeta_chunks == 0) return;
+  const auto* entries = static_cast<const IecEntry*>(table.entries.data);
+  const int count = static_cast<int>(table.count());
+  double* partial = static_cast<double*>(workspace(table.dbeta_chunks * static_cast<int64_t>(sizeof(double))));
+  dbeta_kernel<<<static_cast<unsigned>(table.dbeta_chunks), kTableThreads, 0, stream_>>>(partial, entries, count);
+  CUDA_LAUNCHED();
+  const int64_t blocks = ceil_div(count, kTableThreads / kWarp);
+  dbeta_finish_kernel<<<static_cast<unsigned>(blocks), kTableThreads, 0, stream_>>>(partial, entries, count);
+  CUDA_LAUNCHED();
 }
-void CudaBackend::iec_dbeta1(Tensor dbeta1, Tensor da, bool tile, double beta) {
-  constexpr int kMaxBlocks = 512;
-  fold_bwd(stream_, static_cast<float*>(workspace(kMaxBlocks * sizeof(float))), kMaxBlocks, dbeta1, da, tile, beta);
-}
-void CudaBackend::iec_dbeta2(Tensor dbeta2, Tensor db, bool tile, double beta) { iec_dbeta1(dbeta2, db, tile, beta); }
 
 void CudaBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
   if (!beta1 || u.numel() == 0 || x.cols == 0) return;

@@ -6,16 +6,16 @@
 
 namespace irq {
 
-constexpr int kBlock = 64;          // weights that share one scale (and one tau)
-constexpr int kScaleGroup = 256;    // block scales that share one second-level scale
+constexpr int kBlock = 64;        // weights that share one scale (and one tau)
+constexpr int kScaleGroup = 256;  // block scales that share one second-level scale
 
 // A k-bit codebook, small enough to be passed to a kernel by value.
 // code(x) = number of thresholds t with x > t (strict; NaN gives 0); value = level[code].
 struct Codebook {
   int bits;
-  int zero_code;         // the code whose level is 0 (what an all-zero block stores); 1 for NF2, which has no zero
-  float level[16];       // 2^bits used, ascending
-  float threshold[15];   // 2^bits - 1 used, ascending
+  int zero_code;        // the code whose level is 0 (what an all-zero block stores); 1 for NF2, which has no zero
+  float level[16];      // 2^bits used, ascending
+  float threshold[15];  // 2^bits - 1 used, ascending
 };
 const Codebook& nf_codebook(int bits);  // bits in {2, 3, 4}
 

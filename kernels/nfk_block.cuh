@@ -51,7 +51,7 @@ struct PackedView {
   const uint8_t* scale_codes;
   const float* scale_groups;
   const float* scale_offset;
-  const float* scales;  // null: double-quantized
+  const float* scales;       // null: double-quantized
   const uint8_t* tau_codes;  // null: no shift
   const float* tau_groups;
   const float* map;

@@ -41,21 +41,24 @@ inline int64_t entropy_sum(const uint8_t* counts, int levels) {
 // H = log2(n) - S / (n 2^40) in bits, written with T[n] = n log2(n) 2^40 so that no logarithm is evaluated: the same bits
 // on every device.
 inline float entropy_bits(int64_t sum, int n) {
-  return static_cast<float>(static_cast<double>(entropy_terms()[static_cast<size_t>(n)] - sum) / (static_cast<double>(n) * 0x1p40));
+  return static_cast<float>(static_cast<double>(entropy_terms()[static_cast<size_t>(n)] - sum) /
+                            (static_cast<double>(n) * 0x1p40));
 }
 
 // The released code's fp32 entropy of 16 counts: four strided accumulators, then ((0 + 1) + 2) + 3.
 inline float entropy_fp32(const uint8_t* counts) {
   const std::array<float, 65>& term = entropy_terms_fp32();
   float lane[4];
-  for (int j = 0; j < 4; ++j) lane[j] = ((term[counts[j]] + term[counts[j + 4]]) + term[counts[j + 8]]) + term[counts[j + 12]];
+  for (int j = 0; j < 4; ++j)
+    lane[j] = ((term[counts[j]] + term[counts[j + 4]]) + term[counts[j + 8]]) + term[counts[j + 12]];
   return ((lane[0] + lane[1]) + lane[2]) + lane[3];
 }
 
 // s_hat = fl(fl(map[code] * group) + offset), or the plain scale; tau_hat = fl(map[code] * group).
 inline float block_scale(const QuantizedMatrix& q, int64_t block) {
   if (q.format.scale == ScaleKind::f32) return q.scales.as<float>()[block];
-  const float spread = q.map.as<float>()[q.scale_codes.as<uint8_t>()[block]] * q.scale_groups.as<float>()[block / kScaleGroup];
+  const float spread =
+      q.map.as<float>()[q.scale_codes.as<uint8_t>()[block]] * q.scale_groups.as<float>()[block / kScaleGroup];
   return spread + q.scale_offset.as<float>()[0];
 }
 inline float block_tau(const QuantizedMatrix& q, int64_t block) {
@@ -67,12 +70,13 @@ int nfk_dequant_block(float* out, const QuantizedMatrix& q, const Codebook& book
 std::vector<float> icq_factors(const IcqSpec& spec);  // (2n+1): icq_grid in fp32
 
 struct IcqChoice {
-  int index = 0;      // of the factor; -1: the block holds a NaN or an infinity, and tau is NaN
+  int index = 0;  // of the factor; -1: the block holds a NaN or an infinity, and tau is NaN
   float tau = 0;
-  int64_t sum = 0;    // entropy_sum of the codes of w - tau
+  int64_t sum = 0;  // entropy_sum of the codes of w - tau
 };
 // The search of one block of n <= 64 weights, by the definition: every candidate quantizes all weights. 13,000 codes.
-IcqChoice icq_search_block_plain(const float* w, int n, const Codebook& book, const std::vector<float>& factors, bool fp32);
+IcqChoice icq_search_block_plain(const float* w, int n, const Codebook& book, const std::vector<float>& factors,
+                                 bool fp32);
 // The same result, bit for bit, from the sorted block. sum_plain (may be null): entropy_sum of the codes of w itself.
 IcqChoice icq_search_block(const float* w, int n, const Codebook& book, const std::vector<float>& factors, bool fp32,
                            int64_t* sum_plain = nullptr);

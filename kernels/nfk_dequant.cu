@@ -17,9 +17,9 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 static_assert(kThreads == 256);  // a thread per entry of the map
 constexpr int kRounds = 4;
-constexpr int kPerLane = 8;                              // weights a lane stores in a round
-constexpr int kPerWarp = kWarp * kPerLane * kRounds;     // 1,024 weights
-constexpr int kBlocksPerWarp = kPerWarp / kBlock;        // 16
+constexpr int kPerLane = 8;                           // weights a lane stores in a round
+constexpr int kPerWarp = kWarp * kPerLane * kRounds;  // 1,024 weights
+constexpr int kBlocksPerWarp = kPerWarp / kBlock;     // 16
 
 __device__ __forceinline__ void store_8(__nv_bfloat16* out, const float* x) {
   Pack<__nv_bfloat16> pack;
@@ -29,18 +29,22 @@ __device__ __forceinline__ void store_8(__nv_bfloat16* out, const float* x) {
 }
 __device__ __forceinline__ void store_8(float* out, const float* x) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) *reinterpret_cast<float4*>(out + 4 * i) = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  for (int i = 0; i < 2; ++i)
+    *reinterpret_cast<float4*>(out + 4 * i) = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 // The 8k bits of 8 codes, first code on top. `bytes` lies in shared memory, 8-code group `group` of the warp.
 template <int kBits>
 __device__ __forceinline__ uint32_t load_group(const uint8_t* bytes, int group) {
   if constexpr (kBits == 4) return __byte_perm(reinterpret_cast<const uint32_t*>(bytes)[group], 0, 0x0123);
   else if constexpr (kBits == 2) return __byte_perm(reinterpret_cast<const uint16_t*>(bytes)[group], 0, 0x4401);
-  else return (static_cast<uint32_t>(bytes[3 * group]) << 16) | (static_cast<uint32_t>(bytes[3 * group + 1]) << 8) | bytes[3 * group + 2];
+  else
+    return (static_cast<uint32_t>(bytes[3 * group]) << 16) | (static_cast<uint32_t>(bytes[3 * group + 1]) << 8) |
+           bytes[3 * group + 2];
 }
 
 template <int kBits, bool kTau, class T>
-__global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride, PackedView q, uint32_t blocks, Codebook book) {
+__global__ void __launch_bounds__(kThreads)
+    dequant_kernel(T* w, int64_t stride, PackedView q, uint32_t blocks, Codebook book) {
   constexpr int kBytes = kPerWarp * kBits / 8, kLoads = kBytes / 16;  // lanes that load
   __shared__ __align__(16) uint8_t staged[kWarps][kBytes];
   __shared__ float levels[16], map[256];
@@ -81,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride,
   const uint32_t blocks_per_row = static_cast<uint32_t>(q.cols / kBlock), row = block / blocks_per_row;
   const float scale = q.scales ? scale_group : __fadd_rn(__fmul_rn(map[scale_code], scale_group), offset);
   const float tau = kTau ? __fmul_rn(map[tau_code], tau_group) : 0.0f;
-  const int64_t place = row * stride + (block - row * blocks_per_row) * static_cast<int64_t>(kBlock);  // of the block's first weight in w
+  const int64_t place =
+      row * stride + (block - row * blocks_per_row) * static_cast<int64_t>(kBlock);  // of the block's first weight in w
 #pragma unroll
   for (int round = 0; round < kRounds; ++round) {
     const int group = round * kWarp + lane, from_lane = group / (kBlock / kPerLane);
@@ -91,7 +96,8 @@ __global__ void __launch_bounds__(kThreads) dequant_kernel(T* w, int64_t stride,
     const uint32_t bits = load_group<kBits>(mine, group);
     float x[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
+    for (int i = 0; i < 8; ++i)
+      x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
     store_8(w + at + group % (kBlock / kPerLane) * kPerLane, x);
   }
 }
@@ -105,7 +111,8 @@ __global__ void __launch_bounds__(kThreads) dequant_general_kernel(T* w, int64_t
   const int64_t numel = q.rows * q.cols, step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < numel; i += step) {
     const int64_t block = i / kBlock, row = i / q.cols;
-    const float x = dequantized<kTau>(levels[code_at<kBits>(q.codes, i)], block_scale(q, block), kTau ? block_tau(q, block) : 0.0f);
+    const float x =
+        dequantized<kTau>(levels[code_at<kBits>(q.codes, i)], block_scale(q, block), kTau ? block_tau(q, block) : 0.0f);
     w[row * stride + (i - row * q.cols)] = from_f<T>(x);
   }
 }
@@ -120,17 +127,21 @@ void CudaBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {
   if (numel == 0) return;
   const PackedView view = packed_view(q);
   const Codebook& book = nf_codebook(q.format.bits);
-  const bool fast = q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(view.codes) && blocks < (int64_t{1} << 31);
-  const unsigned grid = static_cast<unsigned>(fast ? ceil_div(blocks, kBlocksPerWarp * kWarps)
-                                                   : std::min<int64_t>(ceil_div(numel, kThreads), int64_t{32} * sm_count()));
+  const bool fast = q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(view.codes) &&
+                    blocks < (int64_t{1} << 31);
+  const unsigned grid =
+      static_cast<unsigned>(fast ? ceil_div(blocks, kBlocksPerWarp * kWarps)
+                                 : std::min<int64_t>(ceil_div(numel, kThreads), int64_t{32} * sm_count()));
   const uint32_t few = static_cast<uint32_t>(blocks);
   dispatch_storage(w.dtype, [&](auto zero) {
     using T = decltype(zero);
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(w.data);
-      if (fast && q.has_tau()) dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, few, book);
+      if (fast && q.has_tau())
+        dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, few, book);
       else if (fast) dequant_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, few, book);
-      else if (q.has_tau()) dequant_general_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
+      else if (q.has_tau())
+        dequant_general_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
       else dequant_general_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
     });
   });

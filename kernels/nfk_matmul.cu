@@ -26,12 +26,15 @@ template <int kBits>
 __device__ __forceinline__ uint32_t codes_of_8(const uint8_t* codes, int64_t g) {
   if constexpr (kBits == 4) return __byte_perm(__ldg(reinterpret_cast<const uint32_t*>(codes) + g), 0, 0x0123);
   else if constexpr (kBits == 2) return __byte_perm(__ldg(reinterpret_cast<const uint16_t*>(codes) + g), 0, 0x4401);
-  else return (static_cast<uint32_t>(__ldg(codes + 3 * g)) << 16) | (static_cast<uint32_t>(__ldg(codes + 3 * g + 1)) << 8) | __ldg(codes + 3 * g + 2);
+  else
+    return (static_cast<uint32_t>(__ldg(codes + 3 * g)) << 16) |
+           (static_cast<uint32_t>(__ldg(codes + 3 * g + 1)) << 8) | __ldg(codes + 3 * g + 2);
 }
 
 template <int kBits, int kM, int kRows>
-__global__ void __launch_bounds__(kThreads, 4) matmul_f32_kernel(float* y, int64_t y_stride, const float* x, int64_t x_stride, PackedView q,
-                                                              int m_count, float beta, Codebook book) {
+__global__ void __launch_bounds__(kThreads, 4)
+    matmul_f32_kernel(float* y, int64_t y_stride, const float* x, int64_t x_stride, PackedView q, int m_count,
+                      float beta, Codebook book) {
   __shared__ float levels[16];
   if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
   __syncthreads();
@@ -43,11 +46,13 @@ __global__ void __launch_bounds__(kThreads, 4) matmul_f32_kernel(float* y, int64
     float w[kRows][8];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t at = min(row0 + r, q.rows - 1) * q.cols + c;  // rows past the end repeat the last and are not stored
+      const int64_t at =
+          min(row0 + r, q.rows - 1) * q.cols + c;  // rows past the end repeat the last and are not stored
       const uint32_t bits = codes_of_8<kBits>(q.codes, at / 8);
       const float scale = block_scale(q, at / kBlock), tau = q.tau_codes ? block_tau(q, at / kBlock) : 0.0f;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) w[r][i] = dequantized<true>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], scale, tau);
+      for (int i = 0; i < 8; ++i)
+        w[r][i] = dequantized<true>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], scale, tau);
     }
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -74,20 +79,23 @@ __global__ void __launch_bounds__(kThreads, 4) matmul_f32_kernel(float* y, int64
 
 // Any shape and alignment: one warp per output.
 template <int kBits, class T>
-__global__ void __launch_bounds__(kThreads) matmul_general_kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, PackedView q, int64_t m_count,
-                                                                  float beta, Codebook book) {
+__global__ void __launch_bounds__(kThreads)
+    matmul_general_kernel(T* y, int64_t y_stride, const T* x, int64_t x_stride, PackedView q, int64_t m_count,
+                          float beta, Codebook book) {
   __shared__ float levels[16];
   if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
   __syncthreads();
   const int lane = threadIdx.x % kWarp;
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  for (int64_t o = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp; o < q.rows * m_count; o += step) {
+  for (int64_t o = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp; o < q.rows * m_count;
+       o += step) {
     const int64_t row = o / m_count, m = o % m_count;
     float sum = 0;
     for (int64_t c = lane; c < q.cols; c += kWarp) {
       const int64_t at = row * q.cols + c;
       const float tau = q.tau_codes ? block_tau(q, at / kBlock) : 0.0f;
-      sum = fmaf(to_f(x[m * x_stride + c]), dequantized<true>(levels[code_at<kBits>(q.codes, at)], block_scale(q, at / kBlock), tau), sum);
+      sum = fmaf(to_f(x[m * x_stride + c]),
+                 dequantized<true>(levels[code_at<kBits>(q.codes, at)], block_scale(q, at / kBlock), tau), sum);
     }
     sum = warp_sum(sum);
     if (lane != 0) continue;
@@ -98,16 +106,18 @@ __global__ void __launch_bounds__(kThreads) matmul_general_kernel(T* y, int64_t 
 
 // Up to 16 rows.
 template <int kBits>
-void launch_tile(float* y, int64_t y_stride, const float* x, int64_t x_stride, const PackedView& q, int m, float beta, cudaStream_t stream) {
+void launch_tile(float* y, int64_t y_stride, const float* x, int64_t x_stride, const PackedView& q, int m, float beta,
+                 cudaStream_t stream) {
   const Codebook& book = nf_codebook(kBits);
   const unsigned grid = static_cast<unsigned>(ceil_div(q.rows, 2 * (kThreads / kWarp)));
   if (m == 1) matmul_f32_kernel<kBits, 1, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
-  else if (m <= 4) matmul_f32_kernel<kBits, 4, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
+  else if (m <= 4)
+    matmul_f32_kernel<kBits, 4, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
   else matmul_f32_kernel<kBits, 16, 2><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, book);
 }
 template <int kBits>
-void launch_tile(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q, int m, float beta,
-                 cudaStream_t stream) {
+void launch_tile(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
+                 int m, float beta, cudaStream_t stream) {
   nfk_matmul_bf16(y, y_stride, x, x_stride, q, kBits, m, beta, stream);
 }
 
@@ -121,21 +131,22 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
   const PackedView view = packed_view(q);
   dispatch_storage(y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const bool fast = q.cols % kBlock == 0 && x.stride % Pack<T>::kCount == 0 && aligned_16(x.data) && aligned_16(view.codes) &&
-                      q.blocks() < int64_t{1} << 31;
+    const bool fast = q.cols % kBlock == 0 && x.stride % Pack<T>::kCount == 0 && aligned_16(x.data) &&
+                      aligned_16(view.codes) && q.blocks() < int64_t{1} << 31;
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(y.data);
       const T* in = static_cast<const T*>(x.data);
       if (!fast) {
         const int64_t outputs = q.rows * y.rows;
-        const unsigned grid = static_cast<unsigned>(std::min<int64_t>(ceil_div(outputs, kThreads / kWarp), int64_t{64} * sm_count()));
-        matmul_general_kernel<k.value><<<grid, kThreads, 0, stream()>>>(out, y.stride, in, x.stride, view, y.rows, static_cast<float>(beta),
-                                                                        nf_codebook(k.value));
+        const unsigned grid =
+            static_cast<unsigned>(std::min<int64_t>(ceil_div(outputs, kThreads / kWarp), int64_t{64} * sm_count()));
+        matmul_general_kernel<k.value><<<grid, kThreads, 0, stream()>>>(out, y.stride, in, x.stride, view, y.rows,
+                                                                        static_cast<float>(beta), nf_codebook(k.value));
         return;
       }
       for (int64_t m = 0; m < y.rows; m += 16)
-        launch_tile<k.value>(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, static_cast<int>(std::min<int64_t>(16, y.rows - m)),
-                             static_cast<float>(beta), stream());
+        launch_tile<k.value>(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view,
+                             static_cast<int>(std::min<int64_t>(16, y.rows - m)), static_cast<float>(beta), stream());
     });
   });
   CUDA_LAUNCHED();

@@ -20,9 +20,9 @@ namespace irq {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kRows = 16;     // of w, per thread block
-constexpr int kChunk = 4;     // blocks: a lane of a row's four decodes the scale of one
-constexpr int kTile = 8;      // rows of x
+constexpr int kRows = 16;  // of w, per thread block
+constexpr int kChunk = 4;  // blocks: a lane of a row's four decodes the scale of one
+constexpr int kTile = 8;   // rows of x
 constexpr uint32_t kOnes = 0x3f803f80u;
 
 // Multiples of the levels that bf16 holds best (found by trying): with them the error falls from 1.5e-3 to 8.3e-4 rms for
@@ -37,7 +37,9 @@ struct Codes<4> {
   uint2 bytes;
   __device__ __forceinline__ void load(const uint8_t* p) { bytes = __ldg(reinterpret_cast<const uint2*>(p)); }
   template <int i>
-  __device__ __forceinline__ uint32_t pair() const { return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4); }
+  __device__ __forceinline__ uint32_t pair() const {
+    return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4);
+  }
 };
 template <>
 struct Codes<3> {
@@ -57,7 +59,9 @@ struct Codes<2> {
   uint32_t v;
   __device__ __forceinline__ void load(const uint8_t* p) { v = __ldg(reinterpret_cast<const uint32_t*>(p)); }
   template <int i>
-  __device__ __forceinline__ uint32_t pair() const { return (v >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0))) & 15; }
+  __device__ __forceinline__ uint32_t pair() const {
+    return (v >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0))) & 15;
+  }
 };
 
 // A block's scale and shift of each of a lane's two rows, loaded but not yet decoded. kIcq: double-quantized scales and a
@@ -93,22 +97,26 @@ struct RawScales {
 };
 
 template <int kBits, bool kIcq, int kTiles>
-__global__ void __launch_bounds__(kThreads, 2) matmul_kernel(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride,
-                                                             PackedView q, int m_count, float beta, Codebook scaled, float unit) {
+__global__ void __launch_bounds__(kThreads, 2)
+    matmul_kernel(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, PackedView q,
+                  int m_count, float beta, Codebook scaled, float unit) {
   constexpr int kPairs = 1 << (2 * kBits);
-  __shared__ __align__(16) uint32_t table[kPairs][kWarp];  // [pair][lane]: two bf16 levels, the first code's in the lower half
+  __shared__ __align__(16)
+      uint32_t table[kPairs][kWarp];  // [pair][lane]: two bf16 levels, the first code's in the lower half
   __shared__ float map[256];
   __shared__ float partial[kWarps][kRows][kTiles * kTile + 1];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, part = lane % 4;
   const uint32_t row0 = blockIdx.x * kRows;
   const int blocks = static_cast<int>(q.cols / kBlock), chunks = (blocks + kChunk - 1) / kChunk;
   const uint32_t last_row = static_cast<uint32_t>(q.rows - 1);
-  const uint32_t row[2] = {min(row0 + g, last_row) * blocks, min(row0 + g + 8, last_row) * blocks};  // the first block of each
+  const uint32_t row[2] = {min(row0 + g, last_row) * blocks,
+                           min(row0 + g + 8, last_row) * blocks};  // the first block of each
 
   constexpr int kBlockBytes = kBlock / 8 * kBits;
   const uint8_t* next_codes[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) next_codes[r] = q.codes + static_cast<uint64_t>(row[r] + warp * kChunk) * kBlockBytes + part * 2 * kBits;
+  for (int r = 0; r < 2; ++r)
+    next_codes[r] = q.codes + static_cast<uint64_t>(row[r] + warp * kChunk) * kBlockBytes + part * 2 * kBits;
   Codes<kBits> codes[2][kChunk];
   RawScales<kIcq> raw{};
   const auto load_codes = [&](int j) {
@@ -128,13 +136,15 @@ __global__ void __launch_bounds__(kThreads, 2) matmul_kernel(__nv_bfloat16* y, i
   const float offset = q.scales ? 0.0f : __ldg(q.scale_offset);
   const __nv_bfloat16* x_at[kTiles];
 #pragma unroll
-  for (int t = 0; t < kTiles; ++t) x_at[t] = x + min(t * kTile + g, m_count - 1) * x_stride + warp * kChunk * kBlock + part * 16;
+  for (int t = 0; t < kTiles; ++t)
+    x_at[t] = x + min(t * kTile + g, m_count - 1) * x_stride + warp * kChunk * kBlock + part * 16;
   const uint32_t copies = smem_address(&table[0][lane]);
   __syncthreads();
 
   float sum[kTiles][4] = {};
   for (int chunk = warp; chunk < chunks; chunk += kWarps) {
-    const int left = blocks - chunk * kChunk, ahead = left - kWarps * kChunk;  // blocks from this chunk on, from the next one on
+    const int left = blocks - chunk * kChunk,
+              ahead = left - kWarps * kChunk;  // blocks from this chunk on, from the next one on
     float scale[2], tau[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -154,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2) matmul_kernel(__nv_bfloat16* y, i
         xs[t][1] = __ldg(reinterpret_cast<const uint4*>(x_at[t] + j * kBlock) + 1);
       }
       const Codes<kBits> now[2] = {codes[0][j], codes[1][j]};
-      if (j < ahead) load_codes(j);  // a whole chunk ahead
+      if (j < ahead) load_codes(j);                          // a whole chunk ahead
       float product[kTiles][4] = {}, total[kTiles][4] = {};  // of this block: level * x, and x alone
       const auto step = [&](auto s) {
         constexpr int i = 2 * s.value;
@@ -176,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, 2) matmul_kernel(__nv_bfloat16* y, i
       step(std::integral_constant<int, 3>{});
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float s = __shfl_sync(kFullWarp, scale[r], (lane & ~3) + j), shift = __shfl_sync(kFullWarp, tau[r], (lane & ~3) + j);
+        const float s = __shfl_sync(kFullWarp, scale[r], (lane & ~3) + j),
+                    shift = __shfl_sync(kFullWarp, tau[r], (lane & ~3) + j);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -205,15 +216,16 @@ __global__ void __launch_bounds__(kThreads, 2) matmul_kernel(__nv_bfloat16* y, i
 
 }  // namespace
 
-void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q, int bits, int m,
-                     float beta, cudaStream_t stream) {
+void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
+                     int bits, int m, float beta, cudaStream_t stream) {
   IRQ_CHECK(q.rows * (q.cols / kBlock) < int64_t{1} << 31, "nfk_matmul: blocks are numbered in 32 bits");
   Codebook scaled = nf_codebook(bits);
   for (float& level : scaled.level) level *= kLevelScale[bits];
   const unsigned grid = static_cast<unsigned>(ceil_div(q.rows, kRows));
   dispatch_bits(bits, [&](auto k) {
     const auto run = [&](auto icq, auto tiles) {
-      matmul_kernel<k.value, icq.value, tiles.value><<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, scaled, 1.0f / kLevelScale[bits]);
+      matmul_kernel<k.value, icq.value, tiles.value>
+          <<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, scaled, 1.0f / kLevelScale[bits]);
     };
     const auto run_tiles = [&](auto icq) {
       if (m <= kTile) run(icq, std::integral_constant<int, 1>{});

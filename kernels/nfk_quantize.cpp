@@ -1,7 +1,6 @@
 // NF-k codes and absmax of every block (paper Eqs 1-2), and the double quantization of scales and shifts. CPU reference.
-#include "kernels/nfk_block.h"
-
 #include "kernels/common.h"
+#include "kernels/nfk_block.h"
 
 namespace irq {
 namespace {
@@ -90,7 +89,8 @@ void CpuBackend::nfk_quantize(Tensor codes, Tensor absmax, Tensor entropy, Tenso
   }
 }
 
-void CpuBackend::double_quantize_scales(Tensor scale_codes, Tensor scale_groups, Tensor scale_offset, Tensor absmax, Tensor map) {
+void CpuBackend::double_quantize_scales(Tensor scale_codes, Tensor scale_groups, Tensor scale_offset, Tensor absmax,
+                                        Tensor map) {
   const int64_t blocks = absmax.numel();
   if (blocks == 0) return;
   const float *s = absmax.as<float>(), *table = map.as<float>();

@@ -16,11 +16,31 @@ void encode(DType t, const std::vector<double>& values, int64_t rows, int64_t co
       char* p = bytes + (r * stride + c) * size_of(t);
       switch (t) {
         case DType::F64: std::memcpy(p, &x, 8); break;
-        case DType::F32: { const float f = static_cast<float>(x); std::memcpy(p, &f, 4); break; }
-        case DType::BF16: { const Bf16 b = to_bf16(static_cast<float>(x)); std::memcpy(p, &b, 2); break; }
-        case DType::F16: { const F16 h = to_f16(static_cast<float>(x)); std::memcpy(p, &h, 2); break; }
-        case DType::I32: { const int32_t i = static_cast<int32_t>(x); std::memcpy(p, &i, 4); break; }
-        case DType::U8: { const uint8_t u = static_cast<uint8_t>(x); std::memcpy(p, &u, 1); break; }
+        case DType::F32: {
+          const float f = static_cast<float>(x);
+          std::memcpy(p, &f, 4);
+          break;
+        }
+        case DType::BF16: {
+          const Bf16 b = to_bf16(static_cast<float>(x));
+          std::memcpy(p, &b, 2);
+          break;
+        }
+        case DType::F16: {
+          const F16 h = to_f16(static_cast<float>(x));
+          std::memcpy(p, &h, 2);
+          break;
+        }
+        case DType::I32: {
+          const int32_t i = static_cast<int32_t>(x);
+          std::memcpy(p, &i, 4);
+          break;
+        }
+        case DType::U8: {
+          const uint8_t u = static_cast<uint8_t>(x);
+          std::memcpy(p, &u, 1);
+          break;
+        }
       }
     }
 }
@@ -33,11 +53,36 @@ std::vector<double> decode(DType t, int64_t rows, int64_t cols, int64_t stride, 
       const char* p = bytes + (r * stride + c) * size_of(t);
       switch (t) {
         case DType::F64: std::memcpy(&x, p, 8); break;
-        case DType::F32: { float f; std::memcpy(&f, p, 4); x = f; break; }
-        case DType::BF16: { Bf16 b; std::memcpy(&b, p, 2); x = to_float(b); break; }
-        case DType::F16: { F16 h; std::memcpy(&h, p, 2); x = to_float(h); break; }
-        case DType::I32: { int32_t i; std::memcpy(&i, p, 4); x = i; break; }
-        case DType::U8: { uint8_t u; std::memcpy(&u, p, 1); x = u; break; }
+        case DType::F32: {
+          float f;
+          std::memcpy(&f, p, 4);
+          x = f;
+          break;
+        }
+        case DType::BF16: {
+          Bf16 b;
+          std::memcpy(&b, p, 2);
+          x = to_float(b);
+          break;
+        }
+        case DType::F16: {
+          F16 h;
+          std::memcpy(&h, p, 2);
+          x = to_float(h);
+          break;
+        }
+        case DType::I32: {
+          int32_t i;
+          std::memcpy(&i, p, 4);
+          x = i;
+          break;
+        }
+        case DType::U8: {
+          uint8_t u;
+          std::memcpy(&u, p, 1);
+          x = u;
+          break;
+        }
       }
     }
   return values;
@@ -86,7 +131,8 @@ HostArgs run_case(const OpCase& c, Backend& backend, const HostArgs& args) {
     std::vector<char> bytes(static_cast<size_t>(rows * stride * size_of(t)), '\x7f');
     if (is_params) std::memcpy(bytes.data(), &a.params, sizeof(StepParams));
     else encode(t, args[i], rows, cols, stride, bytes.data());
-    Tensor whole = make_view(backend.allocate(std::max<int64_t>(static_cast<int64_t>(bytes.size()), 256)), t, rows, stride, a.name, backend.device());
+    Tensor whole = make_view(backend.allocate(std::max<int64_t>(static_cast<int64_t>(bytes.size()), 256)), t, rows,
+                             stride, a.name, backend.device());
     backend.upload(whole, bytes.data());
     whole.cols = cols;
     tensors.push_back(whole);
@@ -146,7 +192,8 @@ void check_cpu_f32(const OpCase& c) {
   HostArgs rounded = in;  // both sides see what F32 can hold
   for (auto& values : rounded)
     for (double& x : values) x = static_cast<double>(static_cast<float>(x));
-  compare(c, run_case(c, cpu_backend(DType::F32), rounded), run_case(c, cpu_backend(DType::F64), rounded), c.tolerance_f32);
+  compare(c, run_case(c, cpu_backend(DType::F32), rounded), run_case(c, cpu_backend(DType::F64), rounded),
+          c.tolerance_f32);
 }
 
 void check_cuda_f32(const OpCase& c) {

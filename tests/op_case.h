@@ -31,20 +31,21 @@ struct Arg {
   Kind kind;
   int64_t rows, cols;
   std::function<double(Rng&, int64_t index)> value = nullptr;  // default: N(0, 1)
-  int64_t spare_cols = 0;                                       // row stride = cols + spare_cols
-  StepParams params = {};                                       // Kind::params only
+  int64_t spare_cols = 0;                                      // row stride = cols + spare_cols
+  StepParams params = {};                                      // Kind::params only
 };
 
 struct OpCase {
-  std::string name;       // "rmsnorm_fwd/N=33,C=4096": letters, digits, '_' and '/', '=', ','
+  std::string name;  // "rmsnorm_fwd/N=33,C=4096": letters, digits, '_' and '/', '=', ','
   std::vector<Arg> args;
   std::function<void(Backend&, const std::vector<Tensor>&)> run;  // tensors in the order of args
   // Makes what `run` needs besides random inputs (attention_bwd: o and lse); the bench does not time it.
   std::function<void(Backend&, const std::vector<Tensor>&)> prepare = nullptr;
   // Largest relative L2 error of each output allowed, and the reason.
-  double tolerance_f32 = 1e-5;   // F32 against F64: rounding of sums of a few thousand terms
-  double tolerance_bf16 = 5e-3;  // CUDA BF16 against F64 on bf16-rounded inputs: one rounding of the result is 2^-9 = 2e-3
-  double bytes = 0, flops = 0;   // the least that must be moved (for BF16 storage) and computed; for the bench
+  double tolerance_f32 = 1e-5;  // F32 against F64: rounding of sums of a few thousand terms
+  double tolerance_bf16 =
+      5e-3;  // CUDA BF16 against F64 on bf16-rounded inputs: one rounding of the result is 2^-9 = 2e-3
+  double bytes = 0, flops = 0;  // the least that must be moved (for BF16 storage) and computed; for the bench
 };
 
 // Values of every argument as doubles (integers are exact); outputs hold what the op left there.
@@ -69,14 +70,14 @@ Backend& cuda_backend(DType storage);  // F32 or BF16; call only where cuda_unav
 }  // namespace irq
 
 // Instantiates the whole ladder for a list of cases:  IRQ_OP_TESTS(Rmsnorm, rmsnorm_cases())
-#define IRQ_OP_TESTS(suite, cases)                                                                              \
-  class suite : public ::testing::TestWithParam<::irq::OpCase> {};                                              \
-  TEST_P(suite, CpuF32) { ::irq::check_cpu_f32(GetParam()); }                                                   \
-  TEST_P(suite, CudaF32) { ::irq::check_cuda_f32(GetParam()); }                                                 \
-  TEST_P(suite, CudaBf16) { ::irq::check_cuda_bf16(GetParam()); }                                               \
-  INSTANTIATE_TEST_SUITE_P(Ops, suite, ::testing::ValuesIn(cases), [](const auto& info) {                       \
-    std::string name = info.param.name;                                                                         \
-    for (char& c : name)                                                                                        \
-      if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';                                                \
-    return name;                                                                                                \
+#define IRQ_OP_TESTS(suite, cases)                                                        \
+  class suite : public ::testing::TestWithParam<::irq::OpCase> {};                        \
+  TEST_P(suite, CpuF32) { ::irq::check_cpu_f32(GetParam()); }                             \
+  TEST_P(suite, CudaF32) { ::irq::check_cuda_f32(GetParam()); }                           \
+  TEST_P(suite, CudaBf16) { ::irq::check_cuda_bf16(GetParam()); }                         \
+  INSTANTIATE_TEST_SUITE_P(Ops, suite, ::testing::ValuesIn(cases), [](const auto& info) { \
+    std::string name = info.param.name;                                                   \
+    for (char& c : name)                                                                  \
+      if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';                          \
+    return name;                                                                          \
   })

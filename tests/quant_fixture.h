@@ -25,7 +25,7 @@ struct Quantized {
   std::vector<uint8_t> codes, scale_codes, tau_codes;
   std::vector<float> scales, scale_groups, tau_groups, tau, absmax, entropy_plain, entropy;
   float offset = 0;
-  std::vector<float> dequant;          // F32, with tau
+  std::vector<float> dequant;            // F32, with tau
   std::vector<float> dequant_unshifted;  // F32, level * s_hat only
 };
 
@@ -46,9 +46,11 @@ std::vector<T> download(Backend& backend, Tensor t) {
   return host;
 }
 
-inline Quantized quantize_on(Backend& backend, const std::vector<float>& weights, int64_t rows, int64_t cols, QuantFormat format,
-                             const IcqSpec* icq, const float* map_values = nullptr, const float* forced_offset = nullptr) {
-  DeviceBuffer weight_memory(backend, rows * cols * 4), map_memory(backend, 1024), dequant_memory(backend, rows * cols * 4);
+inline Quantized quantize_on(Backend& backend, const std::vector<float>& weights, int64_t rows, int64_t cols,
+                             QuantFormat format, const IcqSpec* icq, const float* map_values = nullptr,
+                             const float* forced_offset = nullptr) {
+  DeviceBuffer weight_memory(backend, rows * cols * 4), map_memory(backend, 1024),
+      dequant_memory(backend, rows * cols * 4);
   DeviceBuffer matrix_memory(backend, placed_bytes(rows, cols, format));
   const Tensor w = make_view(weight_memory.data(), DType::F32, rows, cols, "layers.0.wq", backend.device());
   const Tensor map = make_view(map_memory.data(), DType::F32, 1, 256, "map", backend.device());

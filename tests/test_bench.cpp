@@ -98,7 +98,7 @@ TEST(Bench, ProfileNamesTheOps) {
       run_command("irq_bench", {"step", "--device", "cpu", "--rows", "2x8", "--layers", "1", "--rank", "4", "--steps",
                                 "1", "--warmup", "1", "--micro-batch", "1", "--recompute", "block", "--profile"});
   ASSERT_EQ(r.status, 0) << r.err;
-  for (const char* op : {"matmul", "attention_bwd", "adamw", "iec_fold_a"})
+  for (const char* op : {"matmul", "attention_bwd", "adamw", "iec_fold_all"})
     EXPECT_NE(r.out.find(op), std::string::npos) << op;
 }
 

@@ -41,23 +41,82 @@ void expect_search_equals_definition(const char* what, const Generator& fill, in
 
 TEST(IcqSearch, EqualsTheDefinition) {
   const auto normal = [](Rng& r) { return static_cast<float>(r.normal()); };
-  expect_search_equals_definition("gauss", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = 0.02f * normal(r); }, 60);
-  expect_search_equals_definition("heavy", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) { const float x = normal(r); w[i] = x * x * x; } }, 30);
-  expect_search_equals_definition("shifted far", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = 1.0f + 1e-5f * normal(r); }, 20);
-  expect_search_equals_definition("one ulp apart", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = 1.0f + 0x1p-23f * static_cast<float>(r.below(4)); }, 12);
-  expect_search_equals_definition("duplicates", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = 0.25f * static_cast<float>(static_cast<int>(r.below(7)) - 3); }, 30);
-  expect_search_equals_definition("bf16", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = to_float(to_bf16(normal(r))); }, 20);
-  expect_search_equals_definition("signed zeros", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = r.below(2) ? 0.0f : -0.0f; }, 8);
-  expect_search_equals_definition("constant", [&](Rng& r, float* w, int n) { std::fill(w, w + n, normal(r)); }, 8);
-  expect_search_equals_definition("one outlier", [&](Rng& r, float* w, int n) { std::fill(w, w + n, 0.0f); w[r.below(static_cast<uint64_t>(n))] = normal(r); }, 12);
-  expect_search_equals_definition("on the thresholds", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = nf_codebook(4).threshold[r.below(15)]; w[0] = 1; }, 20);
+  expect_search_equals_definition(
+      "gauss",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = 0.02f * normal(r);
+      },
+      60);
+  expect_search_equals_definition(
+      "heavy",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) {
+          const float x = normal(r);
+          w[i] = x * x * x;
+        }
+      },
+      30);
+  expect_search_equals_definition(
+      "shifted far",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = 1.0f + 1e-5f * normal(r);
+      },
+      20);
+  expect_search_equals_definition(
+      "one ulp apart",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = 1.0f + 0x1p-23f * static_cast<float>(r.below(4));
+      },
+      12);
+  expect_search_equals_definition(
+      "duplicates",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = 0.25f * static_cast<float>(static_cast<int>(r.below(7)) - 3);
+      },
+      30);
+  expect_search_equals_definition(
+      "bf16",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = to_float(to_bf16(normal(r)));
+      },
+      20);
+  expect_search_equals_definition(
+      "signed zeros",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = r.below(2) ? 0.0f : -0.0f;
+      },
+      8);
+  expect_search_equals_definition(
+      "constant", [&](Rng& r, float* w, int n) { std::fill(w, w + n, normal(r)); }, 8);
+  expect_search_equals_definition(
+      "one outlier",
+      [&](Rng& r, float* w, int n) {
+        std::fill(w, w + n, 0.0f);
+        w[r.below(static_cast<uint64_t>(n))] = normal(r);
+      },
+      12);
+  expect_search_equals_definition(
+      "on the thresholds",
+      [&](Rng& r, float* w, int n) {
+        for (int i = 0; i < n; ++i) w[i] = nf_codebook(4).threshold[r.below(15)];
+        w[0] = 1;
+      },
+      20);
   for (const float scale : {1e-45f, 1e-43f, 1e-40f, 2e-39f, 1e-38f, 1e-33f, 1e-29f, 1e29f, 1e37f})
-    expect_search_equals_definition("tiny or huge", [&](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = scale * normal(r); }, 6);
+    expect_search_equals_definition(
+        "tiny or huge",
+        [&](Rng& r, float* w, int n) {
+          for (int i = 0; i < n; ++i) w[i] = scale * normal(r);
+        },
+        6);
 }
 
 TEST(IcqSearch, EqualsTheDefinitionForOtherGrids) {
-  const auto fill = [](Rng& r, float* w, int n) { for (int i = 0; i < n; ++i) w[i] = static_cast<float>(r.normal()); };
-  for (const IcqSpec spec : {IcqSpec{0.1, 0}, IcqSpec{0.1, 1}, IcqSpec{0.0, 5}, IcqSpec{1e-7, 20}, IcqSpec{0.5, 25}, IcqSpec{3.0, 40}, IcqSpec{100.0, 30}})
+  const auto fill = [](Rng& r, float* w, int n) {
+    for (int i = 0; i < n; ++i) w[i] = static_cast<float>(r.normal());
+  };
+  for (const IcqSpec spec : {IcqSpec{0.1, 0}, IcqSpec{0.1, 1}, IcqSpec{0.0, 5}, IcqSpec{1e-7, 20}, IcqSpec{0.5, 25},
+                             IcqSpec{3.0, 40}, IcqSpec{100.0, 30}})
     expect_search_equals_definition("other grid", fill, 6, spec);
 }
 
@@ -97,9 +156,11 @@ TEST(IcqSearch, CudaEqualsTheReference) {
     for (const Tensor& x : t) backend.release(x.data);
     return out;
   };
-  for (const IcqSpec spec : {IcqSpec{0.1, 100}, IcqSpec{0.1, 100, true}, IcqSpec{0.1, 0}, IcqSpec{0.1, 2047}, IcqSpec{1e-6, 10}, IcqSpec{3.0, 40}})
+  for (const IcqSpec spec : {IcqSpec{0.1, 100}, IcqSpec{0.1, 100, true}, IcqSpec{0.1, 0}, IcqSpec{0.1, 2047},
+                             IcqSpec{1e-6, 10}, IcqSpec{3.0, 40}})
     for (int bits = 2; bits <= 4; ++bits)
-      EXPECT_EQ(search(cpu_backend(DType::F32), bits, spec), search(cuda_backend(DType::BF16), bits, spec)) << bits << " " << spec.lambda << " " << spec.n;
+      EXPECT_EQ(search(cpu_backend(DType::F32), bits, spec), search(cuda_backend(DType::BF16), bits, spec))
+          << bits << " " << spec.lambda << " " << spec.n;
 }
 
 TEST(IcqSearch, BlockThatHoldsNanOrInfinityIsMarked) {
@@ -115,7 +176,8 @@ TEST(IcqSearch, BlockThatHoldsNanOrInfinityIsMarked) {
 TEST(IcqGolden, GridAndFirstBlock) {
   const std::vector<float> factors = icq_factors({});
   ASSERT_EQ(factors.size(), 201u);
-  const std::pair<int, const char*> expected[] = {{0, "bd5da11c"}, {50, "bcdda11c"}, {99, "ba0dd7c0"}, {101, "3a0dd7c0"}, {200, "3d5da11c"}};
+  const std::pair<int, const char*> expected[] = {
+      {0, "bd5da11c"}, {50, "bcdda11c"}, {99, "ba0dd7c0"}, {101, "3a0dd7c0"}, {200, "3d5da11c"}};
   for (const auto& [i, hex] : expected) EXPECT_EQ(hex_of(factors[static_cast<size_t>(i)]), hex) << i;
 
   const std::vector<float> w = golden_weights();
@@ -158,12 +220,54 @@ struct Golden {
   double tau_hat, mse;  // mse: fp32 scales, exact tau subtracted, tau_hat added
 };
 const Golden kGolden[] = {
-    {4, 50, "38ddd5b0", "3d2b8b15", 3.839518, 3.861187, 3.725817, 3.801477, "552cb0589eb357175cd959e2a328adb06aac2623a1c7ce06b40b67d61a876af8",
-     "5e99529b", "5e772e80", {"3c04dd02", "3bc303b8"}, {160, 244, 48, 44, 57, 85, 49, 63}, "fe7f8131", 0.000115304581, 2.759693e-06},
-    {3, 0, "ba85754a", "3d3025aa", 2.831672, 2.885858, 2.730796, 2.787117, "2216502447522303266424615114565035461311516356035205336314433574",
-     "0a628261", "530dae9c", {"3c122ba6", "3bd60888"}, {62, 221, 52, 38, 35, 89, 29, 56}, "f5d406fb", -0.00108034268, 1.261310e-05},
-    {2, 68, "3a05cd41", "3d29e2cb", 1.655626, 1.684617, 1.537161, 1.599684, "1112201223211201123212312112222012221111202123012102122102221232",
-     "b30cd5cd", "45749bd3", {"3c36ee7d", "3bc99977"}, {171, 215, 95, 44, 53, 151, 52, 57}, "93b41e40", 0.000504181196, 6.329010e-05},
+    {4,
+     50,
+     "38ddd5b0",
+     "3d2b8b15",
+     3.839518,
+     3.861187,
+     3.725817,
+     3.801477,
+     "552cb0589eb357175cd959e2a328adb06aac2623a1c7ce06b40b67d61a876af8",
+     "5e99529b",
+     "5e772e80",
+     {"3c04dd02", "3bc303b8"},
+     {160, 244, 48, 44, 57, 85, 49, 63},
+     "fe7f8131",
+     0.000115304581,
+     2.759693e-06},
+    {3,
+     0,
+     "ba85754a",
+     "3d3025aa",
+     2.831672,
+     2.885858,
+     2.730796,
+     2.787117,
+     "2216502447522303266424615114565035461311516356035205336314433574",
+     "0a628261",
+     "530dae9c",
+     {"3c122ba6", "3bd60888"},
+     {62, 221, 52, 38, 35, 89, 29, 56},
+     "f5d406fb",
+     -0.00108034268,
+     1.261310e-05},
+    {2,
+     68,
+     "3a05cd41",
+     "3d29e2cb",
+     1.655626,
+     1.684617,
+     1.537161,
+     1.599684,
+     "1112201223211201123212312112222012221111202123012102122102221232",
+     "b30cd5cd",
+     "45749bd3",
+     {"3c36ee7d", "3bc99977"},
+     {171, 215, 95, 44, 53, 151, 52, 57},
+     "93b41e40",
+     0.000504181196,
+     6.329010e-05},
 };
 
 void expect_golden(Backend& backend) {
@@ -195,10 +299,12 @@ void expect_golden(Backend& backend) {
     std::vector<uint8_t> indices;
     double error = 0;
     for (int64_t b = 0; b < 300; ++b) {
-      const IcqChoice choice = icq_search_block(&w[static_cast<size_t>(b * 64)], 64, nf_codebook(g.bits), factors, false);
+      const IcqChoice choice =
+          icq_search_block(&w[static_cast<size_t>(b * 64)], 64, nf_codebook(g.bits), factors, false);
       indices.push_back(static_cast<uint8_t>(choice.index));
       EXPECT_EQ(hex_of(choice.tau), hex_of(q.tau[static_cast<size_t>(b)])) << b;
-      const float tau_hat = dynamic_map()[q.tau_codes[static_cast<size_t>(b)]] * q.tau_groups[static_cast<size_t>(b / kScaleGroup)];
+      const float tau_hat =
+          dynamic_map()[q.tau_codes[static_cast<size_t>(b)]] * q.tau_groups[static_cast<size_t>(b / kScaleGroup)];
       for (size_t i = static_cast<size_t>(b * 64); i < static_cast<size_t>(b * 64 + 64); ++i) {
         const float value = nf_codebook(g.bits).level[codes[i]] * q.absmax[static_cast<size_t>(b)];
         const double d = static_cast<double>(value + tau_hat) - static_cast<double>(w[i]);
@@ -226,7 +332,9 @@ TEST(IcqGolden, OtherCandidateCounts) {
   for (const auto& [n, mean] : expected) {
     const std::vector<float> factors = icq_factors({0.1, n, false});
     double sum = 0;
-    for (size_t b = 0; b < 300; ++b) sum += static_cast<double>(entropy_bits(icq_search_block(&w[b * 64], 64, nf_codebook(4), factors, false).sum, 64));
+    for (size_t b = 0; b < 300; ++b)
+      sum +=
+          static_cast<double>(entropy_bits(icq_search_block(&w[b * 64], 64, nf_codebook(4), factors, false).sum, 64));
     EXPECT_NEAR(sum / 300, mean, 6e-7) << n;
   }
 }
@@ -240,7 +348,8 @@ TEST(IcqGolden, TiesOfTheFp32SumMoveEightBlocks) {
     const IcqChoice exact = icq_search_block(&w[b * 64], 64, nf_codebook(4), factors, false);
     const IcqChoice fp32 = icq_search_block(&w[b * 64], 64, nf_codebook(4), factors, true);
     moved += exact.index != fp32.index;
-    EXPECT_NEAR(static_cast<double>(exact.sum), static_cast<double>(fp32.sum), 64 * 0x1p40 * 1e-6);  // ties: the entropy is the same
+    EXPECT_NEAR(static_cast<double>(exact.sum), static_cast<double>(fp32.sum),
+                64 * 0x1p40 * 1e-6);  // ties: the entropy is the same
   }
   EXPECT_EQ(moved, 8);
 }

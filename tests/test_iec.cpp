@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "src/core/arena.h"
 #include "tests/cases/iec.h"
 
 namespace irq {
@@ -40,6 +41,25 @@ double dot(const Mat& a, const Mat& b) {
   double sum = 0;
   for (size_t i = 0; i < a.v.size(); ++i) sum += a.v[i] * b.v[i];
   return sum;
+}
+
+// Tables of one matrix.
+template <class F>
+void with_table(const IecTableBuilder& builder, F&& op) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(builder.bytes()));
+  const Tensor memory = make_view(bytes.data(), DType::U8, 1, builder.bytes(), "table");
+  cpu_backend(DType::F64).upload(memory, builder.data());
+  op(builder.in(memory));
+}
+void fold(Tensor folded, Tensor w, Tensor beta, double scale, bool tile) {
+  IecTableBuilder builder(DType::F64, DType::F64);
+  builder.add(folded, w, beta, scale, {}, {}, tile);
+  with_table(builder, [](const IecTable& table) { cpu_backend(DType::F64).iec_fold_all(table); });
+}
+void dbeta_of(Tensor dbeta, Tensor dw, bool tile) {
+  IecTableBuilder builder(DType::F64, DType::F64);
+  builder.add({}, {}, {}, 1, dw, dbeta, tile);
+  with_table(builder, [](const IecTable& table) { cpu_backend(DType::F64).iec_dbeta_all(table); });
 }
 
 // The (expanded, pooled) matrix of fidelity 4.3, straight from its definition.
@@ -95,11 +115,11 @@ Result run(const Example& e, bool tile, bool folded) {
   Mat a = e.a(), b = e.b(), x = e.input(), gy = e.gradient(), beta1(1, 1, e.beta1), beta2(1, 1, e.beta2), one(1, 1, 1);
   Mat zero_a(e.r, e.h), zero_b(e.o, e.r), p(e.r, e.h), ee(e.o, e.r), a_folded(e.r, e.h), b_folded(e.o, e.r),
       b_scaled(e.o, e.r);
-  cpu.iec_fold_a(p.view("P"), zero_a.view("0"), one.view("1"), tile);
-  cpu.iec_fold_b(ee.view("E"), zero_b.view("0"), one.view("1"), 1, tile);
-  cpu.iec_fold_a(a_folded.view("A~"), a.view("A"), beta1.view("beta1"), tile);
-  cpu.iec_fold_b(b_folded.view("B~"), b.view("B"), beta2.view("beta2"), 1, tile);
-  cpu.iec_fold_b(b_scaled.view("sB~"), b.view("B"), beta2.view("beta2"), e.s, tile);
+  fold(p.view("P"), zero_a.view("0"), one.view("1"), 1, tile);
+  fold(ee.view("E"), zero_b.view("0"), one.view("1"), 1, tile);
+  fold(a_folded.view("A~"), a.view("A"), beta1.view("beta1"), 1, tile);
+  fold(b_folded.view("B~"), b.view("B"), beta2.view("beta2"), 1, tile);
+  fold(b_scaled.view("sB~"), b.view("B"), beta2.view("beta2"), e.s, tile);
 
   Mat u = times(x, transposed(folded ? a_folded : a));
   if (!folded) cpu.iec_pool_fwd(u.view("u"), x.view("x"), beta1.view("beta1"), tile);
@@ -108,10 +128,10 @@ Result run(const Example& e, bool tile, bool folded) {
   Mat du = times(gy, b_scaled), da = times(transposed(du), x), gv = gy;
   for (double& g : gv.v) g *= e.s;
   Mat db = times(transposed(gv), u), dx = times(du, folded ? a_folded : a), dbeta1(1, 1, NAN), dbeta2(1, 1, NAN);
-  if (folded) cpu.iec_dbeta1(dbeta1.view("dbeta1"), da.view("dA"), tile, 0);
+  if (folded) dbeta_of(dbeta1.view("dbeta1"), da.view("dA"), tile);
   else
     cpu.iec_pool_bwd(dx.view("dx"), dbeta1.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"), tile, 1);
-  cpu.iec_dbeta2(dbeta2.view("dbeta2"), db.view("dB"), tile, 0);
+  dbeta_of(dbeta2.view("dbeta2"), db.view("dB"), tile);
   return {a_folded,    b_folded,   times(x, transposed(p)), u, times(u, transposed(ee)), y, dx, da, db,
           dbeta1.v[0], dbeta2.v[0]};
 }
@@ -177,17 +197,17 @@ TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
       const Mat p = dense_map(h, r, tile);
       const int64_t n = 3;
       Rng rng(4);
-      Mat w(r, h), x(n, h), u(n, r), du(n, r), dx(n, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, 0.5),
+      Mat w(r, h), x(n, h), u(n, r), du(n, r), dx(n, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, NAN),
           partial(1, n, NAN);
       for (Mat* m : {&w, &x, &u, &du, &dx})
         for (double& value : m->v) value = rng.normal();
       Mat u_out = u, dx_out = dx;
-      cpu.iec_fold_a(folded.view("folded"), w.view("w"), beta1.view("beta1"), tile);
+      fold(folded.view("folded"), w.view("w"), beta1.view("beta1"), 1, tile);
       for (size_t i = 0; i < w.v.size(); ++i) EXPECT_NEAR(folded.v[i], w.v[i] + 0.6 * p.v[i], 1e-12);
-      cpu.iec_fold_b(folded.view("folded"), w.view("w"), beta1.view("beta2"), 0.25, tile);
+      fold(folded.view("folded"), w.view("w"), beta1.view("beta2"), 0.25, tile);
       for (size_t i = 0; i < w.v.size(); ++i) EXPECT_NEAR(folded.v[i], 0.25 * (w.v[i] + 0.6 * p.v[i]), 1e-12);
-      cpu.iec_dbeta1(dbeta.view("dbeta"), w.view("dw"), tile, 2);
-      EXPECT_NEAR(dbeta.v[0], 2 * 0.5 + dot(w, p), 1e-12);
+      dbeta_of(dbeta.view("dbeta"), w.view("dw"), tile);
+      EXPECT_NEAR(dbeta.v[0], dot(w, p), 1e-12);
       cpu.iec_pool_fwd(u_out.view("u"), x.view("x"), beta1.view("beta1"), tile);
       const Mat px = times(x, transposed(p)), dpx = times(du, p);
       for (size_t i = 0; i < u.v.size(); ++i) EXPECT_NEAR(u_out.v[i], u.v[i] + 0.6 * px.v[i], 1e-12);
@@ -204,12 +224,51 @@ TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
 TEST(IecDense, NullBetaIsZero) {
   Backend& cpu = cpu_backend(DType::F64);
   Mat w(4, 6, 3), folded(4, 6, NAN), x(2, 6, 1), u(2, 4, 5);
-  cpu.iec_fold_a(folded.view("folded"), w.view("w"), {}, false);
+  fold(folded.view("folded"), w.view("w"), {}, 1, false);
   EXPECT_EQ(folded.v, Vec(24, 3));
-  cpu.iec_fold_b(folded.view("folded"), w.view("w"), {}, 0.5, false);
+  fold(folded.view("folded"), w.view("w"), {}, 0.5, false);
   EXPECT_EQ(folded.v, Vec(24, 1.5));
   cpu.iec_pool_fwd(u.view("u"), x.view("x"), {}, false);
   EXPECT_EQ(u.v, Vec(8, 5));
+}
+
+// The addresses behind a table are read by nobody who could check them later.
+TEST(IecTable, RefusesWhatDoesNotFit) {
+  Mat w(4, 6), folded(4, 6), wide(4, 8), beta(1, 1), dw(4, 6);
+  const Tensor none;
+  IecTableBuilder table(DType::F64, DType::F64);
+  const auto refuses = [&](Tensor f, Tensor in, Tensor b, Tensor d, Tensor db) {
+    EXPECT_THROW(table.add(f, in, b, 1, d, db, false), Error);
+  };
+  refuses(wide.view("folded"), w.view("w"), none, none, none);                     // another shape
+  refuses(none, w.view("w"), none, none, none);                                    // nowhere to fold to
+  refuses(none, none, none, none, none);                                           // nothing at all
+  refuses(folded.view("folded"), wide.view("w").slice_cols(0, 6), none, none, none);  // gaps between a master's rows
+  refuses(folded.view("folded"), w.view("w"), dw.view("beta"), none, none);        // not one number
+  refuses(none, none, none, dw.view("dw"), none);                                  // a gradient for no beta
+  Tensor single = folded.view("folded");
+  single.dtype = DType::F32;
+  refuses(single, w.view("w"), none, none, none);  // not the storage type
+  EXPECT_EQ(table.bytes(), 0);
+  table.add(wide.view("folded").slice_cols(1, 6), w.view("w"), beta.view("beta"), 1, dw.view("dw"), beta.view("dbeta"),
+            false);
+  EXPECT_EQ(table.bytes(), static_cast<int64_t>(sizeof(IecEntry)));
+}
+
+// Planning runs the real code on addresses behind which there is nothing.
+TEST(IecTable, DryRunReadsNothing) {
+  CheckedBackend dry(Device::CUDA, {DType::BF16, DType::F32});
+  Arena arena = Arena::planning(Device::CUDA);
+  const Tensor folded = arena.push("folded", DType::BF16, 8, 64), w = arena.push("w", DType::F32, 8, 64),
+               beta = arena.push("beta", DType::F32, 1, 1);
+  IecTableBuilder builder(DType::BF16, DType::F32);
+  builder.add(folded, w, beta, 1, w, beta, false);
+  const Tensor memory = arena.push("table", DType::U8, 1, builder.bytes());
+  dry.upload(memory, builder.data());
+  dry.iec_fold_all(builder.in(memory));
+  dry.iec_dbeta_all(builder.in(memory));
+  IecTableBuilder other(DType::F32, DType::F32);
+  EXPECT_THROW(dry.iec_fold_all(other.in(memory.slice_cols(0, 0))), Error);  // a table for another precision
 }
 
 }  // namespace

@@ -102,20 +102,25 @@ TEST(Model, PackedEqualsOneByOne) {
   }
 }
 
-TEST(Model, OverfitsOneBatch) {
-  TinyModel tiny(cpu_backend(DType::F32), tiny_plan(true));
-  const std::vector<Example> examples = tiny_examples(1);
+// All tokens differ: two equal tokens in front of different ones look the same to a model without absolute positions.
+double loss_after_overfitting(const ModelPlan& plan) {
+  TinyModel tiny(cpu_backend(DType::F32), plan);
+  const std::vector<Example> examples = {{{3, 17, 5, 30, 8, 21, 12, 36, 1, 9}, std::vector<uint8_t>(10, 1)}};
   OptimizerConfig config;
-  config.lr = 0.005;
+  config.lr = 0.01;
   config.clip = 0;
   double first = 0, last = 0;
-  for (int step = 1; step <= 600; ++step) {
+  for (int step = 1; step <= 400; ++step) {
     last = tiny.trainer->step({pack_range(examples, 0, 1)}, step, config).loss;
     if (step == 1) first = last;
   }
   EXPECT_GT(first, 2);
-  EXPECT_LT(last, 0.05);
+  return last;
 }
+
+// The frozen head (24 columns of 0.3 times a normalized row) bounds the logits, so adapters cannot reach 0.
+TEST(Model, AdaptersOverfitOneExample) { EXPECT_LT(loss_after_overfitting(tiny_plan(true)), 0.1); }
+TEST(Model, FullTrainingOverfitsOneExample) { EXPECT_LT(loss_after_overfitting(tiny_plan(false)), 0.005); }
 
 TEST(Model, EvaluationIsTheTrainingLossWithoutDropout) {
   const std::vector<Example> examples = tiny_examples(3);
@@ -145,7 +150,6 @@ TEST(Model, PlanIsThePeakToTheByte) {
         Arena arena(memory, plan.peak_bytes, Device::CPU);
         Trainer trainer(b, arena, p, plan.max_labels);
         trainer.model().init_rope();
-        for (const Tensor& t : {trainer.model().params().values(), trainer.model().params().adam_m(), trainer.model().params().adam_v()}) b.fill(t, 0);
         trainer.step({batch}, 1, frozen());
         trainer.evaluate(batch);
         EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);

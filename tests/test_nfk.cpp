@@ -16,7 +16,9 @@ IRQ_OP_TESTS(NfkMatmulOp, irq::nfk_matmul_cases());
 namespace irq {
 namespace {
 
-QuantFormat plain_format(int bits, ScaleKind scale = ScaleKind::f32) { return {QuantKind::nf, bits, kBlock, scale, ShiftKind::none}; }
+QuantFormat plain_format(int bits, ScaleKind scale = ScaleKind::f32) {
+  return {QuantKind::nf, bits, kBlock, scale, ShiftKind::none};
+}
 
 TEST(NfkQuantize, ZeroBlockHoldsTheZeroCode) {
   Backend& backend = cpu_backend(DType::F32);
@@ -30,9 +32,7 @@ TEST(NfkQuantize, ZeroBlockHoldsTheZeroCode) {
     // With double quantization the scale of the zero block is not 0, but NF3 and NF4 still give 0.
     const Quantized dq = quantize_on(backend, w, 2, 64, plain_format(bits, ScaleKind::dq8), nullptr);
     for (size_t i = 0; i < 64; ++i)
-      if (bits > 2) {
-        EXPECT_EQ(dq.dequant[i], 0.0f);
-      }
+      if (bits > 2) { EXPECT_EQ(dq.dequant[i], 0.0f); }
   }
 }
 
@@ -45,9 +45,7 @@ TEST(NfkQuantize, ShortTailIsPaddedWithZeroBitsAndScaledByItself) {
     const std::vector<uint8_t> codes = unpack(q.codes, 69, bits);
     for (size_t i = 64; i < 69; ++i) EXPECT_EQ(codes[i], nfk_code(nf_codebook(bits), w[i], 0.25f, 4.0f));
     const int used = 69 * bits % 8;
-    if (used != 0) {
-      EXPECT_EQ(q.codes.back() & ((1 << (8 - used)) - 1), 0);
-    }
+    if (used != 0) { EXPECT_EQ(q.codes.back() & ((1 << (8 - used)) - 1), 0); }
     EXPECT_LE(q.entropy[1], std::log2(5.0f));
     EXPECT_EQ(q.dequant[64], -0.25f);
     EXPECT_EQ(q.dequant[66], 0.25f);
@@ -111,7 +109,8 @@ TEST(Quantizer, Sizes) {
     EXPECT_EQ(quantized_bytes(rows, cols, format), rows * cols * bits / 8 + 2 * blocks + 8 * (blocks / 256) + 4);
     EXPECT_GE(placed_bytes(rows, cols, format), quantized_bytes(rows, cols, format));
     format.shift = ShiftKind::none;
-    const double bits_per_weight = 8.0 * static_cast<double>(quantized_bytes(rows, cols, format)) / static_cast<double>(rows * cols);
+    const double bits_per_weight =
+        8.0 * static_cast<double>(quantized_bytes(rows, cols, format)) / static_cast<double>(rows * cols);
     EXPECT_NEAR(bits_per_weight, bits + 0.127, 1e-3);  // fidelity 2.4
   }
 }
@@ -125,7 +124,13 @@ TEST(Quantizer, CudaEqualsCpu) {
   for (size_t i = 0; i < w.size(); ++i) {
     const double x = rng.normal();
     const size_t kind = i / 640 % 8;  // whole blocks of each kind
-    w[i] = static_cast<float>(kind == 0 ? x * x * x : kind == 1 ? 0.0 : kind == 2 ? 0.25 : kind == 3 ? 1e-41 * x : kind == 4 ? std::round(2 * x) : kind == 5 ? 1.0 + 1e-5 * x : 0.02 * x);
+    w[i] = static_cast<float>(kind == 0   ? x * x * x
+                              : kind == 1 ? 0.0
+                              : kind == 2 ? 0.25
+                              : kind == 3 ? 1e-41 * x
+                              : kind == 4 ? std::round(2 * x)
+                              : kind == 5 ? 1.0 + 1e-5 * x
+                                          : 0.02 * x);
   }
   for (int bits = 2; bits <= 4; ++bits)
     for (const bool fp32 : {false, true}) {

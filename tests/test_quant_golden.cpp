@@ -17,14 +17,13 @@ TEST(Codebook, ThresholdsAreMidpointsToOneUlp) {
     const Codebook& book = nf_codebook(bits);
     EXPECT_EQ(book.bits, bits);
     for (int j = 0; j + 1 < 1 << bits; ++j) {
-      const float middle = static_cast<float>((static_cast<double>(book.level[j]) + static_cast<double>(book.level[j + 1])) / 2);
+      const float middle =
+          static_cast<float>((static_cast<double>(book.level[j]) + static_cast<double>(book.level[j + 1])) / 2);
       const int ulps = std::bit_cast<int32_t>(middle) - std::bit_cast<int32_t>(book.threshold[j]);
       const bool known = bits == 4 && (j == 0 || j == 8 || j == 12 || j == 14);  // as upstream's literals round
       EXPECT_EQ(std::abs(ulps), known ? 1 : 0) << bits << " " << j;
     }
-    if (bits != 2) {
-      EXPECT_EQ(book.level[book.zero_code], 0.0f);
-    }
+    if (bits != 2) { EXPECT_EQ(book.level[book.zero_code], 0.0f); }
   }
   EXPECT_EQ(nf_codebook(4).level[1], -0.6961928009986877f);
   EXPECT_EQ(nf_codebook(3).level[1], -0.4786292016506195f);
@@ -34,9 +33,11 @@ TEST(Codebook, ThresholdsAreMidpointsToOneUlp) {
 TEST(DynamicMap, CanonicalValues) {
   const auto& map = dynamic_map();
   EXPECT_EQ(strf("%08x", crc32(map.data(), 1024)), "b66387ba");
-  const char* first[] = {"bf7e3333", "bf7a999a", "bf770000", "bf736666", "bf6fcccd", "bf6c3333", "bf68999a", "bf650000", "bf616666", "bf5dcccd"};
+  const char* first[] = {"bf7e3333", "bf7a999a", "bf770000", "bf736666", "bf6fcccd",
+                         "bf6c3333", "bf68999a", "bf650000", "bf616666", "bf5dcccd"};
   for (size_t i = 0; i < 10; ++i) EXPECT_EQ(hex_of(map[i]), first[i]);
-  const char* middle[] = {"b8ba1f4b", "b88aefb3", "b8378034", "b7b24207", "b70205ff", "b65a1a93", "b513a3b6", "00000000"};
+  const char* middle[] = {"b8ba1f4b", "b88aefb3", "b8378034", "b7b24207",
+                          "b70205ff", "b65a1a93", "b513a3b6", "00000000"};
   for (size_t i = 0; i < 8; ++i) EXPECT_EQ(hex_of(map[120 + i]), middle[i]);
   EXPECT_EQ(map[128], 5.5e-7f);
   EXPECT_EQ(map[255], 1.0f);
@@ -65,7 +66,8 @@ struct PlainGolden {
   const char *crc_codes, *crc_packed;
 };
 const PlainGolden kPlain[] = {
-    {4, "652cb0589eb357175cd959e2a328adb06aac2623a2c7ce06b40b67d61a876af8", 3.839518, 3.725817, 2.669791e-06, "ae648a85", "9435a681"},
+    {4, "652cb0589eb357175cd959e2a328adb06aac2623a2c7ce06b40b67d61a876af8", 3.839518, 3.725817, 2.669791e-06,
+     "ae648a85", "9435a681"},
     {3, "48ea149a94c35b4531a4cba87662c9a73b83a854f331b77b", 2.831672, 2.730796, 1.261446e-05, "ea4b16f3", "b7475d21"},
     {2, "5686b9616e6d96a86a5599b192692a6e", 1.655626, 1.537161, 6.400584e-05, "732a6d2e", "9fa5db18"},
 };
@@ -100,16 +102,16 @@ void expect_plain_golden(Backend& backend) {
   EXPECT_EQ(hex_of(q.offset), "3d33309f");
   EXPECT_EQ(hex_of(q.scale_groups[0]), "3c5b4384");
   EXPECT_EQ(hex_of(q.scale_groups[1]), "3c56b07c");
-  EXPECT_EQ(std::vector<int>(q.scale_codes.begin(), q.scale_codes.begin() + 8), (std::vector<int>{61, 206, 220, 253, 59, 31, 43, 65}));
-  EXPECT_EQ(std::vector<int>(q.scale_codes.begin() + 256, q.scale_codes.begin() + 260), (std::vector<int>{238, 214, 6, 57}));
+  EXPECT_EQ(std::vector<int>(q.scale_codes.begin(), q.scale_codes.begin() + 8),
+            (std::vector<int>{61, 206, 220, 253, 59, 31, 43, 65}));
+  EXPECT_EQ(std::vector<int>(q.scale_codes.begin() + 256, q.scale_codes.begin() + 260),
+            (std::vector<int>{238, 214, 6, 57}));
   EXPECT_EQ(strf("%08x", crc32(q.scale_codes)), "62ce3947");
   const float scales[] = {0.041938770562410355f, 0.04800285026431084f, 0.050637587904930115f, 0.05684804171323776f};
   double worst = 0;
   for (size_t b = 0; b < 300; ++b) {
     const float s_hat = dynamic_map()[q.scale_codes[b]] * q.scale_groups[b / 256] + q.offset;
-    if (b < 4) {
-      EXPECT_EQ(s_hat, scales[b]);
-    }
+    if (b < 4) { EXPECT_EQ(s_hat, scales[b]); }
     worst = std::max(worst, static_cast<double>(std::abs(s_hat - q.absmax[b]) / q.absmax[b]));
   }
   EXPECT_NEAR(worst, 0.003007, 6e-7);
@@ -130,22 +132,28 @@ TEST(DynamicMap, RoundingRules) {
   std::vector<float> probes = {-1.0f, 1.0f, 0.0f, -0.0f};
   for (size_t i = 0; i + 1 < 256; ++i) {
     const float middle = (map[i] + map[i + 1]) * 0.5f;
-    for (const float x : {map[i], middle, std::nextafter(middle, 2.0f), std::nextafter(middle, -2.0f)}) probes.push_back(x);
+    for (const float x : {map[i], middle, std::nextafter(middle, 2.0f), std::nextafter(middle, -2.0f)})
+      probes.push_back(x);
   }
-  const auto view = [&](auto& v, DType t) { return make_view(v.data(), t, 1, static_cast<int64_t>(v.size()), "probe"); };
+  const auto view = [&](auto& v, DType t) {
+    return make_view(v.data(), t, 1, static_cast<int64_t>(v.size()), "probe");
+  };
   std::vector<float> table(map.begin(), map.end());
   for (const float probe : probes) {
     std::vector<float> tau = {probe, -1.0f}, group(1);  // -1 makes the group's maximum 1: fl(tau / 1) = tau
     std::vector<uint8_t> code(2);
-    backend.double_quantize_tau(view(code, DType::U8), view(group, DType::F32), view(tau, DType::F32), view(table, DType::F32));
+    backend.double_quantize_tau(view(code, DType::U8), view(group, DType::F32), view(tau, DType::F32),
+                                view(table, DType::F32));
     int nearest = 0;
     for (int j = 1; j < 256; ++j)
-      if (std::abs(probe - map[static_cast<size_t>(j)]) < std::abs(probe - map[static_cast<size_t>(nearest)])) nearest = j;
+      if (std::abs(probe - map[static_cast<size_t>(j)]) < std::abs(probe - map[static_cast<size_t>(nearest)]))
+        nearest = j;
     EXPECT_EQ(code[0], nearest) << hex_of(probe);
     // Scales p + 4 and 4 - p have the mean 4 exactly; with +-1 beside them the group's maximum is 1.
     std::vector<float> scales = {4.0f + probe, 4.0f - probe, 5.0f, 3.0f}, offset(1);
     code.resize(4);
-    backend.double_quantize_scales(view(code, DType::U8), view(group, DType::F32), view(offset, DType::F32), view(scales, DType::F32), view(table, DType::F32));
+    backend.double_quantize_scales(view(code, DType::U8), view(group, DType::F32), view(offset, DType::F32),
+                                   view(scales, DType::F32), view(table, DType::F32));
     ASSERT_EQ(offset[0], 4.0f);
     ASSERT_EQ(group[0], 1.0f);
     const float x = scales[0] - 4.0f;
@@ -173,7 +181,8 @@ void expect_released(Backend& backend, const std::string& set, const std::filesy
     const Quantized q = quantize_on(backend, w, 128, 512, format, with_icq ? &spec : nullptr, map.data(), &offset);
     EXPECT_EQ(q.codes, bytes((prefix + "packed").c_str()));
     EXPECT_EQ(q.scale_codes, bytes((prefix + "absmax8").c_str()));
-    EXPECT_LE(std::abs(std::bit_cast<int32_t>(q.offset) - std::bit_cast<int32_t>(offset)), 1);  // the order of torch's mean
+    EXPECT_LE(std::abs(std::bit_cast<int32_t>(q.offset) - std::bit_cast<int32_t>(offset)),
+              1);  // the order of torch's mean
     const std::vector<float> groups = floats((prefix + "absmax2").c_str());
     for (size_t g = 0; g < 4; ++g)  // max |absmax - offset|: the offset's ulp moves it, and its own rounding adds one
       EXPECT_NEAR(q.scale_groups[g], groups[g], q.offset == offset ? 0.0f : (std::abs(offset) + groups[g]) * 0x1p-23f);
@@ -187,9 +196,12 @@ void expect_released(Backend& backend, const std::string& set, const std::filesy
     if (!with_icq) continue;
     EXPECT_EQ(q.tau_codes, bytes("tau8"));
     EXPECT_EQ(q.tau_groups, floats("tau2"));
-    const std::vector<float> dequant = floats("icq.deq");  // before tau is added; made with their offset, and so is ours
-    for (size_t i = 0; i < dequant.size(); ++i)             // differs only where the group's scale does, by the offset's ulp
-      ASSERT_NEAR(q.dequant_unshifted[i], dequant[i], q.offset == offset ? 0.0f : (std::abs(offset) + groups[0]) * 0x1p-22f) << i;
+    const std::vector<float> dequant =
+        floats("icq.deq");                       // before tau is added; made with their offset, and so is ours
+    for (size_t i = 0; i < dequant.size(); ++i)  // differs only where the group's scale does, by the offset's ulp
+      ASSERT_NEAR(q.dequant_unshifted[i], dequant[i],
+                  q.offset == offset ? 0.0f : (std::abs(offset) + groups[0]) * 0x1p-22f)
+          << i;
 
     const IcqSpec exact;  // the default: no block's entropy is lower than theirs
     const Quantized best = quantize_on(backend, w, 128, 512, format, &exact, map.data());
@@ -197,7 +209,9 @@ void expect_released(Backend& backend, const std::string& set, const std::filesy
   }
 }
 std::string missing_released_files() {
-  return shared_golden_folder().empty() ? "the released code's outputs are not in $IRQ_SHARED_DATA/golden or ../shared/data/golden" : "";
+  return shared_golden_folder().empty()
+             ? "the released code's outputs are not in $IRQ_SHARED_DATA/golden or ../shared/data/golden"
+             : "";
 }
 TEST(ReleasedCode, Cpu) {
   if (const std::string reason = missing_released_files(); !reason.empty()) GTEST_SKIP() << reason;
@@ -231,7 +245,8 @@ void expect_released_part(Backend& backend) {
     EXPECT_EQ(q.codes, packed);
     EXPECT_EQ(q.tau_codes, tau_codes);
     EXPECT_EQ(q.tau_groups, tau_group);
-    for (size_t b = 0; b < 256; ++b) EXPECT_NEAR(q.entropy[b], entropies[b], 5e-7f) << b;  // two ulps: theirs is an fp32 sum
+    for (size_t b = 0; b < 256; ++b)
+      EXPECT_NEAR(q.entropy[b], entropies[b], 5e-7f) << b;  // two ulps: theirs is an fp32 sum
     const IcqSpec exact;
     const Quantized best = quantize_on(backend, w, 32, 512, {}, &exact, map.data());
     for (size_t b = 0; b < 256; ++b) EXPECT_GE(best.entropy[b], entropies[b] - 1e-6f) << b;

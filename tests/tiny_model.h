@@ -67,15 +67,13 @@ struct TinyModel {
         trainer(std::make_unique<Trainer>(b, arena, plan, 1024)) {
     Llama& m = trainer->model();
     m.init_rope();
-    b.fill(m.params().values(), 0);
-    b.fill(m.params().adam_m(), 0);
-    b.fill(m.params().adam_v(), 0);
     for (size_t i = 0; i < m.params().params().size(); ++i) {
       const Tensor t = m.params().value(static_cast<int>(i));
       std::vector<double> v = normals(7, i, t.numel(), 0.3);
       if (plan.full && t.rows == 1)
         for (double& x : v) x += 1;
       put(b, t, v);
+      b.fill(m.params().grad_value(static_cast<int>(i)), std::nan(""));  // read before it is written, it would show
     }
     if (!plan.full) {
       uint64_t id = 1000;

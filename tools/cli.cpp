@@ -82,16 +82,6 @@ std::string join(const std::vector<T>& items) {
   return text;
 }
 
-std::string shell_quoted(const std::string& word) {
-  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
-    return std::isalnum(c) || std::string_view("_-./=,:+@%").find(static_cast<char>(c)) != std::string_view::npos;
-  });
-  if (plain) return word;
-  std::string quoted = "'";
-  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
-}
-
 }  // namespace
 
 int64_t parse_size(const std::string& text) {
@@ -371,7 +361,8 @@ std::unique_ptr<CheckedBackend> Cli::backend() {
   auto made = make_backend(device_);
   std::string line = tool_ + " " + kVersion + " | " + made->describe();
   const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
-  if (made->device() == Device::CPU) line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
+  if (made->device() == Device::CPU)
+    line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
   line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;
   note(line);
   return made;

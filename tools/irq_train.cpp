@@ -1,7 +1,6 @@
 // irq_train: quantize with ICQ, finetune LoRA adapters with IEC, evaluate, save.
-#include "src/train/finetune.h"
-
 #include "src/model/method.h"
+#include "src/train/finetune.h"
 #include "tools/cli.h"
 
 using namespace irq;
@@ -10,6 +9,7 @@ int main(int argc, char** argv) {
   Cli cli("irq_train", "finetune a LLaMA by IR-QLoRA (quantizes it first where needed)");
   TrainOptions o;
   int64_t steps = 0, holdout = 0, gpus = 1;
+  int bits = 4;
   double epochs = 0, lr = 0, dropout = 0, clip = 0;
   std::vector<std::string> names;
   for (const Method& m : methods()) names.push_back(m.name);
@@ -18,11 +18,11 @@ int main(int argc, char** argv) {
   cli.option("--eval-data", &o.eval_data, "held-out data");
   cli.option("--holdout", &holdout, "examples taken out of --data instead (default: 2 %, at most 1024)");
   cli.option("--method", &o.method, "what to train", names);
-  cli.option("--bits", &o.bits, "bits per weight of the base", {2, 3, 4});
+  cli.option("--bits", &bits, "bits per weight of the base", {2, 3, 4});
   cli.option("--lambda", &o.lambda, "ICQ: half-width of the search");
   cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
   cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
-  cli.option("--recipe", &o.recipe, "defaults of", {"paper", "official-script"});
+  cli.option("--recipe", &o.recipe, "whose defaults; the script's [PAD] row is left out", {"paper", "official-script"});
   cli.option("--steps", &steps, "optimizer steps (default: 10,000; 20,000 for input/output data)");
   cli.option("--epochs", &epochs, "or passes over the data");
   cli.option("--batch", &o.batch, "examples per step");
@@ -40,13 +40,13 @@ int main(int argc, char** argv) {
   cli.option("--target-len", &o.target_len, "tokens of an answer that are kept");
   cli.option("--window", &o.window, "tokens per example of plain text and token files");
   cli.option("--seed", &o.seed, "of everything random");
-  cli.option("--gpus", &gpus, "GPUs to use");
+  cli.option("--gpus", &gpus, "GPUs to use: 1");
   cli.size_option("--memory-limit", &o.memory_limit, "most memory to use, e.g. 10GiB");
   cli.option("--recompute", &o.recompute, "trade time for memory", {"auto", "none", "gate_up", "block"});
   cli.option("--residency", &o.residency, "weights on the device", {"auto", "packed", "cached"});
   cli.option("--dtype", &o.dtype, "type of the model.bin that full training writes", {"f32", "f16", "bf16"});
   cli.option("--eval-every", &o.eval_every, "steps between held-out losses, 0 = at the ends only");
-  cli.option("--save-every", &o.save_every, "steps between training states");
+  cli.option("--save-every", &o.save_every, "steps between training states, 0 = at the end only");
   cli.option("--out", &o.out, "folder for the results (default: runs/BASE-METHOD-BITS)");
   cli.flag("--resume", &o.resume, "go on with an interrupted run");
   cli.flag("--overwrite", &o.overwrite, "start again in a folder that holds a run");
@@ -58,12 +58,25 @@ int main(int argc, char** argv) {
   cli.range("--lambda", 0, 10);
   cli.range("--n", 1, 1000);
   cli.range("--steps", 0, 1e9);
+  cli.range("--epochs", 0, 1e6);
+  cli.range("--holdout", 0, 1e9);
+  cli.range("--warmup", 0, 1e9);
+  cli.range("--clip", 0, 1e9);
+  cli.range("--alpha", 0, 1e6);
+  cli.range("--eval-every", 0, 1e9);
+  cli.range("--save-every", 0, 1e9);
   cli.range("--lr", 0, 10);
   cli.range("--source-len", 1, 1 << 20);
   cli.range("--target-len", 1, 1 << 20);
   cli.range("--window", 2, 1 << 20);
   cli.footer("./irq_train llama7b.bin --data alpaca_data.json\n./irq_train tools/demo/model.bin --steps 200");
   return cli.run(argc, argv, [&] {
+    const auto exclude = [&](const char* a, const char* b) {
+      if (cli.given(a) && cli.given(b))
+        throw Error(std::string(a) + " and " + b + " contradict each other", Exit::usage);
+    };
+    exclude("--steps", "--epochs"), exclude("--eval-data", "--holdout"), exclude("--resume", "--overwrite");
+    if (cli.given("--bits")) o.bits = bits;
     if (cli.given("--steps")) o.steps = steps;
     if (cli.given("--epochs")) o.epochs = epochs;
     if (cli.given("--holdout")) o.holdout = holdout;

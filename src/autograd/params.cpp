@@ -11,14 +11,17 @@ int ParamStore::add(const std::string& name, int64_t rows, int64_t cols) {
   return static_cast<int>(params_.size()) - 1;
 }
 
-void ParamStore::allocate(Arena& arena, DType master, bool training) {
+void ParamStore::allocate(Backend& backend, Arena& arena, bool training) {
+  const DType master = backend.precision().master;
   size_ = (size_ + 63) / 64 * 64;
   touched_.assign(params_.size(), 0);
   values_ = arena.push("trained parameters (master)", master, 1, size_);
+  backend.fill(values_, 0);
   if (!training) return;
   grads_ = arena.push("gradients of trained parameters", master, 1, size_);
   m_ = arena.push("Adam m", master, 1, size_);
   v_ = arena.push("Adam v", master, 1, size_);
+  for (const Tensor& t : {grads_, m_, v_}) backend.fill(t, 0);
 }
 
 int ParamStore::find(const std::string& name) const {

@@ -1,7 +1,10 @@
 #include "src/core/check.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cstdarg>
 #include <cstdio>
+#include <string_view>
 
 namespace irq {
 
@@ -28,6 +31,16 @@ std::string human_bytes(double bytes) {
   int unit = 0;
   while (bytes >= 999.5 && unit < 4) bytes /= 1000, ++unit;
   return unit == 0 ? strf("%.0f B", bytes) : strf(bytes < 9.995 ? "%.2f %s" : "%.1f %s", bytes, units[unit]);
+}
+
+std::string shell_quoted(const std::string& word) {
+  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+    return std::isalnum(c) || std::string_view("_-./=,:+@%").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (plain) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
 }
 
 Error& Error::line(const char* label, const std::string& text) {

@@ -8,6 +8,7 @@ namespace irq {
 std::string strf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string with_commas(long long n);   // 13,476,832,256
 std::string human_bytes(double bytes);  // "13.5 GB" (powers of ten), "817 B"
+std::string shell_quoted(const std::string& word);  // as a POSIX shell reads it back
 
 enum class Exit : int { ok = 0, run_time = 1, usage = 2, interrupted = 130 };
 
@@ -31,5 +32,6 @@ class Error : public std::exception {
 }  // namespace irq
 
 // An invariant of the program itself. If it fails, the program is wrong, not its input.
-#define IRQ_CHECK(condition, ...) \
-  (static_cast<bool>(condition) ? void(0) : ::irq::check_failed(__FILE__, __LINE__, #condition, ::irq::strf(__VA_ARGS__)))
+#define IRQ_CHECK(condition, ...)         \
+  (static_cast<bool>(condition) ? void(0) \
+                                : ::irq::check_failed(__FILE__, __LINE__, #condition, ::irq::strf(__VA_ARGS__)))

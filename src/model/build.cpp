@@ -72,8 +72,9 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
   head_ = c.tied ? embed_ : trained_or_stored("head", "embedding and head", c.vocab, c.dim, storage);
   cos_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
   sin_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
-  if (params_.size() > 0) params_.allocate(arena, master, plan.training);
+  if (params_.size() > 0) params_.allocate(backend, arena, plan.training);
   bind_params();
+  if (plan.lora) build_iec_table();
 }
 
 // A trained weight is a parameter (bound when the store has memory); a frozen one is plain memory.
@@ -102,7 +103,6 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
       p.id = g.layer * 7 + linear;
       p.row = g.parts[i].row, p.out = g.parts[i].out;
       p.column = g.rank, p.rank = lora.rank;
-      p.b_folded = arena_.push("folded adapters", storage, p.out, p.rank);
       g.rank += lora.rank;
       g.adapters.push_back(p);
     }
@@ -115,10 +115,22 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
       if (lora.u1) p.param_beta1 = params_.add(name(p, "beta1"), 1, 1);
       if (lora.u2) p.param_beta2 = params_.add(name(p, "beta2"), 1, 1);
     }
-    if (g.rank > 0) g.a_folded = arena_.push("folded adapters", storage, g.rank, g.in);
   }
   if (!plan_.quantized || plan_.residency == Residency::cached)
     g.resident = arena_.push("resident weights", storage, g.out + g.rank, g.in + g.rank);
+  if (g.rank > 0) place_folded(g);
+}
+
+// Folded adapters live in the resident ext matrix itself; a packed group keeps them apart, to be copied in at each use.
+void Llama::place_folded(LinearGroup& g) {
+  const DType storage = backend_.precision().storage;
+  const Tensor b_columns = g.resident ? g.resident.slice_rows(0, g.out).slice_cols(g.in, g.rank) : Tensor{};
+  if (g.resident) backend_.fill(b_columns, 0);  // sB' is block-diagonal: what no adapter writes stays zero
+  g.a_folded = g.resident ? g.resident.slice_rows(g.out, g.rank).slice_cols(0, g.in)
+                          : arena_.push("folded adapters", storage, g.rank, g.in);
+  for (AdapterPart& p : g.adapters)
+    p.b_folded = g.resident ? b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank)
+                            : arena_.push("folded adapters", storage, p.out, p.rank);
 }
 
 void Llama::bind_params() {
@@ -139,6 +151,15 @@ void Llama::bind_params() {
   }
 }
 
+void Llama::build_iec_table() {
+  IecTableBuilder table(backend_.precision().storage, backend_.precision().master);
+  for (Layer& layer : layers_)
+    for (const LinearGroup* g : layer.groups()) add_adapters(table, params_, *g);
+  const Tensor memory = arena_.push("table of adapters", DType::U8, 1, table.bytes());
+  backend_.upload(memory, table.data());  // a dry backend uploads nothing
+  iec_ = table.in(memory);
+}
+
 void Llama::refresh() {
   const auto round = [&](const Weight& w) {
     if (w.param < 0) return;
@@ -149,17 +170,17 @@ void Llama::refresh() {
   if (!config().tied) round(head_);
   for (Layer& layer : layers_) {
     round(layer.attn_norm), round(layer.ffn_norm);
-    for (LinearGroup* g : layer.groups()) {
+    for (LinearGroup* g : layer.groups())
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
-      if (g->rank > 0) fold_adapters(backend_, *g);
-    }
   }
+  if (iec_.fold_chunks > 0) backend_.iec_fold_all(iec_);
 }
 
 void Llama::finish_gradients() {
-  params_.zero_untouched(backend_);
   for (Layer& layer : layers_)
-    for (LinearGroup* g : layer.groups()) finish_betas(backend_, params_, *g);
+    for (LinearGroup* g : layer.groups()) claim_betas(params_, *g);
+  params_.zero_untouched(backend_);
+  if (iec_.dbeta_chunks > 0) backend_.iec_dbeta_all(iec_);
 }
 
 }  // namespace irq

@@ -22,7 +22,8 @@ void Llama::init_rope() {
   for (int64_t pos = 0; pos < plan_.positions; ++pos)
     for (int64_t j = 0; j < half; ++j) {
       // The frequency is rounded to fp32 and the angle taken in fp32, as transformers does it.
-      const float frequency = static_cast<float>(1.0 / std::pow(config().rope_theta, static_cast<double>(2 * j) / static_cast<double>(config().head_dim)));
+      const float frequency = static_cast<float>(
+          1.0 / std::pow(config().rope_theta, static_cast<double>(2 * j) / static_cast<double>(config().head_dim)));
       const float angle = static_cast<float>(pos) * frequency;
       cosines.push_back(std::cos(static_cast<double>(angle)));
       sines.push_back(std::sin(static_cast<double>(angle)));
@@ -35,9 +36,6 @@ void Llama::init_adapters(uint64_t seed) {
   std::vector<AdapterPart> all;
   for (Layer& layer : layers_)
     for (LinearGroup* g : layer.groups()) all.insert(all.end(), g->adapters.begin(), g->adapters.end());
-  backend_.fill(params_.values(), 0);
-  backend_.fill(params_.adam_m(), 0);
-  backend_.fill(params_.adam_v(), 0);
   std::vector<double> values;
   for (const AdapterPart& p : all) {
     Rng rng(seed, static_cast<uint64_t>(p.id) + 1);
@@ -61,8 +59,6 @@ void Llama::init_full(uint64_t seed) {
       for (double& x : values) x = rng.normal() * (ends_branch ? branch : 0.02);
     put(backend_, params_.value(static_cast<int>(i)), values);
   }
-  backend_.fill(params_.adam_m(), 0);
-  backend_.fill(params_.adam_v(), 0);
 }
 
 }  // namespace irq

@@ -34,41 +34,54 @@ void forward(Tape& t, const Tensor& y, const Tensor& x, const Tensor& u, const L
   weights.release(g, ext);
 }
 
+// The gradients of a group's A as one matrix (R, in) where they follow each other in memory, as the ParamStore lays them
+// out when r * in is a multiple of its alignment: then dA of q, k and v is one product. Else nothing.
+GradSlot stacked_grad_a(Tape& t, const LinearGroup& g) {
+  Tensor all = t.params().grad_value(g.adapters[0].param_a);
+  for (size_t i = 1; i < g.adapters.size(); ++i) {
+    const Tensor next = t.params().grad_value(g.adapters[i].param_a);
+    if (static_cast<const char*>(all.data) + all.bytes() != next.data) return {};
+    all.rows += next.rows;
+  }
+  double beta = 0;
+  for (const AdapterPart& p : g.adapters) beta = t.param_grad(p.param_a).beta;  // they are touched together, always
+  return {all, beta};
+}
+
 // Gradients of A, B and the betas; leaves du in the spare columns behind dy.
-void adapter_backward(Tape& t, const Tensor& dy, const Tensor& x, const Tensor& u, const LinearGroup& g,
+void adapter_backward(Tape& t, const Tensor& dy, const Tensor& x, const Tensor& u, const Tensor& ext, const LinearGroup& g,
                       const DeviceBatch& batch) {
   Backend& b = t.backend();
   const Tensor du = dy.slice_cols(g.out, g.rank);
+  b.matmul(du, dy, kPlain, ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), kPlain, 1, 0, {});  // du = dy sB'
   for (const AdapterPart& p : g.adapters) {
-    const Tensor dy_part = dy.slice_cols(p.row, p.out);
-    b.matmul(du.slice_cols(p.column, p.rank), dy_part, kPlain, p.b_folded, kPlain, 1, 0, {});
     const GradSlot db = t.param_grad(p.param_b);  // dB = s dy^T u
-    b.matmul(db.tensor, dy_part, kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale, db.beta, db.tensor);
+    b.matmul(db.tensor, dy.slice_cols(p.row, p.out), kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale, db.beta, db.tensor);
   }
-  if (g.dropout == 0) {  // the A of a group are one matrix: dA = du^T x
-    for (const AdapterPart& p : g.adapters) {
-      const GradSlot da = t.param_grad(p.param_a);
-      b.matmul(da.tensor, du.slice_cols(p.column, p.rank), kTransposed, x.slice_cols(0, g.in), kPlain, 1, da.beta, da.tensor);
-    }
+  const auto grad_a = [&](const GradSlot& da, const Tensor& du_part, const Tensor& input) {  // dA = du^T x
+    b.matmul(da.tensor, du_part, kTransposed, input, kPlain, 1, da.beta, da.tensor);
+  };
+  const Tensor input = x.slice_cols(0, g.in);
+  if (g.dropout == 0) {
+    const GradSlot all = stacked_grad_a(t, g);
+    if (all.tensor) return grad_a(all, du, input);
+    for (const AdapterPart& p : g.adapters) grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), input);
     return;
   }
   const Scratch dropped(t.arena(), "dropped-out input", t.storage(), x.rows, g.in);
   for (const AdapterPart& p : g.adapters) {
-    b.dropout(dropped, x, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
-    const GradSlot da = t.param_grad(p.param_a);
-    b.matmul(da.tensor, du.slice_cols(p.column, p.rank), kTransposed, dropped, kPlain, 1, da.beta, da.tensor);
+    b.dropout(dropped, input, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
+    grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), dropped);
   }
 }
 
 // dx = [dy | du] [W ; A']; with dropout the A part goes back through its mask, the IEC part through P.
-void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& x, const LinearGroup& g,
-                    WeightProvider& weights, const DeviceBatch& batch) {
+void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& x, const Tensor& ext, const LinearGroup& g,
+                    const DeviceBatch& batch) {
   Backend& b = t.backend();
-  const Tensor ext = weights.acquire(g);
   const int64_t folded = g.dropout == 0 ? g.rank : 0;
   b.matmul(dx.tensor, dy.extend_cols(folded), kPlain, ext.slice_rows(0, g.out + folded).slice_cols(0, g.in), kPlain, 1,
            dx.beta, dx.tensor);
-  weights.release(g, ext);
   if (folded == g.rank) return;
   const Scratch through_a(t.arena(), "dropped-out gradient", t.storage(), x.rows, g.in);
   for (const AdapterPart& p : g.adapters) {
@@ -113,16 +126,18 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
           const GradSlot dw = t.param_grad(g.param_weight);
           t.backend().matmul(dw.tensor, dy, kTransposed, xv, kPlain, 1, dw.beta, dw.tensor);
         }
-        if (g.rank > 0) adapter_backward(t, dy, xv, u, g, batch);
+        const Tensor ext = weights.acquire(g);
+        if (g.rank > 0) adapter_backward(t, dy, xv, u, ext, g, batch);
         if (t.needs_grad(x)) {
           const GradSlot dx = t.grad(x);
-          input_backward(t, dx, dy, xv, g, weights, batch);
+          input_backward(t, dx, dy, xv, ext, g, batch);
           if (g.dropout > 0) pooled_backward(t, dx.tensor, dy, xv, g);
         } else if (g.dropout > 0) {
           const Scratch unused(t.arena(), "gradient nobody needs", t.storage(), xv.rows, g.in);
           t.backend().fill(unused, 0);
           pooled_backward(t, unused, dy, xv, g);
         }
+        weights.release(g, ext);
         if (res && t.needs_grad(res)) t.hand_over(y, res);
       },
       [&t, x, u, &g, &weights, res](Tensor out) { forward(t, out, t.value(x), u, g, weights, res ? t.value(res) : Tensor{}); });

@@ -1,5 +1,5 @@
 // LinearGroup: the linears that share one input (q|k|v, o, gate|up, down), run as one matrix product, with their LoRA +
-// IEC adapters extending it in both dimensions (all products below are single GEMMs):
+// IEC adapters extending it in both dimensions (all products below are single GEMMs, but for u and dx under dropout):
 //
 //   ext = [ W  sB' ]  (out + R) x (in + R)      y  = [x | u] [W | sB']^T,   u = x A'^T
 //         [ A'  -  ]                            dx = [dy | du] [W ; A'],    du = dy sB'
@@ -23,7 +23,7 @@ struct AdapterPart {
   int64_t column = 0, rank = 0;  // its place among the R rank columns
   int param_a = -1, param_b = -1, param_beta1 = -1, param_beta2 = -1;
   Tensor a, b, beta1, beta2;  // masters: (r, in) (out, r) (1, 1) (1, 1)
-  Tensor b_folded;            // (out, r) S: scale * (B + beta2 E)
+  Tensor b_folded;            // (out, r) S: scale * (B + beta2 E); inside `resident` where there is one
 };
 
 struct LinearPart {
@@ -68,11 +68,10 @@ class DeviceWeights final : public WeightProvider {
   Arena& arena_;
 };
 
-// Recomputes a_folded and every b_folded from the masters (and refreshes a resident ext); once per optimizer step.
-void fold_adapters(Backend& backend, LinearGroup& group);
-// dbeta1 and dbeta2 of the group's adapters, after their dA and dB.
-void finish_betas(Backend& backend, ParamStore& params, const LinearGroup& group);
-// Writes the folded adapters into ext's last rows and columns.
-void place_adapters(Backend& backend, const LinearGroup& group, const Tensor& ext);
+// The group's part of the table with which one op folds all adapters of a model (a_folded and every b_folded from the
+// masters), and another gives dbeta1 and dbeta2 from dA and dB.
+void add_adapters(IecTableBuilder& table, const ParamStore& params, const LinearGroup& group);
+// Tells the store which betas' gradients that op will write.
+void claim_betas(ParamStore& params, const LinearGroup& group);
 
 }  // namespace irq

@@ -27,7 +27,8 @@ void for_each_part(QuantizedMatrix& q, F&& f) {
 
 QuantizedMatrix describe(int64_t rows, int64_t cols, const QuantFormat& format) {
   IRQ_CHECK(format.kind == QuantKind::nf && format.group == kBlock, "only NF codes in blocks of 64");
-  IRQ_CHECK(format.shift == ShiftKind::none || format.shift == ShiftKind::tau, "NF codes are shifted by tau or not at all");
+  IRQ_CHECK(format.shift == ShiftKind::none || format.shift == ShiftKind::tau,
+            "NF codes are shifted by tau or not at all");
   QuantizedMatrix q;
   q.rows = rows;
   q.cols = cols;
@@ -51,7 +52,8 @@ int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format) {
   return total;
 }
 
-QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map, Device device) {
+QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map,
+                                Device device) {
   QuantizedMatrix q = describe(rows, cols, format);
   q.map = map;
   char* next = static_cast<char*>(memory);
@@ -125,7 +127,8 @@ void Quantizer::reject_unusable_weights(Tensor w) {
 QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq) {
   describe(out.rows, out.cols, out.format);
   IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.contiguous() && w.dtype == DType::F32,
-            "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows, out.cols);
+            "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows,
+            out.cols);
   IRQ_CHECK((icq != nullptr) == out.has_tau(), "%s: a shift is stored if and only if ICQ searches one", w.name);
   QuantizeStats stats;
   stats.blocks = out.blocks();

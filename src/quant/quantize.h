@@ -9,7 +9,8 @@ int64_t quantized_bytes(int64_t rows, int64_t cols, const QuantFormat& format);
 
 // A matrix whose tensors lie in `memory`, each on a 256-byte boundary; placed_bytes says how much that takes.
 int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format);
-QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map, Device device);
+QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map,
+                                Device device);
 
 struct QuantizeStats {
   double entropy_plain = 0;  // bits, mean over blocks: of the codes of w

@@ -12,7 +12,7 @@ namespace irq {
 // Everything the command line can say. Unset numbers are filled by the recipe (resolve()).
 struct TrainOptions {
   std::string base, data, eval_data, method = "ir-qlora", recipe = "paper", out;
-  int bits = 4;
+  std::optional<int> bits;
   double lambda = 0.1;
   int n = 100;
   std::string entropy = "exact";
@@ -30,7 +30,7 @@ struct TrainOptions {
   std::string recompute = "auto", residency = "auto", dtype = "bf16";
   int64_t eval_every = 0, save_every = 500;
   bool resume = false, overwrite = false, print_tape = false, quiet = false;
-  std::string command;       // as typed, for the log
+  std::string command;  // as typed, for the log
 };
 
 // Returns the process's exit status. Progress goes to stderr, results (losses before and after, paths) to stdout.

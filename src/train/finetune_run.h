@@ -1,10 +1,13 @@
-// The stages of a finetuning run, in the order of run(): finetune_setup.cpp gets everything ready, finetune.cpp trains.
+// The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
+// gets everything ready, finetune.cpp trains.
 #pragma once
-#include <cstdio>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "src/core/file.h"
 #include "src/io/load_model.h"
+#include "src/io/synthetic.h"
 #include "src/text/instruct.h"
 #include "src/text/loader.h"
 #include "src/train/finetune.h"
@@ -25,35 +28,58 @@ class Finetune {
   int run();
 
  private:
-  void note(const std::string& text) const {
-    if (!o_.quiet) std::fprintf(stderr, "%s\n", text.c_str());
-  }
-  void open_base_file();
+  // One flag of the resolved configuration. `fixed`: a resumed run must have the same value.
+  struct Setting {
+    std::string flag, value;
+    bool fixed = false;
+  };
+  void note(const std::string& text) const;
+
+  // finetune_options.cpp
   void resolve();
+  std::vector<Setting> settings() const;
+  std::string identity() const;
+  std::string command_again() const;
+  void require_same_options() const;
+  void require_same_base() const;
+
+  // finetune_setup.cpp
+  void open_base_file();
   void claim_folder();
   std::string find_data() const;
   void load_examples();
+  void note_long_examples() const;
+  void plan_batches();
   void quantize();
   ModelPlan model_plan() const;
   void build();
+  Error with_advice(Error error, const ModelPlan& model, int64_t budget) const;
+
+  // finetune.cpp
+  void load_weights();
   void restore_or_init();
-  double held_out_loss(const char* label);
+  void open_log();
+  [[noreturn]] void fail_not_finite(const std::string& when, const std::string& found);
+  double held_out_loss();
   double learning_rate(int64_t step) const;
   void train();
   void checkpoint(bool finished);
   void save_result();
-  std::string identity() const;
+  // A config.json trained in full is initialised as training from scratch asks for, not read from a base.
+  bool from_scratch() const { return method_.full && dynamic_cast<const SyntheticBase*>(base_.get()) != nullptr; }
   std::string out(const char* name) const { return o_.out + "/" + name; }
 
   CheckedBackend& backend_;
   TrainOptions o_;
   const Method& method_;
   ModelConfig config_;
-  std::unique_ptr<BaseSource> base_;       // a plain base ...
-  std::unique_ptr<IrqReader> quantized_;   // ... or a quantized one
-  uint64_t base_hash_ = 0;
+  std::unique_ptr<FileLock> folder_lock_;
+  std::unique_ptr<BaseSource> base_;      // a plain base ...
+  std::unique_ptr<IrqReader> quantized_;  // ... or a quantized one (base_ too, where it has just been quantized)
+  uint64_t base_hash_ = 0, data_hash_ = 0;
   int64_t steps_ = 0;
   LoadedData train_, held_out_;
+  std::vector<StepShape> train_shapes_;
   std::vector<Batch> eval_batches_;
   std::unique_ptr<DataLoader> loader_;
   MemoryPlan plan_;
@@ -62,8 +88,8 @@ class Finetune {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<RunLog> log_;
   OptimizerConfig optimizer_;
+  std::optional<TrainState> saved_;  // of the run that is resumed
   TrainState state_;
-
 };
 
 }  // namespace irq

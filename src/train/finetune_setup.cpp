@@ -1,12 +1,11 @@
-// Before the first step: open the base, fill the options from the recipe, read the data, quantize, plan memory, build.
+// Before the first step: open the base, claim the folder, read the data, quantize, plan memory, build.
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 
-#include "src/core/file.h"
+#include "src/core/hash.h"
 #include "src/core/progress.h"
-#include "src/io/synthetic.h"
 #include "src/train/finetune_run.h"
 #include "src/train/quantize_base.h"
 
@@ -15,8 +14,25 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// LLaMA-30B and larger get the paper's second column (fidelity 6.1).
-bool is_large(const ModelConfig& c) { return total_parameters(c) > 20'000'000'000; }
+constexpr int64_t kPlannedSteps = 1'000'000;  // batches that are looked at one by one
+
+uint64_t hash_of(const std::vector<Example>& examples) {
+  Hasher hasher;
+  for (const Example& e : examples) {
+    hasher.update(e.ids.data(), e.ids.size() * sizeof(e.ids[0]));
+    hasher.update(e.trainable.data(), e.trainable.size());
+  }
+  return hasher.digest();
+}
+
+std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t steps, int64_t micro_batch) {
+  std::vector<StepShape> shapes;
+  for (const BatchSize& s : loader.sizes(std::min(steps, kPlannedSteps)))
+    shapes.push_back({s.rows, s.label_rows, micro_batch});
+  std::sort(shapes.begin(), shapes.end());
+  shapes.erase(std::unique(shapes.begin(), shapes.end()), shapes.end());
+  return shapes;
+}
 
 }  // namespace
 
@@ -26,52 +42,51 @@ void Finetune::open_base_file() {
     quantized_ = std::make_unique<IrqReader>(o_.base);
     config_ = quantized_->config();
     if (!method_.quantized)
-      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized").line("try", "the .bin it was made from");
+      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
+          .line("try", "the .bin it was made from");
     const bool has_tau = quantized_->format().shift == ShiftKind::tau;
     if (has_tau != method_.icq)
       throw Error(o_.base + ": this base does not belong to --method " + o_.method)
           .line("expected", method_.icq ? "quantized with ICQ" : "quantized without ICQ")
           .line("found", has_tau ? "quantized with ICQ" : "quantized without ICQ")
-          .line("try", has_tau ? "--method ir-qlora or icq, or quantize the .bin with --no-icq" : "--method iec or qlora, or quantize the .bin with --icq");
-    o_.bits = quantized_->format().bits;
+          .line("try", has_tau ? "--method ir-qlora or icq, or quantize the .bin with --no-icq"
+                               : "--method iec or qlora, or quantize the .bin with --icq");
+    if (o_.bits && *o_.bits != quantized_->format().bits)
+      throw Error(strf("--bits %d: %s has %d bits", *o_.bits, o_.base.c_str(), quantized_->format().bits), Exit::usage)
+          .line("try", "without --bits, or the .bin it was made from");
   } else {
     base_ = open_base(o_.base, o_.seed);
     config_ = base_->config();
   }
 }
 
-void Finetune::resolve() {
-  const bool official = o_.recipe == "official-script";
-  if (!o_.lr) o_.lr = method_.full ? 1e-3 : is_large(config_) && !official ? 1e-4 : 2e-4;
-  if (!o_.dropout) o_.dropout = method_.full || official ? 0.0 : is_large(config_) ? 0.05 : 0.1;
-  if (!o_.clip) o_.clip = method_.full ? 1.0 : 0.3;
-  if (o_.micro_batch == 0) o_.micro_batch = o_.batch;
-  optimizer_.clip = *o_.clip;
-  optimizer_.seed = o_.seed;
-  if (o_.out.empty()) {
-    const std::string stem = fs::path(o_.base).stem().string();
-    o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", o_.bits) : "");
-  }
-  if (method_.lora && o_.rank % 8 != 0)
-    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage).line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
-  const int64_t narrowest = std::min({config_.dim, config_.kv_width(), config_.ffn});
-  if (method_.lora && o_.rank > narrowest)
-    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
-        .line("expected", strf("at most %ld, the narrowest linear of this model", narrowest));
-}
-
 // A finished run is never overwritten by accident, an unfinished one neither.
 void Finetune::claim_folder() {
   std::error_code failed;
   fs::create_directories(o_.out, failed);
-  if (failed) throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
+  if (failed)
+    throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
+  folder_lock_ = FileLock::try_lock(out("run.lock"));
+  if (!folder_lock_)
+    throw Error(o_.out + ": another process is training into this folder").line("try", "another --out");
+  if (o_.overwrite) return;
   const std::string state = out("train.state");
-  if (o_.resume && !file_exists(state)) throw Error(o_.out + ": nothing to resume").line("expected", state).line("try", "without --resume");
-  if (o_.resume || o_.overwrite) return;
-  const bool finished = file_exists(out("adapter.lora")) || file_exists(out("model.bin"));
-  if (finished || file_exists(state))
-    throw Error(o_.out + (finished ? ": a finished run is there" : ": an unfinished run is there"), Exit::run_time)
-        .line("try", "--resume (go on, with more --steps), --overwrite (start again), or another --out");
+  if (file_exists(state)) saved_ = peek_state(state);
+  if (o_.resume && !saved_)
+    throw Error(o_.out + ": nothing to resume").line("expected", state).line("try", "without --resume");
+  if (o_.resume) return;
+  const std::string choices = "--resume (go on%s), --overwrite (start again), or another --out";
+  if (saved_ && !saved_->finished)
+    throw Error(o_.out + ": an unfinished run is there")
+        .line("found", strf("%s, after step %s", state.c_str(), with_commas(saved_->step).c_str()))
+        .line("try", strf(choices.c_str(), ""));
+  for (const char* result : {"adapter.lora", "model.bin"})
+    if (file_exists(out(result)))
+      throw Error(o_.out + ": a finished run is there")
+          .line("found", out(result))
+          .line("try", strf(choices.c_str(), ", with more --steps"));
+  if (saved_)
+    throw Error(o_.out + ": a finished run is there").line("found", state).line("try", strf(choices.c_str(), ""));
 }
 
 std::string Finetune::find_data() const {
@@ -89,25 +104,64 @@ void Finetune::load_examples() {
   const std::string tokenizer_path = find_tokenizer(o_.base);
   if (!tokenizer_path.empty()) tokenizer = open_tokenizer(tokenizer_path);
   DataOptions options{o_.source_len, o_.target_len, o_.window, 0, config_.vocab};
-  train_ = load_data(find_data(), tokenizer.get(), options);
-  note(train_.describe());
+  const auto load = [&](const std::string& path) {
+    LoadedData data = load_data(path, tokenizer.get(), options);
+    note(data.describe());
+    for (const std::string& w : data.warnings) note("note: " + w);
+    return data;
+  };
+  train_ = load(find_data());
   if (!o_.eval_data.empty()) {
-    held_out_ = load_data(o_.eval_data, tokenizer.get(), options);
-    note(held_out_.describe());
+    held_out_ = load(o_.eval_data);
   } else {
     const auto count = static_cast<int64_t>(train_.examples.size());
     const int64_t wanted = o_.holdout ? *o_.holdout : std::min<int64_t>(1024, count / 50);
     if (wanted >= count) throw Error(strf("--holdout %ld takes all of the %ld examples", wanted, count), Exit::usage);
     if (wanted > 0) std::tie(train_, held_out_) = split_holdout(train_, wanted, o_.seed);
+    else held_out_.form = train_.form;
   }
-  for (const std::string& w : train_.warnings) note("note: " + w);
+  note_long_examples();
+  data_hash_ = hash_of(train_.examples);
 
   LoaderOptions loading{o_.batch, o_.micro_batch, o_.seed, o_.recipe == "official-script"};
   loader_ = std::make_unique<DataLoader>(train_.examples, loading, train_.chars);
   const bool flan = train_.form == DataForm::input_output;
   steps_ = o_.steps ? *o_.steps : o_.epochs ? loader_->steps_for_epochs(*o_.epochs) : flan ? 20000 : 10000;
+  if (steps_ > INT32_MAX / o_.batch)
+    throw Error(strf("--steps %ld with --batch %ld is too long", steps_, o_.batch), Exit::usage)
+        .line("expected",
+              strf("at most %s examples in a run: they are numbered in 32 bits", with_commas(INT32_MAX).c_str()));
+}
 
-  constexpr int64_t kEvalRows = 2048;
+// RoPE has an angle for every position, but a model has only seen those it was made for.
+void Finetune::note_long_examples() const {
+  int64_t longest = 0;
+  for (const LoadedData* d : {&train_, &held_out_})
+    for (const Example& e : d->examples) longest = std::max(longest, static_cast<int64_t>(e.ids.size()));
+  const bool records = train_.form != DataForm::text && train_.form != DataForm::tokens;
+  const int64_t allowed = records ? o_.source_len + o_.target_len : o_.window;
+  const std::string limits = records ? strf("--source-len %ld and --target-len %ld", o_.source_len, o_.target_len)
+                                     : strf("--window %ld", o_.window);
+  if (allowed > config_.max_seq)
+    note(strf("note: %s allow examples longer than the %s tokens this model was made for; the longest has %s",
+              limits.c_str(), with_commas(config_.max_seq).c_str(), with_commas(longest).c_str()));
+}
+
+// The sizes of all micro-batches of the run; the held-out examples in batches that are no larger.
+void Finetune::plan_batches() {
+  train_shapes_ = step_shapes(*loader_, std::max<int64_t>(steps_, 1), o_.micro_batch);
+  if (steps_ > kPlannedSteps) {  // behind the batches looked at: the longest examples may all meet in one
+    std::vector<int64_t> lengths;
+    for (const Example& e : train_.examples) lengths.push_back(static_cast<int64_t>(e.ids.size()));
+    std::sort(lengths.rbegin(), lengths.rend());
+    int64_t rows = 0;
+    for (int64_t i = 0; i < o_.micro_batch; ++i) rows += lengths[static_cast<size_t>(i) % lengths.size()];
+    rows = (rows + kRowBucket - 1) / kRowBucket * kRowBucket;
+    train_shapes_.push_back({rows, rows, o_.micro_batch});
+  }
+  int64_t most_rows = kRowBucket;
+  for (const StepShape& s : train_shapes_) most_rows = std::max(most_rows, s.rows);
+  most_rows = std::min<int64_t>(most_rows, 2048);
   std::vector<const Example*> chosen;
   int64_t rows = 0;
   const auto flush = [&] {
@@ -115,8 +169,8 @@ void Finetune::load_examples() {
     chosen.clear(), rows = 0;
   };
   for (const Example& e : held_out_.examples) {
-    const auto length = static_cast<int64_t>(e.ids.size());
-    if (rows + length > kEvalRows) flush();
+    const auto length = static_cast<int64_t>(e.ids.size()) - 1;
+    if (rows + length > most_rows) flush();
     chosen.push_back(&e), rows += length;
   }
   flush();
@@ -126,26 +180,32 @@ void Finetune::load_examples() {
 void Finetune::quantize() {
   if (!method_.quantized || quantized_) return;
   QuantizeOptions options;
-  options.bits = o_.bits, options.icq = method_.icq;
+  options.bits = *o_.bits, options.icq = method_.icq;
   options.spec.lambda = o_.lambda, options.spec.n = o_.n, options.spec.fp32_entropy = o_.entropy == "fp32";
   const IrqInfo info = quantized_info(*base_, options);
+  const auto use_cached = [&](const std::string& path) {
+    if (!file_exists(path)) return false;
+    try {
+      quantized_ = std::make_unique<IrqReader>(path);
+      if (same_quantization(quantized_->info(), info)) {
+        note(strf("quantized base: %s (cached), mean code entropy %.4f bits", path.c_str(),
+                  quantized_->mean_entropy()[1]));
+        return true;
+      }
+    } catch (const Error& e) { note(strf("note: %s\nnote: quantizing again", e.what())); }
+    quantized_.reset();
+    return false;
+  };
   const std::string beside = cached_name(o_.base, info);
-  const std::string folder = parent_path(beside);
-  const bool writable = ::access(folder.c_str(), W_OK) == 0;
+  const bool writable = ::access(parent_path(beside).c_str(), W_OK) == 0;
+  if (!writable && use_cached(beside)) return;
   const std::string path = writable ? beside : o_.out + "/" + base_name(beside);
   const FileLock lock(path + ".lock", [&] { note("waiting: another process is quantizing " + o_.base); });
-  if (file_exists(path)) {
-    quantized_ = std::make_unique<IrqReader>(path);
-    if (same_quantization(quantized_->info(), info)) {
-      const auto entropy = quantized_->mean_entropy();
-      note(strf("quantized base: %s (cached), mean code entropy %.4f bits", path.c_str(), entropy[1]));
-      return;
-    }
-    quantized_.reset();
-  }
+  if (use_cached(path)) return;
   ProgressBar bar("quantize", config_.layers * 7, "matrices", o_.quiet);
-  const QuantizeSummary s = quantize_base(backend_, *base_, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
-  bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), o_.bits,
+  const QuantizeSummary s = quantize_base(
+      backend_, *base_, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
+  bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), *o_.bits,
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
 }
@@ -156,36 +216,66 @@ ModelPlan Finetune::model_plan() const {
   p.quantized = method_.quantized;
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
-  p.lora_config = {o_.rank, o_.alpha, *o_.dropout, parse_targets(o_.targets), method_.u1, method_.u2, o_.iec_expand == "tile"};
-  int64_t longest = 0;
+  p.lora_config = {o_.rank,
+                   o_.alpha,
+                   *o_.dropout,
+                   method_.lora ? parse_targets(o_.targets) : 0,
+                   method_.u1,
+                   method_.u2,
+                   o_.iec_expand == "tile"};
   for (const LoadedData* d : {&train_, &held_out_})
-    for (const Example& e : d->examples) longest = std::max(longest, static_cast<int64_t>(e.ids.size()));
-  p.positions = longest;
-  if (longest > config_.max_seq)
-    note(strf("note: examples have up to %ld tokens, the model was made for %ld", longest, config_.max_seq));
+    for (const Example& e : d->examples) p.positions = std::max(p.positions, static_cast<int64_t>(e.ids.size()));
   return p;
 }
 
 void Finetune::build() {
-  std::vector<StepShape> train_shapes, eval_shapes;
-  for (const BatchSize& s : loader_->sizes(std::min<int64_t>(steps_, 20000)))
-    train_shapes.push_back({s.rows, s.label_rows, o_.micro_batch});
+  std::vector<StepShape> eval_shapes;
   for (const Batch& b : eval_batches_) eval_shapes.push_back(shape_of(b));
   const int64_t free = backend_.free_bytes();
   const int64_t spare = backend_.device() == Device::CUDA ? int64_t{256} << 20 : free / 10;
   const int64_t budget = o_.memory_limit > 0 ? std::min(o_.memory_limit, free - spare) : free - spare;
   ModelPlan model = model_plan();
   PlanFreedom freedom;
-  if (o_.residency != "auto") freedom.residency = false, model.residency = o_.residency == "cached" ? Residency::cached : Residency::packed;
+  if (o_.residency != "auto") {
+    freedom.residency = false;
+    model.residency = o_.residency == "cached" ? Residency::cached : Residency::packed;
+  }
   if (o_.recompute != "auto") {
     freedom.recompute = false;
-    model.recompute = o_.recompute == "none" ? Recompute::none : o_.recompute == "gate_up" ? Recompute::gate_up : Recompute::block;
+    model.recompute = o_.recompute == "none"      ? Recompute::none
+                      : o_.recompute == "gate_up" ? Recompute::gate_up
+                                                  : Recompute::block;
   }
-  plan_ = choose_plan(backend_.device(), backend_.precision(), model, train_shapes, eval_shapes, budget, freedom);
+  try {
+    plan_ = choose_plan(backend_.device(), backend_.precision(), model, train_shapes_, eval_shapes, budget, freedom);
+  } catch (const Error& e) { throw with_advice(e, model, budget); }
   note(describe(plan_));
   memory_ = backend_.allocate(plan_.peak_bytes);
   arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+}
+
+// The largest micro-batch that fits with everything else given up already.
+Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget) const {
+  if (o_.recompute != "auto") error.line("try", "--recompute auto");
+  if (method_.quantized && o_.residency == "cached") error.line("try", "--residency auto");
+  ModelPlan smallest = model;
+  smallest.residency = Residency::packed;
+  smallest.recompute = Recompute::block, smallest.recompute_layers = config_.layers;
+  int64_t needed = 0;
+  for (int64_t micro = (o_.micro_batch + 1) / 2; o_.micro_batch > 1; micro = (micro + 1) / 2) {
+    const DataLoader loader(train_.examples, {o_.batch, micro, o_.seed, o_.recipe == "official-script"}, train_.chars);
+    needed = plan_memory(backend_.device(), backend_.precision(), smallest, step_shapes(loader, steps_, micro), {})
+                 .peak_bytes;
+    if (needed <= budget)
+      return error.line("try", strf("--micro-batch %ld: the same result, %s", micro, memory_text(needed).c_str()));
+    if (micro == 1) break;
+  }
+  if (needed > 0) error.line("found", strf("even --micro-batch 1 needs %s", memory_text(needed).c_str()));
+  std::string shrink = o_.memory_limit > 0 ? "a larger --memory-limit" : "another device";
+  if (method_.lora) shrink += ", a lower --rank";
+  if (method_.quantized && *o_.bits > 2) shrink += ", fewer --bits";
+  return error.line("try", shrink + ", shorter examples (--source-len, --target-len, --window)");
 }
 
 }  // namespace irq

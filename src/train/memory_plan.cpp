@@ -19,13 +19,20 @@ Batch hollow_batch(const StepShape& s) {
 
 namespace {
 
-const char* text(Recompute r) {
-  return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block";
+const char* text(Recompute r) { return r == Recompute::none ? "none" : r == Recompute::gate_up ? "gate_up" : "block"; }
+
+const char* text(const ModelPlan& model, Residency r) {
+  return !model.quantized ? "plain" : r == Residency::packed ? "packed" : "cached";
 }
 
-std::string gib(int64_t bytes) { return strf("%.2f GiB", static_cast<double>(bytes) / (1 << 30)); }
-
 }  // namespace
+
+std::string memory_text(int64_t bytes) {
+  const double b = static_cast<double>(bytes);
+  return bytes >= 1 << 30
+             ? strf("%.2f GiB", b / (1 << 30))
+             : strf(bytes >= 1 << 20 ? "%.1f MiB" : "%.1f KiB", bytes >= 1 << 20 ? b / (1 << 20) : b / 1024);
+}
 
 StepShape shape_of(const Batch& b) {
   return {b.rows(), static_cast<int64_t>(b.label_rows.size()), static_cast<int64_t>(b.seqs.size())};
@@ -85,11 +92,11 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
       }
       return best;
     }
-  throw Error(strf("out of memory: the run needs %s, %s can be had", gib(best.peak_bytes).c_str(), gib(budget_bytes).c_str()))
-      .line("plan", "already with " + std::string(model.residency == Residency::packed ? "packed weights" : "cached weights") +
-                        " and recompute " + text(best.model.recompute))
-      .line("largest", best.ledger.empty() ? "" : best.ledger[0].first + ", " + gib(best.ledger[0].second))
-      .line("try", "--micro-batch with a smaller number (same result, less memory), or a lower --rank, or fewer --bits");
+  throw Error(strf("out of memory: the run needs at least %s, %s can be had", memory_text(best.peak_bytes).c_str(),
+                   memory_text(budget_bytes).c_str()))
+      .line("plan", std::string("already with ") + text(best.model, best.model.residency) + " weights and recompute " +
+                        text(best.model.recompute))
+      .line("largest", best.ledger.empty() ? "" : best.ledger[0].first + ", " + memory_text(best.ledger[0].second));
 }
 
 std::string describe(const MemoryPlan& plan) {
@@ -98,8 +105,7 @@ std::string describe(const MemoryPlan& plan) {
                            ? text(m.recompute)
                            : strf("%s in %ld of %ld layers", text(m.recompute), m.recompute_layers, m.config.layers);
   std::string out = strf("memory plan: %s bytes (%s), %s weights, recompute %s\n", with_commas(plan.peak_bytes).c_str(),
-                         gib(plan.peak_bytes).c_str(), !m.quantized ? "plain" : m.residency == Residency::packed ? "packed" : "cached",
-                         levels.c_str());
+                         memory_text(plan.peak_bytes).c_str(), text(m, m.residency), levels.c_str());
   for (const auto& [name, bytes] : plan.ledger) out += strf("  %-34s %18s\n", name.c_str(), with_commas(bytes).c_str());
   return out;
 }

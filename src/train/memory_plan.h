@@ -33,6 +33,7 @@ struct PlanFreedom {
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
 
+std::string memory_text(int64_t bytes);  // in the units of --memory-limit: "1.50 GiB", "12.3 MiB", "793.2 KiB"
 // The plan as a table for people.
 std::string describe(const MemoryPlan& plan);
 

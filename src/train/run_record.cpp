@@ -1,6 +1,11 @@
 #include "src/train/run_record.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "src/core/file.h"
@@ -13,6 +18,17 @@ std::string json_text(const std::string& s) {
   return nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+namespace {
+
+// Is a line of the old log true of a run that goes on after `step`?
+bool still_holds(const std::string& line, int64_t step) {
+  const nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
+  if (!j.is_object() || j.contains("finished")) return false;
+  return !j.contains("step") || (j["step"].is_number_integer() && j["step"].get<int64_t>() <= step);
+}
+
+}  // namespace
+
 RunLog::RunLog(const std::string& path, bool resume, int64_t resumed_step) : path_(path) {
   std::string kept;
   if (resume && file_exists(path)) {
@@ -21,32 +37,43 @@ RunLog::RunLog(const std::string& path, bool resume, int64_t resumed_step) : pat
       const size_t end = old.find('\n', begin);
       if (end == std::string::npos) break;  // a line cut by a crash
       const std::string line = old.substr(begin, end - begin);
-      const nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
-      if (!j.is_discarded() && j.value("step", int64_t{0}) <= resumed_step) kept += line + "\n";
+      if (still_holds(line, resumed_step)) kept += line + "\n";
       begin = end + 1;
     }
   }
   write_text_file(path, kept);
-  file_ = std::fopen(path.c_str(), "a");
-  if (!file_) throw Error(path + ": cannot be written").line("try", "another --out folder");
+  fd_ = open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
+  if (fd_ < 0) throw Error(path + ": cannot be written").line("try", "another --out folder");
 }
 
 RunLog::~RunLog() {
-  if (file_) std::fclose(file_);
+  if (fd_ >= 0) close(fd_);
 }
 
 void RunLog::write(const std::string& json_object) {
-  if (std::fprintf(file_, "%s\n", json_object.c_str()) < 0 || std::fflush(file_) != 0)
-    throw Error(path_ + ": cannot be written").line("likely", "the disk is full").line("try", "free space, then --resume");
+  const std::string line = json_object + "\n";
+  const off_t whole = lseek(fd_, 0, SEEK_END);
+  for (size_t done = 0; done < line.size();) {
+    const ssize_t n = ::write(fd_, line.data() + done, line.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      if (ftruncate(fd_, whole) != 0) { /* then a resumed run drops the cut line */
+      }
+      throw Error(path_ + ": cannot be written: " + std::strerror(error)).line("try", "free some space, then --resume");
+    }
+    done += static_cast<size_t>(n);
+  }
 }
 
 void save_state(Backend& backend, ParamStore& params, const TrainState& s, const std::string& path) {
-  const nlohmann::json text = {{"step", s.step},         {"cursor", s.cursor},     {"seed", s.seed},
+  const nlohmann::json text = {{"step", s.step},           {"cursor", s.cursor},     {"seed", s.seed},
                                {"base_hash", s.base_hash}, {"finished", s.finished}, {"loss_before", s.loss_before},
                                {"identity", s.identity}};
   std::vector<std::vector<float>> values;
   std::vector<Tensor> arrays;
-  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  const std::pair<const char*, Tensor> all[] = {
+      {"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
   for (const auto& [name, tensor] : all) {
     values.emplace_back(static_cast<size_t>(tensor.numel()));
     backend.download(values.back().data(), tensor);
@@ -59,9 +86,11 @@ namespace {
 
 TrainState parse(const std::string& text, const std::string& path) {
   const nlohmann::json j = nlohmann::json::parse(text, nullptr, false);
-  if (j.is_discarded() || !j.is_object()) throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
+  if (j.is_discarded() || !j.is_object())
+    throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
   try {
-    return {j.at("step"), j.at("cursor"), j.at("seed"), j.at("base_hash"), j.at("finished"), j.at("loss_before"), j.at("identity")};
+    return {j.at("step"),     j.at("cursor"),      j.at("seed"),    j.at("base_hash"),
+            j.at("finished"), j.at("loss_before"), j.at("identity")};
   } catch (const nlohmann::json::exception& e) {
     throw Error(path + ": the state is not one of irq_train's").line("found", e.what()).line("try", "--overwrite");
   }
@@ -73,7 +102,8 @@ TrainState peek_state(const std::string& path) { return parse(StateReader(path).
 
 TrainState load_state(Backend& backend, ParamStore& params, const std::string& path) {
   StateReader reader(path);
-  const std::pair<const char*, Tensor> all[] = {{"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
+  const std::pair<const char*, Tensor> all[] = {
+      {"masters", params.values()}, {"adam_m", params.adam_m()}, {"adam_v", params.adam_v()}};
   for (const auto& [name, tensor] : all) {
     const TensorSpec* spec = reader.layout().find(name);
     if (spec == nullptr || spec->rows * spec->cols != tensor.numel())

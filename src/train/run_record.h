@@ -1,13 +1,13 @@
 // What a run leaves behind: log.jsonl (opened by the resolved configuration), train.state, and the result.
 #pragma once
-#include <cstdio>
 #include <string>
 
 #include "src/train/trainer.h"
 
 namespace irq {
 
-// One JSON object per line, flushed at once. On resume, lines behind the step that is resumed are cut off.
+// One JSON object per line, written at once and whole or not at all. On resume, lines behind the step that is resumed are
+// cut off.
 class RunLog {
  public:
   RunLog(const std::string& path, bool resume, int64_t resumed_step);
@@ -16,7 +16,7 @@ class RunLog {
   void write(const std::string& json_object);
 
  private:
-  std::FILE* file_ = nullptr;
+  int fd_ = -1;
   std::string path_;
 };
 
@@ -25,8 +25,8 @@ struct TrainState {
   int64_t step = 0, cursor = 0;
   uint64_t seed = 0, base_hash = 0;
   bool finished = false;
-  double loss_before = -1;       // held-out, before the first step
-  std::string identity;          // what must agree for a resume to be the same run: method, rank, data, batch, ...
+  double loss_before = -1;  // held-out, before the first step
+  std::string identity;     // what must agree for a resume to be the same run: one "flag value" a line, and the data
 };
 void save_state(Backend& backend, ParamStore& params, const TrainState& state, const std::string& path);
 // Reads the header text only.

@@ -7,10 +7,13 @@ namespace irq {
 constexpr double kBitExact = 0;
 
 inline Arg weight_arg(int64_t n) {
-  return {"w", Role::in, Kind::f32, 1, n, [](Rng& r, int64_t i) { return static_cast<double>(static_cast<float>(r.normal() * (i / 64 % 5 + 1) * 0.01)); }};
+  return {"w", Role::in, Kind::f32, 1, n, [](Rng& r, int64_t i) {
+            return static_cast<double>(static_cast<float>(r.normal() * (i / 64 % 5 + 1) * 0.01));
+          }};
 }
 inline Arg map_arg() {
-  return {"map", Role::in, Kind::f32, 1, 256, [](Rng&, int64_t i) { return static_cast<double>(dynamic_map()[static_cast<size_t>(i)]); }};
+  return {"map", Role::in, Kind::f32,
+          1,     256,      [](Rng&, int64_t i) { return static_cast<double>(dynamic_map()[static_cast<size_t>(i)]); }};
 }
 inline int64_t block_count(int64_t n) { return (n + kBlock - 1) / kBlock; }
 inline int64_t group_count(int64_t blocks) { return (blocks + kScaleGroup - 1) / kScaleGroup; }
@@ -22,7 +25,9 @@ inline OpCase icq_search_case(int bits, int64_t n, bool fp32) {
             {"plain", Role::out, Kind::f32, 1, block_count(n)},
             {"best", Role::out, Kind::f32, 1, block_count(n)},
             weight_arg(n)};
-  c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32}); };
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32});
+  };
   c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
   c.bytes = static_cast<double>(n) * (4 + 12.0 / 64);
   return c;
@@ -104,14 +109,22 @@ inline std::vector<OpCase> double_quantize_cases() {
 inline std::vector<Arg> matrix_args(int64_t rows, int64_t cols, int bits) {
   const int64_t n = rows * cols, blocks = block_count(n), groups = group_count(blocks);
   const auto byte = [](Rng& r, int64_t) { return static_cast<double>(r.below(256)); };
-  const auto positive = [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.01 + 0.002 * r.uniform())); };
-  return {{"codes", Role::in, Kind::u8, 1, (n * bits + 7) / 8, byte}, {"scale_codes", Role::in, Kind::u8, 1, blocks, byte},
-          {"scale_groups", Role::in, Kind::f32, 1, groups, positive}, {"scale_offset", Role::in, Kind::f32, 1, 1, positive},
-          {"tau_codes", Role::in, Kind::u8, 1, blocks, byte}, {"tau_groups", Role::in, Kind::f32, 1, groups, positive},
-          map_arg(), {"scales", Role::in, Kind::f32, 1, blocks, positive}};
+  const auto positive = [](Rng& r, int64_t) {
+    return static_cast<double>(static_cast<float>(0.01 + 0.002 * r.uniform()));
+  };
+  return {{"codes", Role::in, Kind::u8, 1, (n * bits + 7) / 8, byte},
+          {"scale_codes", Role::in, Kind::u8, 1, blocks, byte},
+          {"scale_groups", Role::in, Kind::f32, 1, groups, positive},
+          {"scale_offset", Role::in, Kind::f32, 1, 1, positive},
+          {"tau_codes", Role::in, Kind::u8, 1, blocks, byte},
+          {"tau_groups", Role::in, Kind::f32, 1, groups, positive},
+          map_arg(),
+          {"scales", Role::in, Kind::f32, 1, blocks, positive}};
 }
-inline QuantizedMatrix matrix_of(const std::vector<Tensor>& t, size_t first, int64_t rows, int64_t cols, QuantFormat format) {
-  return {rows, cols, format, t[first], t[first + 7], t[first + 1], t[first + 2], t[first + 3], t[first + 4], t[first + 5], t[first + 6]};
+inline QuantizedMatrix matrix_of(const std::vector<Tensor>& t, size_t first, int64_t rows, int64_t cols,
+                                 QuantFormat format) {
+  return {rows,         cols,         format,       t[first],     t[first + 7], t[first + 1],
+          t[first + 2], t[first + 3], t[first + 4], t[first + 5], t[first + 6]};
 }
 
 struct MatrixShape {
@@ -139,9 +152,9 @@ inline std::vector<OpCase> nfk_dequant_cases() {
     for (const bool tau : {true, false})
       // whole warps; a strided view; an odd number of blocks; a stride that is no multiple of 16 bytes; blocks across
       // rows
-      for (const MatrixShape s : {MatrixShape{16, 128, 0}, MatrixShape{5, 192, 8}, MatrixShape{1, 64, 0},
-                                  MatrixShape{3, 576, 0}, MatrixShape{3, 64, 3}, MatrixShape{7, 33, 2},
-                                  MatrixShape{300, 64, 0}})
+      for (const MatrixShape s :
+           {MatrixShape{16, 128, 0}, MatrixShape{5, 192, 8}, MatrixShape{1, 64, 0}, MatrixShape{3, 576, 0},
+            MatrixShape{3, 64, 3}, MatrixShape{7, 33, 2}, MatrixShape{300, 64, 0}})
         cases.push_back(nfk_dequant_case({QuantKind::nf, bits, kBlock, s.rows == 3 ? ScaleKind::f32 : ScaleKind::dq8,
                                           tau ? ShiftKind::tau : ShiftKind::none},
                                          s));
@@ -170,7 +183,8 @@ inline std::vector<OpCase> nfk_matmul_cases() {
   for (int bits = 2; bits <= 4; ++bits)
     for (const int64_t m : {0, 1, 3, 8, 16, 17})
       // 2368 columns: more than one chunk for some warps, the last not full; an unaligned x; blocks across rows
-      for (const MatrixShape s : {MatrixShape{33, 576, 0}, MatrixShape{20, 2368, 8}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}})
+      for (const MatrixShape s :
+           {MatrixShape{33, 576, 0}, MatrixShape{20, 2368, 8}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}})
         cases.push_back(nfk_matmul_case({QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8,
                                          m != 3 ? ShiftKind::tau : ShiftKind::none},
                                         m, s, m == 8 ? 0.5 : 0.0));

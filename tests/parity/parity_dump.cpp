@@ -154,8 +154,6 @@ int run(const Options& o, Backend& backend) {
   Trainer trainer(backend, arena, plan, static_cast<int64_t>(all.label_rows.size()));
   Llama& model = trainer.model();
   model.init_rope();
-  backend.fill(model.params().adam_m(), 0);
-  backend.fill(model.params().adam_v(), 0);
   if (quantized) load_quantized(backend, arena, model, *packed);
   else load_base(backend, arena, model, *base);
   if (plan.lora) load_adapter(backend, model, adapter, o.adapter);

@@ -1,0 +1,144 @@
+// What is asked for: the recipe's defaults, the resolved configuration as a command, and whether a resumed run is the same.
+#include <algorithm>
+#include <filesystem>
+#include <sstream>
+
+#include "src/train/finetune_run.h"
+
+namespace irq {
+namespace {
+
+// LLaMA-30B and larger get the paper's second column (fidelity 6.1).
+bool is_large(const ModelConfig& c) { return total_parameters(c) > 20'000'000'000; }
+
+bool has_records(DataForm form) { return form != DataForm::text && form != DataForm::tokens; }
+
+}  // namespace
+
+void Finetune::resolve() {
+  const bool official = o_.recipe == "official-script";
+  if (!o_.lr) o_.lr = method_.full ? 1e-3 : is_large(config_) && !official ? 1e-4 : 2e-4;
+  if (!o_.dropout) o_.dropout = method_.full || official ? 0.0 : is_large(config_) ? 0.05 : 0.1;
+  if (!o_.clip) o_.clip = method_.full ? 1.0 : 0.3;
+  if (!o_.bits) o_.bits = quantized_ ? quantized_->format().bits : 4;
+  if (o_.micro_batch == 0 || o_.micro_batch > o_.batch) o_.micro_batch = o_.batch;
+  optimizer_.clip = *o_.clip;
+  optimizer_.seed = o_.seed;
+  if (o_.out.empty()) {
+    const std::string stem = std::filesystem::path(o_.base).stem().string();
+    o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", *o_.bits) : "");
+  }
+  if (method_.lora && o_.rank % 8 != 0)
+    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
+        .line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
+  const int64_t narrowest = std::min({config_.dim, config_.kv_width(), config_.ffn});
+  if (method_.lora && o_.rank > narrowest)
+    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
+        .line("expected", strf("at most %ld, the narrowest linear of this model", narrowest));
+  if (method_.lora) parse_targets(o_.targets);  // complains about a name that is no linear
+}
+
+std::vector<Finetune::Setting> Finetune::settings() const {
+  std::vector<Setting> list;
+  constexpr bool kFixed = true, kFree = false;
+  const auto add = [&](const char* flag, const std::string& value, bool fixed) {
+    list.push_back({flag, value, fixed});
+  };
+  const auto number = [](int64_t n) { return std::to_string(n); };
+  add("--data", train_.path, kFree);  // its examples are compared instead
+  if (!o_.eval_data.empty()) add("--eval-data", o_.eval_data, kFree);
+  else add("--holdout", number(static_cast<int64_t>(held_out_.examples.size())), kFree);
+  add("--method", o_.method, kFixed);
+  if (method_.quantized) {
+    add("--bits", number(*o_.bits), kFixed);
+    if (method_.icq && base_) {
+      add("--lambda", json_number(o_.lambda), kFree);  // the quantized base is compared instead
+      add("--n", number(o_.n), kFree);
+      add("--entropy", o_.entropy, kFree);
+    }
+  }
+  add("--recipe", o_.recipe, kFixed);
+  add("--steps", number(steps_), kFree);
+  add("--batch", number(o_.batch), kFixed);
+  add("--micro-batch", number(o_.micro_batch), kFree);  // the same sums in another order
+  add("--lr", json_number(*o_.lr), kFixed);
+  add("--warmup", number(o_.warmup), kFixed);
+  add("--schedule", o_.schedule, kFixed);
+  add("--clip", json_number(*o_.clip), kFixed);
+  if (method_.lora) {
+    add("--rank", number(o_.rank), kFixed);
+    add("--alpha", json_number(o_.alpha), kFixed);
+    add("--dropout", json_number(*o_.dropout), kFixed);
+    const uint32_t targets = parse_targets(o_.targets);
+    add("--target-modules", targets == kAllTargets ? "all" : targets_text(targets), kFixed);
+    if (method_.u1 || method_.u2) add("--iec-expand", o_.iec_expand, kFixed);
+  }
+  if (has_records(train_.form) || has_records(held_out_.form)) {
+    add("--source-len", number(o_.source_len), kFree);  // the examples say what was cut
+    add("--target-len", number(o_.target_len), kFree);
+  }
+  if (!has_records(train_.form) || !has_records(held_out_.form)) add("--window", number(o_.window), kFree);
+  add("--seed", std::to_string(o_.seed), kFixed);
+  if (o_.memory_limit > 0) add("--memory-limit", number(o_.memory_limit), kFree);
+  add("--recompute", o_.recompute, kFree);
+  add("--residency", o_.residency, kFree);
+  if (method_.full) add("--dtype", o_.dtype, kFree);
+  add("--eval-every", number(o_.eval_every), kFree);
+  add("--save-every", number(o_.save_every), kFree);
+  add("--out", o_.out, kFree);
+  add("--device", backend_.device() == Device::CUDA ? "cuda" : "cpu", kFree);
+  return list;
+}
+
+// One line per thing that must agree, "flag value".
+std::string Finetune::identity() const {
+  std::string text;
+  for (const Setting& s : settings())
+    if (s.fixed) text += s.flag + " " + s.value + "\n";
+  return text + strf("data %016lx (%s examples)\n", data_hash_,
+                     with_commas(static_cast<long long>(train_.examples.size())).c_str());
+}
+
+std::string Finetune::command_again() const {
+  std::string text = "./irq_train " + shell_quoted(o_.base);
+  for (const Setting& s : settings()) text += " " + s.flag + " " + shell_quoted(s.value);
+  return text;
+}
+
+void Finetune::require_same_options() const {
+  if (!saved_) return;
+  const auto lines = [](const std::string& text) {
+    std::vector<std::string> all;
+    std::istringstream in(text);
+    for (std::string line; std::getline(in, line);) all.push_back(line);
+    return all;
+  };
+  const std::vector<std::string> then = lines(saved_->identity), now = lines(identity());
+  Error error(out("train.state") + ": that run had other options");
+  bool differs = false;
+  const auto missing = [&](const char* label, const std::vector<std::string>& from,
+                           const std::vector<std::string>& in) {
+    for (const std::string& line : from) {
+      if (std::find(in.begin(), in.end(), line) != in.end()) continue;
+      error.line(label, line);
+      differs = true;
+    }
+  };
+  missing("then", then, now);
+  missing("now", now, then);
+  if (differs)
+    throw error.line("try", "the options of the first run (" + out("log.jsonl") + " begins with them), or --overwrite");
+  if (steps_ < saved_->step)
+    throw Error(strf("--steps %ld: the run has done %ld steps already", steps_, saved_->step), Exit::usage)
+        .line("try", strf("--steps with more than %ld, or --overwrite", saved_->step));
+}
+
+void Finetune::require_same_base() const {
+  if (saved_ && saved_->base_hash != base_hash_)
+    throw Error(out("train.state") + ": that run had another base")
+        .line("then", strf("%016lx", saved_->base_hash))
+        .line("now", strf("%016lx (%s)", base_hash_, o_.base.c_str()))
+        .line("try", "the base of the first run (" + out("log.jsonl") + " begins with it), or --overwrite");
+}
+
+}  // namespace irq
