@@ -6,14 +6,16 @@
 //         instructions per weight, a third of the issue rate at that speed.
 // Tricky: a warp takes 1,024 weights (16 blocks). Each lane loads 16 bytes of codes, they are shared through shared memory,
 //         and each of four rounds stores 8 neighbouring weights a lane, so that both loads and stores are whole 512-byte
-//         lines. Lanes 0..15 decode one block each and pass it on by shuffles. The 16 levels lie in 16 different banks.
+//         lines. Lanes 0..15 decode one block each and pass it on by shuffles. The 16 levels lie in 16 different banks. All
+//         loads are issued before the first is waited for: codes, scale codes and their groups cost one latency, not four.
 //         Needs cols % 64 = 0 and 16-byte alignment; everything else goes through the general kernel.
 #include "kernels/nfk_block.cuh"
 
 namespace irq {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+static_assert(kThreads == 256);  // a thread per entry of the map
 constexpr int kRounds = 4;
 constexpr int kPerLane = 8;                           // weights a lane stores in a round
 constexpr int kPerWarp = kWarp * kPerLane * kRounds;  // 1,024 weights
@@ -42,51 +44,61 @@ __device__ __forceinline__ uint32_t load_group(const uint8_t* bytes, int group) 
 
 template <int kBits, bool kTau, class T>
 __global__ void __launch_bounds__(kThreads)
-    dequant_kernel(T* w, int64_t stride, PackedView q, int64_t blocks, Codebook book) {
-  constexpr int kWarps = kThreads / kWarp, kBytes = kPerWarp * kBits / 8, kLoads = kBytes / 16;  // lanes that load
+    dequant_kernel(T* w, int64_t stride, PackedView q, uint32_t blocks, Codebook book) {
+  constexpr int kBytes = kPerWarp * kBits / 8, kLoads = kBytes / 16;  // lanes that load
   __shared__ __align__(16) uint8_t staged[kWarps][kBytes];
-  __shared__ float levels[16];
-  if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
-  __syncthreads();
+  __shared__ float levels[16], map[256];
   const int lane = threadIdx.x % kWarp;
+  const uint32_t piece = blockIdx.x * kWarps + threadIdx.x / kWarp, first = piece * kBlocksPerWarp;
+  const int count = first < blocks ? static_cast<int>(min(static_cast<uint32_t>(kBlocksPerWarp), blocks - first)) : 0;
+  const int bytes = count * kBlock * kBits / 8;  // a multiple of 8: an odd number of NF3 blocks ends on half a load
+  uint4 codes{};
+  const uint8_t* from = q.codes + static_cast<uint64_t>(piece) * kBytes + lane * 16;
+  if (lane < kLoads && lane * 16 + 16 <= bytes) {
+    codes = __ldcs(reinterpret_cast<const uint4*>(from));
+  } else if (lane < kLoads && lane * 16 < bytes) {
+    const uint2 half = __ldcs(reinterpret_cast<const uint2*>(from));
+    codes.x = half.x, codes.y = half.y;
+  }
+  uint32_t scale_code = 0, tau_code = 0;
+  float scale_group = 0, tau_group = 0, offset = 0;
+  const uint32_t block = first + lane;
+  if (lane < count) {
+    if (q.scales) {
+      scale_group = __ldg(q.scales + block);
+    } else {
+      scale_code = __ldg(q.scale_codes + block);
+      scale_group = __ldg(q.scale_groups + block / kScaleGroup);
+      offset = __ldg(q.scale_offset);
+    }
+    if (kTau) {
+      tau_code = __ldg(q.tau_codes + block);
+      tau_group = __ldg(q.tau_groups + block / kScaleGroup);
+    }
+  }
+  if (q.map) map[threadIdx.x] = __ldg(q.map + threadIdx.x);
+  if (threadIdx.x < 1 << kBits) levels[threadIdx.x] = book.level[threadIdx.x];
   uint8_t* mine = staged[threadIdx.x / kWarp];
-  const uint32_t blocks_per_row = static_cast<uint32_t>(q.cols / kBlock);
-  const int64_t pieces = (blocks + kBlocksPerWarp - 1) / kBlocksPerWarp,
-                step = static_cast<int64_t>(gridDim.x) * kWarps;
-  for (int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; piece < pieces; piece += step) {
-    const int64_t first = piece * kBlocksPerWarp;
-    const int count = static_cast<int>(min(static_cast<int64_t>(kBlocksPerWarp), blocks - first));
-    const int bytes = count * kBlock * kBits / 8;  // a multiple of 8: an odd number of NF3 blocks ends on half a load
-    if (lane < kLoads && lane * 16 + 16 <= bytes)
-      reinterpret_cast<uint4*>(mine)[lane] = __ldg(reinterpret_cast<const uint4*>(q.codes + piece * kBytes) + lane);
-    else if (lane < kLoads && lane * 16 < bytes)
-      reinterpret_cast<uint2*>(mine)[2 * lane] =
-          __ldg(reinterpret_cast<const uint2*>(q.codes + piece * kBytes) + 2 * lane);
-    float scale = 0, tau = 0;
-    int64_t place = 0;  // of the block's first weight in w
-    if (lane < count) {
-      const int64_t block = first + lane;
-      scale = block_scale(q, block);
-      if (kTau) tau = block_tau(q, block);
-      const uint32_t row = static_cast<uint32_t>(block) / blocks_per_row;  // blocks < 2^32: checked by the caller
-      place = row * stride + (static_cast<uint32_t>(block) - row * blocks_per_row) * static_cast<int64_t>(kBlock);
-    }
-    __syncwarp();
+  if (lane < kLoads) reinterpret_cast<uint4*>(mine)[lane] = codes;
+  __syncthreads();
+
+  const uint32_t blocks_per_row = static_cast<uint32_t>(q.cols / kBlock), row = block / blocks_per_row;
+  const float scale = q.scales ? scale_group : __fadd_rn(__fmul_rn(map[scale_code], scale_group), offset);
+  const float tau = kTau ? __fmul_rn(map[tau_code], tau_group) : 0.0f;
+  const int64_t place =
+      row * stride + (block - row * blocks_per_row) * static_cast<int64_t>(kBlock);  // of the block's first weight in w
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int group = round * kWarp + lane, block = group / (kBlock / kPerLane);
-      const float s = __shfl_sync(kFullWarp, scale, block), t = kTau ? __shfl_sync(kFullWarp, tau, block) : 0.0f;
-      const int64_t at = __shfl_sync(kFullWarp, static_cast<long long>(place), block);
-      if (block < count) {
-        const uint32_t bits = load_group<kBits>(mine, group);
-        float x[8];
+  for (int round = 0; round < kRounds; ++round) {
+    const int group = round * kWarp + lane, from_lane = group / (kBlock / kPerLane);
+    const float s = __shfl_sync(kFullWarp, scale, from_lane), t = kTau ? __shfl_sync(kFullWarp, tau, from_lane) : 0.0f;
+    const int64_t at = __shfl_sync(kFullWarp, static_cast<long long>(place), from_lane);
+    if (from_lane >= count) continue;
+    const uint32_t bits = load_group<kBits>(mine, group);
+    float x[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
-        store_8(w + at + group % (kBlock / kPerLane) * kPerLane, x);
-      }
-    }
-    __syncwarp();
+    for (int i = 0; i < 8; ++i)
+      x[i] = dequantized<kTau>(levels[(bits >> (kBits * (7 - i))) & ((1u << kBits) - 1)], s, t);
+    store_8(w + at + group % (kBlock / kPerLane) * kPerLane, x);
   }
 }
 
@@ -116,16 +128,18 @@ void CudaBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {
   const PackedView view = packed_view(q);
   const Codebook& book = nf_codebook(q.format.bits);
   const bool fast = q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(view.codes) &&
-                    blocks < (int64_t{1} << 32);
-  const int64_t work = fast ? ceil_div(blocks, kBlocksPerWarp * (kThreads / kWarp)) : ceil_div(numel, kThreads);
-  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(work, int64_t{32} * sm_count()));
+                    blocks < (int64_t{1} << 31);
+  const unsigned grid =
+      static_cast<unsigned>(fast ? ceil_div(blocks, kBlocksPerWarp * kWarps)
+                                 : std::min<int64_t>(ceil_div(numel, kThreads), int64_t{32} * sm_count()));
+  const uint32_t few = static_cast<uint32_t>(blocks);
   dispatch_storage(w.dtype, [&](auto zero) {
     using T = decltype(zero);
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(w.data);
       if (fast && q.has_tau())
-        dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, blocks, book);
-      else if (fast) dequant_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, blocks, book);
+        dequant_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, few, book);
+      else if (fast) dequant_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, few, book);
       else if (q.has_tau())
         dequant_general_kernel<k.value, true><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
       else dequant_general_kernel<k.value, false><<<grid, kThreads, 0, stream()>>>(out, w.stride, view, book);
