@@ -62,7 +62,7 @@ demo: deps                           ## quantize, finetune and ask the tiny mode
 	@tools/demo/demo.sh
 test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
 	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
-	@$(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
+	@OMP_WAIT_POLICY=passive $(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
 parity: deps                         ## compare logits, loss and gradients with torch + transformers, where they are installed
 	@$(MAKE) $(BUILD)/parity_dump $(filter irq_quantize,$(TOOLS))
 	@python3 tests/parity/parity.py --build $(BUILD) || [ $$? = 77 ]

@@ -70,7 +70,7 @@ void print_row(const Row& r, bool csv) {
   const double unit = r.flops ? 1e12 : 1e9;
   const char* name = r.flops ? "TFLOP/s" : "GB/s";
   if (csv)
-    std::printf("%s,\"%s\",%.3f,%.4f,%s,%.4f,%.4f,%.3f,%s\n", r.op.c_str(), r.shape.c_str(), r.us, r.rate / unit, name,
+    std::printf("%s,\"%s\",%.6g,%.6g,%s,%.6g,%.6g,%.6g,%s\n", r.op.c_str(), r.shape.c_str(), r.us, r.rate / unit, name,
                 r.ceiling / unit, r.rate / r.ceiling, r.a100_us, r.note.c_str());
   else
     std::printf("%-22s %-40s %12.2f %10.4g %-7s %10.4g %6.1f %% %13.2f  %s\n", r.op.c_str(), r.shape.c_str(), r.us,

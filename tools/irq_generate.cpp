@@ -48,7 +48,8 @@ class Generate {
     const std::string path = find_tokenizer(a.model);
     tokenizer_ = a.has_ids && a.stops.empty() && path.empty() ? nullptr : require_tokenizer(a.model);
     options_.max_tokens = a.max_tokens;
-    options_.end_ids = {session_.config().eos};
+    // BOS ends a text as well: a model trained on a stream of documents puts it where the next one would begin.
+    options_.end_ids = {session_.config().eos, session_.config().bos};
     if (tokenizer_ && tokenizer_->eos() >= 0) options_.end_ids.push_back(tokenizer_->eos());
   }
 

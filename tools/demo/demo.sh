@@ -12,6 +12,8 @@ demo=tools/demo
 base=$demo/model.bin
 out=runs/demo
 
+export OMP_WAIT_POLICY=passive  # threads that wait must not hold a core that something else could use
+
 say() { printf '\n== %s\n' "$1"; }
 show() { printf '$ %s\n' "$*"; "$@"; }
 run() { # a tool and its arguments, shown before it runs
