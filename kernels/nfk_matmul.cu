@@ -132,7 +132,7 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
   dispatch_storage(y.dtype, [&](auto zero) {
     using T = decltype(zero);
     const bool fast = q.cols % kBlock == 0 && x.stride % Pack<T>::kCount == 0 && aligned_16(x.data) &&
-                      aligned_16(view.codes) && q.blocks() < int64_t{1} << 31;
+                      aligned_16(view.codes) && (y.dtype == DType::F32 || nfk_matmul_bf16_takes(view, q.format.bits));
     dispatch_bits(q.format.bits, [&](auto k) {
       T* out = static_cast<T*>(y.data);
       const T* in = static_cast<const T*>(x.data);

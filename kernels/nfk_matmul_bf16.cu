@@ -4,15 +4,16 @@
 //         as it comes; all sums, scales and shifts are F32.
 // Shapes: x (m, cols), y (m, rows) BF16, m <= 16; w (rows, cols) NF2/3/4 codes, cols % 64 = 0.
 // Cost  : k/8 + 0.03 bytes per weight: 45 M weights (11008 x 4096) NF4 are 24 MB = 8.6 us at 2.8 TB/s, plus 2 to 4 of launch,
-//         first loads and tail. About 3.8 instructions per weight (up to M = 8): 6 us of issuing. Every 16 rows of w read x
+//         first loads and tail. About 3.6 instructions per weight (up to M = 8): 6 us of issuing. Every 16 rows of w read x
 //         again, from L1 or L2: M / 4 times the bytes of the codes, which decides above M = 4.
 // Tricky: the codes are the A operand (16 rows of w), x is B (8 rows of x per tile), and the order of k within a block is free:
 //         lane (g, p) of a warp holds the 16 codes 16p .. 16p+15 of row g and of row g+8, so a pair of codes (a byte of NF4) is
 //         one A register, looked up in a table of all pairs that has a copy for each lane: no bank conflicts, one access for
 //         two weights. The four lanes of a row hold one block together, so its scale can wait until after the product.
 //         Block sums of x come from the same tensor cores: a product with ones. Eight warps share 16 rows, each takes every
-//         eighth chunk of 256 columns and loads the codes of its next chunk while it works on this one; partial sums are
-//         added in a fixed order.
+//         eighth chunk of 256 columns. A matrix of 4096 columns gives a warp two chunks: latency is everything, so codes are
+//         copied to shared memory three chunks ahead, x and the scales are loaded one step ahead, and all of it is under way
+//         before the table is made. Partial sums are added in a fixed order.
 #include "kernels/nfk_matmul.cuh"
 #include "kernels/sm80.cuh"
 
@@ -20,9 +21,10 @@ namespace irq {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kRows = 16;  // of w, per thread block
-constexpr int kChunk = 4;  // blocks: a lane of a row's four decodes the scale of one
-constexpr int kTile = 8;   // rows of x
+constexpr int kRows = 16;   // of w, per thread block
+constexpr int kChunk = 4;   // blocks: a lane of a row's four decodes the scale of one
+constexpr int kTile = 8;    // rows of x
+constexpr int kStages = 3;  // chunks of codes in shared memory
 constexpr uint32_t kOnes = 0x3f803f80u;
 
 // Multiples of the levels that bf16 holds best (found by trying): with them the error falls from 1.5e-3 to 8.3e-4 rms for
@@ -35,7 +37,7 @@ struct Codes;
 template <>
 struct Codes<4> {
   uint2 bytes;
-  __device__ __forceinline__ void load(const uint8_t* p) { bytes = __ldg(reinterpret_cast<const uint2*>(p)); }
+  __device__ __forceinline__ explicit Codes(const uint8_t* p) : bytes(*reinterpret_cast<const uint2*>(p)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
     return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4);
@@ -44,9 +46,9 @@ struct Codes<4> {
 template <>
 struct Codes<3> {
   uint32_t a, b, c;  // 16 bits each: the 6 bytes are not aligned to more
-  __device__ __forceinline__ void load(const uint8_t* p) {
+  __device__ __forceinline__ explicit Codes(const uint8_t* p) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(p);
-    a = __ldg(halves), b = __ldg(halves + 1), c = __ldg(halves + 2);
+    a = halves[0], b = halves[1], c = halves[2];
   }
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
@@ -57,7 +59,7 @@ struct Codes<3> {
 template <>
 struct Codes<2> {
   uint32_t v;
-  __device__ __forceinline__ void load(const uint8_t* p) { v = __ldg(reinterpret_cast<const uint32_t*>(p)); }
+  __device__ __forceinline__ explicit Codes(const uint8_t* p) : v(*reinterpret_cast<const uint32_t*>(p)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
     return (v >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0))) & 15;
@@ -96,75 +98,117 @@ struct RawScales {
   }
 };
 
+template <int kBits>
+struct Shape {
+  static constexpr int kPairs = 1 << (2 * kBits);
+  static constexpr int kBlockBytes = kBlock / 8 * kBits, kChunkBytes = kChunk * kBlockBytes;
+  static constexpr int kPieces = kChunkBytes / 16;  // 16-byte pieces of a row of a chunk
+  static constexpr int kPitch =
+      kChunkBytes + (kBits == 4 ? 32 : 16);  // of a row in shared memory: rows start in different banks
+};
+template <int kBits, int kTiles>
+struct BlockMemory {
+  uint32_t table[Shape<kBits>::kPairs][kWarp];  // [pair][lane]: two bf16 levels, the first code's in the lower half
+  float map[256];
+  union {
+    uint8_t codes[kWarps][kStages][kRows][Shape<kBits>::kPitch];
+    float partial[kWarps][kRows][kTiles * kTile + 1];
+  };
+};
+
+// Starts copying the warp's rows of a chunk, as far as blocks exist.
+template <int kBits>
+__device__ __forceinline__ void copy_codes(uint32_t to, const PackedView& q, uint32_t row0, int chunk, int blocks,
+                                           int lane) {
+  using S = Shape<kBits>;
+  const int bytes = (blocks - chunk * kChunk) * S::kBlockBytes;  // to the end of the row
+  const uint64_t row_bytes = static_cast<uint64_t>(blocks) * S::kBlockBytes;
+  const uint8_t* from = q.codes + static_cast<uint64_t>(chunk) * S::kChunkBytes;
+#pragma unroll
+  for (int i = lane; i < kRows * S::kPieces; i += kWarp) {
+    const int r = i / S::kPieces, at = i % S::kPieces * 16;
+    const uint32_t row = min(row0 + r, static_cast<uint32_t>(q.rows - 1));  // rows past the end repeat the last
+    cp_async_16(to + r * S::kPitch + at, from + row * row_bytes + at, at < bytes);
+  }
+}
+
 template <int kBits, bool kIcq, int kTiles>
 __global__ void __launch_bounds__(kThreads, 2)
     matmul_kernel(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, PackedView q,
                   int m_count, float beta, Codebook scaled, float unit) {
-  constexpr int kPairs = 1 << (2 * kBits);
-  __shared__ __align__(16)
-      uint32_t table[kPairs][kWarp];  // [pair][lane]: two bf16 levels, the first code's in the lower half
-  __shared__ float map[256];
-  __shared__ float partial[kWarps][kRows][kTiles * kTile + 1];
+  using S = Shape<kBits>;
+  extern __shared__ __align__(16) char memory[];
+  BlockMemory<kBits, kTiles>& shared = *reinterpret_cast<BlockMemory<kBits, kTiles>*>(memory);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, part = lane % 4;
   const uint32_t row0 = blockIdx.x * kRows;
   const int blocks = static_cast<int>(q.cols / kBlock), chunks = (blocks + kChunk - 1) / kChunk;
   const uint32_t last_row = static_cast<uint32_t>(q.rows - 1);
-  const uint32_t row[2] = {min(row0 + g, last_row) * blocks,
-                           min(row0 + g + 8, last_row) * blocks};  // the first block of each
+  const uint32_t row[2] = {min(row0 + g, last_row) * blocks, min(row0 + g + 8, last_row) * blocks};  // first blocks
 
-  constexpr int kBlockBytes = kBlock / 8 * kBits;
-  const uint8_t* next_codes[2];
+  const uint32_t stages = smem_address(&shared.codes[warp]);
 #pragma unroll
-  for (int r = 0; r < 2; ++r)
-    next_codes[r] = q.codes + static_cast<uint64_t>(row[r] + warp * kChunk) * kBlockBytes + part * 2 * kBits;
-  Codes<kBits> codes[2][kChunk];
-  RawScales<kIcq> raw{};
-  const auto load_codes = [&](int j) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) codes[r][j].load(next_codes[r] + j * kBlockBytes);
-  };
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j)
-    if (warp * kChunk + j < blocks) load_codes(j);
-  if (warp < chunks) raw.load(q, row, min(warp * kChunk + part, blocks - 1));
-  for (int i = threadIdx.x; i < kPairs * 8; i += kThreads) {
-    const int pair = i / 8;
-    const uint32_t value = pack_bf16(scaled.level[pair >> kBits], scaled.level[pair & ((1 << kBits) - 1)]);
-    reinterpret_cast<uint4*>(table)[i] = make_uint4(value, value, value, value);
+  for (int k = 0; k < kStages; ++k) {
+    if (warp + k * kWarps < chunks)
+      copy_codes<kBits>(stages + k * kRows * S::kPitch, q, row0, warp + k * kWarps, blocks, lane);
+    cp_async_commit();
   }
-  if (q.map) map[threadIdx.x] = __ldg(q.map + threadIdx.x);
-  const float offset = q.scales ? 0.0f : __ldg(q.scale_offset);
+  RawScales<kIcq> raw{};
   const __nv_bfloat16* x_at[kTiles];
+  uint4 x_next[kTiles][2] = {};
+  const auto load_x = [&](int column) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      x_next[t][0] = __ldg(reinterpret_cast<const uint4*>(x_at[t] + column));
+      x_next[t][1] = __ldg(reinterpret_cast<const uint4*>(x_at[t] + column) + 1);
+    }
+  };
 #pragma unroll
   for (int t = 0; t < kTiles; ++t)
     x_at[t] = x + min(t * kTile + g, m_count - 1) * x_stride + warp * kChunk * kBlock + part * 16;
-  const uint32_t copies = smem_address(&table[0][lane]);
+  if (warp < chunks) {
+    raw.load(q, row, min(warp * kChunk + part, blocks - 1));
+    load_x(0);
+  }
+  const float entry = q.map ? __ldg(q.map + threadIdx.x) : 0.0f, offset = q.scales ? 0.0f : __ldg(q.scale_offset);
+  const float level = scaled.level[lane & ((1 << kBits) - 1)];
+#pragma unroll
+  for (int k = 0; k < S::kPairs * 8; k += kThreads) {  // 16 bytes of copies at a time
+    const int i = k + threadIdx.x, pair = i / 8;
+    const float first = __shfl_sync(kFullWarp, level, pair >> kBits);
+    const float second = __shfl_sync(kFullWarp, level, pair & ((1 << kBits) - 1));
+    const uint32_t value = pack_bf16(first, second);
+    if (i < S::kPairs * 8) reinterpret_cast<uint4*>(shared.table)[i] = make_uint4(value, value, value, value);
+  }
+  shared.map[threadIdx.x] = entry;
+  const uint32_t copies = smem_address(&shared.table[0][lane]);
+  const uint8_t* codes = &shared.codes[warp][0][g][part * 2 * kBits];
   __syncthreads();
 
   float sum[kTiles][4] = {};
+  int stage = 0;
   for (int chunk = warp; chunk < chunks; chunk += kWarps) {
     const int left = blocks - chunk * kChunk,
-              ahead = left - kWarps * kChunk;  // blocks from this chunk on, from the next one on
+              ahead = left - kWarps * kChunk;  // blocks from this, from the next chunk on
     float scale[2], tau[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      scale[r] = raw.scale(q, r, map, offset) * unit;
-      tau[r] = raw.tau(q, r, map);
+      scale[r] = raw.scale(q, r, shared.map, offset) * unit;
+      tau[r] = raw.tau(q, r, shared.map);
     }
     if (ahead > 0) raw.load(q, row, min((chunk + kWarps) * kChunk + part, blocks - 1));
-#pragma unroll
-    for (int r = 0; r < 2; ++r) next_codes[r] += kWarps * kChunk * kBlockBytes;
+    cp_async_wait<kStages - 1>();
+    __syncwarp();
+    const uint8_t* staged = codes + stage * kRows * S::kPitch;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
       if (j >= left) break;
       uint4 xs[kTiles][2];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        xs[t][0] = __ldg(reinterpret_cast<const uint4*>(x_at[t] + j * kBlock));
-        xs[t][1] = __ldg(reinterpret_cast<const uint4*>(x_at[t] + j * kBlock) + 1);
-      }
-      const Codes<kBits> now[2] = {codes[0][j], codes[1][j]};
-      if (j < ahead) load_codes(j);                          // a whole chunk ahead
+      for (int t = 0; t < kTiles; ++t) xs[t][0] = x_next[t][0], xs[t][1] = x_next[t][1];
+      // The next block's, which may be in the next chunk; behind the last any.
+      load_x(j + 1 < kChunk && j + 1 < left ? (j + 1) * kBlock : ahead > 0 ? kWarps * kChunk * kBlock : 0);
+      const Codes<kBits> now[2] = {Codes<kBits>(staged + j * S::kBlockBytes),
+                                   Codes<kBits>(staged + 8 * S::kPitch + j * S::kBlockBytes)};
       float product[kTiles][4] = {}, total[kTiles][4] = {};  // of this block: level * x, and x alone
       const auto step = [&](auto s) {
         constexpr int i = 2 * s.value;
@@ -199,17 +243,23 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) x_at[t] += kWarps * kChunk * kBlock;
+    __syncwarp();  // all lanes have read the stage
+    if (chunk + kStages * kWarps < chunks)
+      copy_codes<kBits>(stages + stage * kRows * S::kPitch, q, row0, chunk + kStages * kWarps, blocks, lane);
+    cp_async_commit();
+    stage = stage + 1 < kStages ? stage + 1 : 0;
   }
+  __syncthreads();  // partial sums lie where the codes lay
 #pragma unroll
   for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-    for (int c = 0; c < 4; ++c) partial[warp][g + c / 2 * 8][t * kTile + 2 * part + c % 2] = sum[t][c];
+    for (int c = 0; c < 4; ++c) shared.partial[warp][g + c / 2 * 8][t * kTile + 2 * part + c % 2] = sum[t][c];
   __syncthreads();
   const int r = threadIdx.x % kRows, m = threadIdx.x / kRows;
   if (m >= m_count || row0 + r >= q.rows) return;
   float total = 0;
 #pragma unroll
-  for (int k = 0; k < kWarps; ++k) total += partial[k][r][m];
+  for (int k = 0; k < kWarps; ++k) total += shared.partial[k][r][m];
   __nv_bfloat16& out = y[m * y_stride + row0 + r];
   out = __float2bfloat16_rn(beta == 0.0f ? total : fmaf(beta, __bfloat162float(out), total));
 }
@@ -218,14 +268,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
                      int bits, int m, float beta, cudaStream_t stream) {
-  IRQ_CHECK(q.rows * (q.cols / kBlock) < int64_t{1} << 31, "nfk_matmul: blocks are numbered in 32 bits");
+  IRQ_CHECK(nfk_matmul_bf16_takes(q, bits), "nfk_matmul: codes are not aligned");
   Codebook scaled = nf_codebook(bits);
   for (float& level : scaled.level) level *= kLevelScale[bits];
   const unsigned grid = static_cast<unsigned>(ceil_div(q.rows, kRows));
   dispatch_bits(bits, [&](auto k) {
     const auto run = [&](auto icq, auto tiles) {
-      matmul_kernel<k.value, icq.value, tiles.value>
-          <<<grid, kThreads, 0, stream>>>(y, y_stride, x, x_stride, q, m, beta, scaled, 1.0f / kLevelScale[bits]);
+      const auto kernel = matmul_kernel<k.value, icq.value, tiles.value>;
+      constexpr int kBytes = static_cast<int>(sizeof(BlockMemory<k.value, tiles.value>));
+      CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+      kernel<<<grid, kThreads, kBytes, stream>>>(y, y_stride, x, x_stride, q, m, beta, scaled,
+                                                 1.0f / kLevelScale[bits]);
     };
     const auto run_tiles = [&](auto icq) {
       if (m <= kTile) run(icq, std::integral_constant<int, 1>{});

@@ -182,9 +182,9 @@ inline std::vector<OpCase> nfk_matmul_cases() {
   std::vector<OpCase> cases;
   for (int bits = 2; bits <= 4; ++bits)
     for (const int64_t m : {0, 1, 3, 8, 16, 17})
-      // 2368 columns: more than one chunk for some warps, the last not full; an unaligned x; blocks across rows
+      // 2432 columns: more than one chunk for some warps, the last not full; an unaligned x; blocks across rows
       for (const MatrixShape s :
-           {MatrixShape{33, 576, 0}, MatrixShape{20, 2368, 8}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}})
+           {MatrixShape{33, 576, 0}, MatrixShape{20, 2432, 8}, MatrixShape{9, 64, 3}, MatrixShape{5, 37, 0}})
         cases.push_back(nfk_matmul_case({QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8,
                                          m != 3 ? ShiftKind::tau : ShiftKind::none},
                                         m, s, m == 8 ? 0.5 : 0.0));
