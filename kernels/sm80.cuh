@@ -64,6 +64,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
+// 0xffff or 0 in each half of a word: its sign bit, spread.
+__device__ __forceinline__ uint32_t spread_signs(uint32_t x) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;\n" : "=r"(mask) : "r"(x));
+  return mask;
+}
+
 // 2^x in one instruction: at most 2 ulp, exact 0 for -infinity, results under 2^-126 become 0.
 __device__ __forceinline__ float exp2_hardware(float x) {
   float y;
