@@ -155,8 +155,8 @@ void forward_task(const Task& t, Scratch<T>& w, Tensor o, Tensor lse, Tensor q, 
     const T sum = w.sum[static_cast<size_t>(i - t.row_begin)], max = w.max[static_cast<size_t>(i - t.row_begin)];
     const T* acc = &w.o[static_cast<size_t>((i - t.row_begin) * dim)];
     T* out = at_mutable<T>(o, t.seq->q_begin + i, t.head, dim);
-    for (int64_t d = 0; d < dim; ++d) out[d] = sum > 0 ? acc[d] / sum : T(0);
-    lse.row<T>(t.head)[t.seq->q_begin + i] = sum > 0 ? max + std::log(sum) : T(0);
+    for (int64_t d = 0; d < dim; ++d) out[d] = sum == 0 ? T(0) : acc[d] / sum;
+    lse.row<T>(t.head)[t.seq->q_begin + i] = sum == 0 ? T(0) : max + std::log(sum);
   }
 }
 

@@ -113,12 +113,12 @@ __global__ void __launch_bounds__(kThreads) simple_fwd_kernel(AttentionArgs a) {
   float all_largest = -INFINITY, total = 0;
   for (int w = 0; w < kWarps; ++w) all_largest = fmaxf(all_largest, warp_largest[w]);
   for (int w = 0; w < kWarps; ++w)
-    if (warp_total[w] > 0) total += warp_total[w] * expf(warp_largest[w] - all_largest);
-  const float mine = sum > 0 ? expf(largest - all_largest) : 0.f;
+    if (warp_total[w] != 0) total += warp_total[w] * expf(warp_largest[w] - all_largest);
+  const float mine = sum != 0 ? expf(largest - all_largest) : 0.f;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) o[i] *= mine;
-  combine_and_store(o, out, dim, total > 0 ? 1 / total : 0.f);
-  if (threadIdx.x == 0) a.lse[head * a.lse_stride + row] = total > 0 ? all_largest + logf(total) : 0.f;
+  combine_and_store(o, out, dim, total == 0 ? 0.f : 1 / total);
+  if (threadIdx.x == 0) a.lse[head * a.lse_stride + row] = total == 0 ? 0.f : all_largest + logf(total);
 }
 
 // dq, and delta on the way.

@@ -4,9 +4,9 @@
 //          qkv).
 // Cost:    reads and writes x once: N = 8192, 64 heads of 128 in bf16 moves 268 MB, 96 us at 2.8 TB/s. 6 FLOPs per
 //          pair.
-// Tricky:  the tables' rows (512 bytes for D = 128) are shared by all heads of a token and come from L1 and L2. A
-//          thread They are read in the store phase: held from the load phase on they would cost 16 registers a pack.
-//          A thread owns both halves of its pairs, so in place is safe. The walk's "columns" are the pairs of a row:
+// Tricky:  the tables' rows (512 bytes for D = 128) are shared by all heads of a token and come from L1 and L2. They
+//          are read in the store phase: held from the load phase on they would cost 16 registers a pack. A thread
+//          owns both halves of its pairs, so in place is safe. The walk's "columns" are the pairs of a row:
 //          heads * D/2.
 #include "kernels/map.cuh"
 

@@ -71,6 +71,13 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t x) {
   return mask;
 }
 
+// 1/x in one instruction: at most 1 ulp; only for normal x and results.
+__device__ __forceinline__ float reciprocal_hardware(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 2^x in one instruction: at most 2 ulp, exact 0 for -infinity, results under 2^-126 become 0.
 __device__ __forceinline__ float exp2_hardware(float x) {
   float y;

@@ -170,6 +170,18 @@ TEST(AttentionReference, PackingChangesNoBit) {
   }
 }
 
+// A key that is no number spoils exactly the rows that see it: it must not end as a plausible zero.
+TEST(AttentionReference, NotANumberIsSeen) {
+  Inputs in = random_inputs(12, 12);
+  in.k[static_cast<size_t>(4 * kKvHeads * kDim)] = std::numeric_limits<double>::quiet_NaN();  // row 4, first head
+  const Results out = run(in, {{0, 8, 0, 8, 0, 0}, {8, 12, 8, 12, 0, 0}}, 12, 12, DType::F32);
+  for (int64_t i = 0; i < 12; ++i) {
+    EXPECT_EQ(std::isnan(out.o[static_cast<size_t>(i * kHeads * kDim)]), i >= 4 && i < 8) << "row " << i;
+    EXPECT_EQ(std::isnan(out.lse[static_cast<size_t>(i)]), i >= 4 && i < 8) << "row " << i;
+    EXPECT_FALSE(std::isnan(out.o[static_cast<size_t>(((i + 1) * kHeads - 1) * kDim)])) << "the last head, row " << i;
+  }
+}
+
 TEST(AttentionReference, ThreadsChangeNoBit) {
   const Inputs in = random_inputs(kMixedQueries, kMixedKeys);
   const int threads = omp_get_max_threads();

@@ -61,6 +61,47 @@ TEST(IcqSearch, EqualsTheDefinitionForOtherGrids) {
     expect_search_equals_definition("other grid", fill, 6, spec);
 }
 
+// The GPU goes from event to event instead of from candidate to candidate: the same bits on all kinds of blocks and grids.
+TEST(IcqSearch, CudaEqualsTheReference) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const int64_t blocks = 700, n = blocks * kBlock - 23;
+  Rng rng(11);
+  std::vector<float> w(static_cast<size_t>(n));
+  for (size_t i = 0; i < w.size(); ++i) {
+    const double x = rng.normal(), offset = static_cast<double>(i / 64 % 7);
+    switch (i / 64 % 10) {  // whole blocks of each kind
+      case 0: w[i] = static_cast<float>(x * x * x); break;
+      case 1: w[i] = static_cast<float>(offset + 0.5 * x); break;
+      case 2: w[i] = static_cast<float>(30 * offset + x); break;  // candidates so close that rounding matters
+      case 3: w[i] = 0.25f * static_cast<float>(std::round(2 * x)); break;
+      case 4: w[i] = to_float(to_bf16(static_cast<float>(x))); break;
+      case 5: w[i] = i % 64 == 5 ? 1.0f : 0.0f; break;
+      case 6: w[i] = static_cast<float>(std::pow(10.0, 10 * offset - 40) * x); break;
+      default: w[i] = static_cast<float>(0.02 * x);
+    }
+  }
+  w[64 * 69 + 3] = NAN;
+  w[64 * 79 + 60] = -INFINITY;
+  const auto search = [&](Backend& backend, int bits, const IcqSpec& spec) {
+    std::vector<Tensor> t;
+    for (const int64_t size : {blocks, blocks, blocks, n})
+      t.push_back(make_view(backend.allocate(size * 4), DType::F32, 1, size, "icq", backend.device()));
+    backend.upload(t[3], w.data());
+    backend.icq_search(t[0], t[1], t[2], t[3], bits, spec);
+    std::vector<std::string> out;  // as text, so that NaN equals NaN
+    std::vector<float> host(static_cast<size_t>(blocks));
+    for (size_t part = 0; part < 3; ++part) {
+      backend.download(host.data(), t[part]);
+      for (const float x : host) out.push_back(std::isnan(x) ? "nan" : hex_of(x));
+    }
+    for (const Tensor& x : t) backend.release(x.data);
+    return out;
+  };
+  for (const IcqSpec spec : {IcqSpec{0.1, 100}, IcqSpec{0.1, 100, true}, IcqSpec{0.1, 0}, IcqSpec{0.1, 2047}, IcqSpec{1e-6, 10}, IcqSpec{3.0, 40}})
+    for (int bits = 2; bits <= 4; ++bits)
+      EXPECT_EQ(search(cpu_backend(DType::F32), bits, spec), search(cuda_backend(DType::BF16), bits, spec)) << bits << " " << spec.lambda << " " << spec.n;
+}
+
 TEST(IcqSearch, BlockThatHoldsNanOrInfinityIsMarked) {
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
     std::vector<float> w(64, 0.5f);

@@ -361,7 +361,8 @@ std::unique_ptr<CheckedBackend> Cli::backend() {
   auto made = make_backend(device_);
   std::string line = tool_ + " " + kVersion + " | " + made->describe();
   const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
-  if (made->device() == Device::CPU) line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
+  if (made->device() == Device::CPU)
+    line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
   line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;
   note(line);
   return made;

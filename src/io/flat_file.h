@@ -31,7 +31,7 @@ enum class FileKind {
   adapter,
   state,
   config_json,
-  // What irq_convert takes.
+  // What irq_convert will take; until it exists they are recognised only to say so.
   safetensors,
   gguf,
   pytorch,

@@ -19,7 +19,7 @@ struct Method {
 const std::vector<Method>& methods();
 const Method& find_method(const std::string& name);  // usage Error listing the methods
 
-// The order of design: bit i of a target mask = linear i of layer_linears().
+// Bit i of a target mask = linear i of layer_linears().
 constexpr uint32_t kAllTargets = 0x7f;
 uint32_t parse_targets(const std::string& list);  // "q_proj,v_proj" or "wq,wv" or "all"
 std::string targets_text(uint32_t mask);          // "wq,wk,..."

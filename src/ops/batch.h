@@ -8,7 +8,7 @@ namespace irq {
 
 constexpr int64_t kRowBucket = 128;
 
-// One packed sequence, in rows of the batch (fidelity of the ranges: ops.inc, attention_fwd). Training: k = q, no prefix.
+// One packed sequence, in rows of the batch (what the ranges mean: ops.inc, attention_fwd). Training: k = q, no prefix.
 struct SeqRange {
   int32_t q_begin, q_end, k_begin, k_end, p_begin, p_end;
 };

@@ -1,5 +1,5 @@
 // LinearGroup: the linears that share one input (q|k|v, o, gate|up, down), run as one matrix product, with their LoRA +
-// IEC adapters extending it in both dimensions (all products below are single GEMMs):
+// IEC adapters extending it in both dimensions (all products below are single GEMMs, but for u and dx under dropout):
 //
 //   ext = [ W  sB' ]  (out + R) x (in + R)      y  = [x | u] [W | sB']^T,   u = x A'^T
 //         [ A'  -  ]                            dx = [dy | du] [W ; A'],    du = dy sB'

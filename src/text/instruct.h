@@ -1,4 +1,4 @@
-// Data files -> tokenized examples. The form is recognised from the content (design.md section 8):
+// Data files -> tokenized examples. The form is recognised from the content:
 //   Alpaca JSON array or JSONL {instruction, input, output} | JSONL {input, output} | JSONL {messages: [{role, content}]} |
 //   plain text | llm.c token files (20240520 v1 uint16, 20240801 v7 uint32)
 #pragma once

@@ -1,4 +1,4 @@
-// Several GPUs of one host. Which body is linked is decided by the build: dist_nccl.cpp or dist_single.cpp.
+// Several GPUs of one host. Which body is linked is decided by the build: dist_single.cpp; one for NCCL does not exist yet.
 #pragma once
 #include <string>
 

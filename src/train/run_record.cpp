@@ -53,12 +53,17 @@ RunLog::~RunLog() {
 void RunLog::write(const std::string& json_object) {
   const std::string line = json_object + "\n";
   const off_t whole = lseek(fd_, 0, SEEK_END);
-  if (::write(fd_, line.data(), line.size()) == static_cast<ssize_t>(line.size())) return;
-  const int error = errno;
-  if (whole >= 0 && ftruncate(fd_, whole) != 0) { /* the reader drops a cut line by itself */
+  for (size_t done = 0; done < line.size();) {
+    const ssize_t n = ::write(fd_, line.data() + done, line.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      if (ftruncate(fd_, whole) != 0) { /* then a resumed run drops the cut line */
+      }
+      throw Error(path_ + ": cannot be written: " + std::strerror(error)).line("try", "free some space, then --resume");
+    }
+    done += static_cast<size_t>(n);
   }
-  throw Error(path_ + ": cannot be written: " + std::strerror(error != 0 ? error : ENOSPC))
-      .line("try", "free some space, then --resume");
 }
 
 void save_state(Backend& backend, ParamStore& params, const TrainState& s, const std::string& path) {
