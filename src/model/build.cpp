@@ -173,14 +173,14 @@ void Llama::refresh() {
     for (LinearGroup* g : layer.groups())
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
   }
-  if (iec_.fold_chunks > 0) backend_.iec_fold_all(iec_);
+  fold_adapters(backend_, iec_);
 }
 
 void Llama::finish_gradients() {
   for (Layer& layer : layers_)
     for (LinearGroup* g : layer.groups()) claim_betas(params_, *g);
   params_.zero_untouched(backend_);
-  if (iec_.dbeta_chunks > 0) backend_.iec_dbeta_all(iec_);
+  finish_betas(backend_, iec_);
 }
 
 }  // namespace irq

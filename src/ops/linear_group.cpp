@@ -51,6 +51,14 @@ void add_adapters(IecTableBuilder& table, const ParamStore& params, const Linear
   }
 }
 
+void fold_adapters(Backend& backend, const IecTable& table) {
+  if (table.fold_chunks > 0) backend.iec_fold_all(table);
+}
+
+void finish_betas(Backend& backend, const IecTable& table) {
+  if (table.dbeta_chunks > 0) backend.iec_dbeta_all(table);
+}
+
 void claim_betas(ParamStore& params, const LinearGroup& g) {
   for (const AdapterPart& p : g.adapters) {
     if (beta1_from_da(g, p)) params.claim(p.param_beta1);

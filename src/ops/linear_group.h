@@ -68,10 +68,12 @@ class DeviceWeights final : public WeightProvider {
   Arena& arena_;
 };
 
-// The group's part of the table with which one op folds all adapters of a model (a_folded and every b_folded from the
-// masters), and another gives dbeta1 and dbeta2 from dA and dB.
+// The group's part of the table of all adapters of a model.
 void add_adapters(IecTableBuilder& table, const ParamStore& params, const LinearGroup& group);
-// Tells the store which betas' gradients that op will write.
+// Recomputes every a_folded and b_folded from the masters; once per optimizer step.
+void fold_adapters(Backend& backend, const IecTable& table);
+// Every dbeta1 and dbeta2 from dA and dB. claim_betas() tells the store before that those need no zeros.
+void finish_betas(Backend& backend, const IecTable& table);
 void claim_betas(ParamStore& params, const LinearGroup& group);
 
 }  // namespace irq
