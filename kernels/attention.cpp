@@ -45,7 +45,8 @@ std::vector<Task> query_tasks(const std::vector<Sequence>& seqs, int64_t heads) 
   std::vector<Task> tasks;
   for (const Sequence& s : seqs)
     for (int64_t h = 0; h < heads; ++h)
-      for (int64_t r = 0; r < s.queries(); r += kTileRows) tasks.push_back({&s, h, r, std::min(r + kTileRows, s.queries())});
+      for (int64_t r = 0; r < s.queries(); r += kTileRows)
+        tasks.push_back({&s, h, r, std::min(r + kTileRows, s.queries())});
   return tasks;
 }
 
@@ -56,9 +57,13 @@ std::vector<char> live_rows(const std::vector<Sequence>& seqs, int64_t rows) {
 }
 
 template <class T>
-const T* at(Tensor x, int64_t row, int64_t head, int64_t dim) { return x.row<T>(row) + head * dim; }
+const T* at(Tensor x, int64_t row, int64_t head, int64_t dim) {
+  return x.row<T>(row) + head * dim;
+}
 template <class T>
-T* at_mutable(Tensor x, int64_t row, int64_t head, int64_t dim) { return x.row<T>(row) + head * dim; }
+T* at_mutable(Tensor x, int64_t row, int64_t head, int64_t dim) {
+  return x.row<T>(row) + head * dim;
+}
 
 // packed[d][j] = rows[j][d] for j < count; the lanes behind stay zero, so that the loops over lanes have no tail.
 template <class T>
@@ -91,7 +96,8 @@ void add_scaled(T* __restrict y, T w, const T* __restrict x, int64_t dim) {
 // that some query row below row_end sees. Blocks are anchored at the segment, not at the buffer.
 template <class F>
 void for_key_blocks(const Sequence& s, int64_t row_end, F&& f) {
-  for (int64_t j = 0; j < s.p_end - s.p_begin; j += kSlab) f(s.p_begin + j, std::min(kSlab, s.p_end - s.p_begin - j), j, true);
+  for (int64_t j = 0; j < s.p_end - s.p_begin; j += kSlab)
+    f(s.p_begin + j, std::min(kSlab, s.p_end - s.p_begin - j), j, true);
   const int64_t own = std::min(s.own_keys(row_end - 1), s.k_end - s.k_begin);
   for (int64_t j = 0; j < own; j += kSlab) f(s.k_begin + j, std::min(kSlab, own - j), j, false);
 }
@@ -105,12 +111,16 @@ template <class T>
 struct Scratch {
   std::vector<T> k_block, v_block, o, max, sum;
   explicit Scratch(int64_t dim)
-      : k_block(static_cast<size_t>(dim * kSlab)), v_block(k_block.size()), o(static_cast<size_t>(dim * kTileRows)),
-        max(kTileRows), sum(kTileRows) {}
+      : k_block(static_cast<size_t>(dim * kSlab)),
+        v_block(k_block.size()),
+        o(static_cast<size_t>(dim * kTileRows)),
+        max(kTileRows),
+        sum(kTileRows) {}
 };
 
 template <class T>
-void forward_task(const Task& t, Scratch<T>& w, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, int64_t dim, int64_t group) {
+void forward_task(const Task& t, Scratch<T>& w, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, int64_t dim,
+                  int64_t group) {
   const T scale = T(1) / std::sqrt(static_cast<T>(dim));
   const int64_t kv_head = t.head / group;
   std::fill(w.o.begin(), w.o.end(), T(0));
@@ -152,8 +162,8 @@ void forward_task(const Task& t, Scratch<T>& w, Tensor o, Tensor lse, Tensor q, 
 
 // dq = scale * dS K with dS = P * (dO V^T - delta), P = exp(scale * Q K^T - lse)
 template <class T>
-void backward_q_task(const Task& t, Scratch<T>& w, Tensor dq, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor lse,
-                     int64_t dim, int64_t group) {
+void backward_q_task(const Task& t, Scratch<T>& w, Tensor dq, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v,
+                     Tensor lse, int64_t dim, int64_t group) {
   const T scale = T(1) / std::sqrt(static_cast<T>(dim));
   const int64_t kv_head = t.head / group;
   std::fill(w.o.begin(), w.o.end(), T(0));
@@ -185,14 +195,15 @@ void backward_q_task(const Task& t, Scratch<T>& w, Tensor dq, Tensor delta, Tens
 // head of the group and every query, in this order. dk = scale * dS^T Q, dv = P^T dO.
 template <class T>
 struct KeyTile {
-  int64_t begin, end, kv_head;  // key rows
+  int64_t begin, end, kv_head;               // key rows
   std::vector<T> dk, dv, q_block, do_block;  // accumulators (rows, dim); transposed blocks (dim, kSlab)
 };
 
 // One block of queries [first, first + count) of sequence s; the segment of keys starts at row `segment`.
 template <class T>
-void add_query_block(KeyTile<T>& t, const Sequence& s, int64_t key_begin, int64_t key_end, bool prefix, int64_t head, int64_t first,
-                     int64_t count, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor lse, int64_t dim) {
+void add_query_block(KeyTile<T>& t, const Sequence& s, int64_t key_begin, int64_t key_end, bool prefix, int64_t head,
+                     int64_t first, int64_t count, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor lse,
+                     int64_t dim) {
   const T scale = T(1) / std::sqrt(static_cast<T>(dim));
   const int64_t row = s.q_begin + first;
   transpose_block(t.q_block.data(), at<T>(q, row, head, dim), q.stride, count, dim);
@@ -215,8 +226,8 @@ void add_query_block(KeyTile<T>& t, const Sequence& s, int64_t key_begin, int64_
 }
 
 template <class T>
-void backward_key_tile(KeyTile<T>& t, const std::vector<Sequence>& seqs, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q,
-                       Tensor k, Tensor v, Tensor lse, int64_t dim, int64_t group) {
+void backward_key_tile(KeyTile<T>& t, const std::vector<Sequence>& seqs, Tensor dk, Tensor dv, Tensor delta,
+                       Tensor dout, Tensor q, Tensor k, Tensor v, Tensor lse, int64_t dim, int64_t group) {
   const T scale = T(1) / std::sqrt(static_cast<T>(dim));
   std::fill(t.dk.begin(), t.dk.end(), T(0));
   std::fill(t.dv.begin(), t.dv.end(), T(0));
@@ -228,8 +239,8 @@ void backward_key_tile(KeyTile<T>& t, const std::vector<Sequence>& seqs, Tensor 
       const int64_t first = prefix ? 0 : s.first_query(key_begin - s.k_begin) / kSlab * kSlab;  // causal skip
       for (int64_t head = t.kv_head * group; head < (t.kv_head + 1) * group; ++head)
         for (int64_t i = first; i < s.queries(); i += kSlab)
-          add_query_block(t, s, key_begin, key_end, prefix, head, i, std::min(kSlab, s.queries() - i), delta, dout, q, k, v, lse,
-                          dim);
+          add_query_block(t, s, key_begin, key_end, prefix, head, i, std::min(kSlab, s.queries() - i), delta, dout, q,
+                          k, v, lse, dim);
     }
   for (int64_t key = t.begin; key < t.end; ++key)
     for (int64_t d = 0; d < dim; ++d) {
@@ -273,8 +284,8 @@ void CpuBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
   });
 }
 
-void CpuBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o,
-                               Tensor lse, Tensor seqs, int head_dim) {
+void CpuBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v,
+                               Tensor o, Tensor lse, Tensor seqs, int head_dim) {
   const std::vector<Sequence> all = read_sequences(seqs);
   const int64_t dim = head_dim, heads = q.cols / dim, kv_heads = k.cols / dim, group = heads / kv_heads;
   const std::vector<Task> tasks = query_tasks(all, heads);
@@ -288,7 +299,8 @@ void CpuBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Te
     {
       Scratch<T> scratch(dim);
 #pragma omp for schedule(dynamic) nowait
-      for (size_t i = 0; i < tasks.size(); ++i) backward_q_task<T>(tasks[i], scratch, dq, delta, dout, q, k, v, lse, dim, group);
+      for (size_t i = 0; i < tasks.size(); ++i)
+        backward_q_task<T>(tasks[i], scratch, dq, delta, dout, q, k, v, lse, dim, group);
       KeyTile<T> tile{};
       for (auto* buffer : {&tile.dk, &tile.dv}) buffer->resize(static_cast<size_t>(kTileRows * dim));
       for (auto* buffer : {&tile.q_block, &tile.do_block}) buffer->resize(static_cast<size_t>(kSlab * dim));

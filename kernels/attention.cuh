@@ -10,7 +10,8 @@ struct AttentionArgs {
   const void *q = nullptr, *k = nullptr, *v = nullptr, *dout = nullptr;
   float *lse = nullptr, *delta = nullptr;  // (H, N)
   const int32_t* seqs = nullptr;           // (n_seqs, 6)
-  int64_t o_stride = 0, dq_stride = 0, dk_stride = 0, dv_stride = 0, q_stride = 0, k_stride = 0, v_stride = 0, dout_stride = 0;
+  int64_t o_stride = 0, dq_stride = 0, dk_stride = 0, dv_stride = 0, q_stride = 0, k_stride = 0, v_stride = 0,
+          dout_stride = 0;
   int64_t lse_stride = 0, delta_stride = 0, seqs_stride = 0;
   int n_seqs = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, group = 0, head_dim = 0;
   float scale = 0;
@@ -72,7 +73,8 @@ __device__ inline const QueryTile& find_query_tile(const AttentionArgs& a, int r
   for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
     const int i = chunk + threadIdx.x;
     int tiles = 0, total = 0;
-    if (i < a.n_seqs) tiles = (a.seqs[i * a.seqs_stride + 1] - a.seqs[i * a.seqs_stride] + rows_per_tile - 1) / rows_per_tile;
+    if (i < a.n_seqs)
+      tiles = (a.seqs[i * a.seqs_stride + 1] - a.seqs[i * a.seqs_stride] + rows_per_tile - 1) / rows_per_tile;
     const int end = base + block_scan<kThreads>(tiles, total), begin = end - tiles;
     // The last tile of a sequence first: it has the most keys to visit.
     if (index >= begin && index < end) result = {load_seq(a, i), (end - 1 - index) * rows_per_tile, true, 0};
@@ -98,7 +100,8 @@ __device__ inline void for_dead_rows(const AttentionArgs& a, int part, int parts
     for (int i = threadIdx.x; i < a.n_seqs; i += kThreads) {
       const int low = max(a.seqs[i * a.seqs_stride], first), high = min(a.seqs[i * a.seqs_stride + 1], end);
       if (low == first && high == end) all_live = 1;
-      else for (int r = low; r < high; ++r) live[r - first] = 1;
+      else
+        for (int r = low; r < high; ++r) live[r - first] = 1;
     }
     if (!__syncthreads_or(all_live))
       for (int r = threadIdx.x / kWarp; r < end - first; r += kThreads / kWarp)
@@ -135,7 +138,9 @@ constexpr int kPitchBytes = (D + 8) * 2;
 // Starts copying rows [first, first + kRows) of one head, x (rows, D) bf16; rows from `end` on become zeros.
 template <int D, int kRows, int kThreads>
 __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* x, int64_t stride, int first, int end) {
-  constexpr int kChunks = D / 8, kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;  // threads of a row, some idle if D = 48
+  constexpr int kChunks = D / 8, kLanes = kChunks <= 4   ? 4
+                                          : kChunks <= 8 ? 8
+                                                         : 16;  // threads of a row, some idle if D = 48
   constexpr int kStep = kThreads / kLanes;
   const int thread = fresh_thread_index(), row = thread / kLanes, chunk = thread % kLanes;
   if (chunk >= kChunks) return;
@@ -177,7 +182,8 @@ __device__ __forceinline__ void multiply_abt(float (&acc)[kTiles][kN / 8][4], ui
 // acc[m] += bf16(P[m]) B: P in registers in mma's C layout (which is also its A layout, two tiles of 8 columns making one
 // of 16), B (kK, D) in shared memory.
 template <int D, int kK, int kTiles>
-__device__ __forceinline__ void multiply_pb(float (&acc)[kTiles][D / 8][4], const float (&p)[kTiles][kK / 8][4], uint32_t b_tile) {
+__device__ __forceinline__ void multiply_pb(float (&acc)[kTiles][D / 8][4], const float (&p)[kTiles][kK / 8][4],
+                                            uint32_t b_tile) {
   const int lane = threadIdx.x % kWarp;
   const uint32_t b_lane = b_tile + (lane % 16) * kPitchBytes<D> + (lane / 16) * 16;
 #pragma unroll
@@ -216,14 +222,16 @@ __device__ __forceinline__ void store_rows(__nv_bfloat16* x, int64_t stride, int
     for (int n = 0; n < D / 8; ++n) {
       unsigned char* at = staging + (m * 16 + lane / 4) * kPitchBytes<D> + n * 16 + lane % 4 * 4;
       *reinterpret_cast<uint32_t*>(at) = pack_bf16(acc[m][n][0] * scale[m][0], acc[m][n][1] * scale[m][0]);
-      *reinterpret_cast<uint32_t*>(at + 8 * kPitchBytes<D>) = pack_bf16(acc[m][n][2] * scale[m][1], acc[m][n][3] * scale[m][1]);
+      *reinterpret_cast<uint32_t*>(at + 8 * kPitchBytes<D>) =
+          pack_bf16(acc[m][n][2] * scale[m][1], acc[m][n][3] * scale[m][1]);
     }
   __syncwarp();
   constexpr int kChunks = D / 8;
   for (int i = lane; i < kTiles * 16 * kChunks; i += kWarp) {
     const int row = i / kChunks, chunk = i % kChunks;
     if (first + row < end)
-      *reinterpret_cast<uint4*>(x + (first + row) * stride + chunk * 8) = *reinterpret_cast<const uint4*>(staging + row * kPitchBytes<D> + chunk * 16);
+      *reinterpret_cast<uint4*>(x + (first + row) * stride + chunk * 8) =
+          *reinterpret_cast<const uint4*>(staging + row * kPitchBytes<D> + chunk * 16);
   }
 }
 
@@ -242,7 +250,8 @@ bool dispatch_head_dim(int head_dim, F&& f) {
 // A kernel may use more than 48 KB of shared memory only after being told so.
 template <class Kernel>
 void allow_shared_memory(Kernel kernel, int bytes) {
-  CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  CUDA_CHECK(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 }  // namespace irq

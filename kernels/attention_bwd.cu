@@ -22,12 +22,13 @@ constexpr float kLog2E = 1.4426950408889634f;
 static_assert(KeyTiles::kKeys == kTile);
 
 template <int D>
-constexpr int kTileBytes = kTile * kPitchBytes<D>;
+constexpr int kTileBytes = kTile* kPitchBytes<D>;
 
 // ---- dq and delta -------------------------------------------------------------------------------------------------
 // delta of this warp's 16 rows, into shared memory and to a.delta. o comes from global memory, dout from its tile.
 template <int D>
-__device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* delta, const unsigned char* dout_rows, int head, int row, int end) {
+__device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* delta, const unsigned char* dout_rows,
+                                              int head, int row, int end) {
   constexpr int kChunks = D / 8, kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;  // lanes of a row
   const int lane = threadIdx.x % kWarp, chunk = lane % kLanes;
   const auto* o = static_cast<const __nv_bfloat16*>(a.o) + head * D;
@@ -49,8 +50,9 @@ __device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* del
 }
 
 // S -> dS in place, given dP = dO V^T. Row half h of the thread sees the keys below limit[h].
-__device__ __forceinline__ void score_gradient(float (&s)[1][kTile / 8][4], const float (&dp)[1][kTile / 8][4], const float (&lse2)[2],
-                                               const float (&delta)[2], const int (&limit)[2], float c) {
+__device__ __forceinline__ void score_gradient(float (&s)[1][kTile / 8][4], const float (&dp)[1][kTile / 8][4],
+                                               const float (&lse2)[2], const float (&delta)[2], const int (&limit)[2],
+                                               float c) {
 #pragma unroll
   for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
@@ -76,23 +78,30 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
   }
   const SeqRange& seq = tile.seq;
   const KeyTiles keys(seq, min(tile.first + kTile, seq.queries()));
-  const uint32_t q_tile = smem_address(shared_memory), dout_tile = q_tile + kTileBytes<D>, kv_tiles = dout_tile + kTileBytes<D>;
+  const uint32_t q_tile = smem_address(shared_memory), dout_tile = q_tile + kTileBytes<D>,
+                 kv_tiles = dout_tile + kTileBytes<D>;
   const auto load_kv = [&](int t) {
     const uint32_t stage = kv_tiles + t % 2 * 2 * kTileBytes<D>;
-    load_tile<D, kTile, kThreads>(stage, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, keys.first(t), keys.end(t));
-    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D, a.v_stride, keys.first(t), keys.end(t));
+    load_tile<D, kTile, kThreads>(stage, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride,
+                                  keys.first(t), keys.end(t));
+    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D,
+                                  a.v_stride, keys.first(t), keys.end(t));
     cp_async_commit();
   };
   const int first = seq.q_begin + tile.first;
-  load_tile<D, kTile, kThreads>(q_tile, static_cast<const __nv_bfloat16*>(a.q) + head * D, a.q_stride, first, seq.q_end);
-  load_tile<D, kTile, kThreads>(dout_tile, static_cast<const __nv_bfloat16*>(a.dout) + head * D, a.dout_stride, first, seq.q_end);
+  load_tile<D, kTile, kThreads>(q_tile, static_cast<const __nv_bfloat16*>(a.q) + head * D, a.q_stride, first,
+                                seq.q_end);
+  load_tile<D, kTile, kThreads>(dout_tile, static_cast<const __nv_bfloat16*>(a.dout) + head * D, a.dout_stride, first,
+                                seq.q_end);
   cp_async_commit();
   if (keys.count > 0) load_kv(0);
 
-  const int warp_row = threadIdx.x / kWarp * 16, row = tile.first + warp_row;  // row: this warp's first, counted from q_begin
+  const int warp_row = threadIdx.x / kWarp * 16,
+            row = tile.first + warp_row;  // row: this warp's first, counted from q_begin
   cp_async_wait<0>();
   __syncthreads();
-  compute_delta<D>(a, delta_rows + warp_row, shared_memory + kTileBytes<D> + warp_row * kPitchBytes<D>, head, first + warp_row, seq.q_end);
+  compute_delta<D>(a, delta_rows + warp_row, shared_memory + kTileBytes<D> + warp_row * kPitchBytes<D>, head,
+                   first + warp_row, seq.q_end);
   float dq[1][D / 8][4] = {}, lse2[2], delta[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -109,7 +118,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
     float s[1][kTile / 8][4] = {}, dp[1][kTile / 8][4] = {};
     multiply_abt<D, kTile>(s, q_tile + warp_row * kPitchBytes<D>, k_tile);
     multiply_abt<D, kTile>(dp, dout_tile + warp_row * kPitchBytes<D>, k_tile + kTileBytes<D>);
-    const int limit[2] = {keys.limit(t, row + lane / 4) - lane % 4 * 2, keys.limit(t, row + lane / 4 + 8) - lane % 4 * 2};
+    const int limit[2] = {keys.limit(t, row + lane / 4) - lane % 4 * 2,
+                          keys.limit(t, row + lane / 4 + 8) - lane % 4 * 2};
     score_gradient(s, dp, lse2, delta, limit, a.scale * kLog2E);
     multiply_pb<D, kTile>(dq, s, k_tile);
   }
@@ -122,9 +132,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
 // Some keys of a block's tile, seen by one sequence: its own keys, or its prefix.
 struct Seen {
   int q_begin, q_end;
-  int key_begin, key_end;    // key rows of the buffer, clipped to the tile
-  int key_lead;              // key row j is seen from query j - key_lead on, counted from q_begin; a prefix: always (kAlways)
-  int first_tile, tiles;     // query tiles to visit: [first_tile, tiles), anchored at q_begin
+  int key_begin, key_end;  // key rows of the buffer, clipped to the tile
+  int key_lead;  // key row j is seen from query j - key_lead on, counted from q_begin; a prefix: always (kAlways)
+  int first_tile, tiles;  // query tiles to visit: [first_tile, tiles), anchored at q_begin
 };
 constexpr int kAlways = 1 << 30;
 
@@ -132,8 +142,13 @@ constexpr int kAlways = 1 << 30;
 __device__ inline Seen find_seen(const AttentionArgs& a, int i, bool prefix, int tile_begin, int tile_end) {
   if (i >= a.n_seqs) return {};
   const SeqRange s = load_seq(a, i);
-  Seen seen = {s.q_begin, s.q_end, max(tile_begin, prefix ? s.p_begin : s.k_begin), min(tile_end, prefix ? s.p_end : s.k_end),
-               prefix ? kAlways : s.k_begin + s.lead(), 0, 0};
+  Seen seen = {s.q_begin,
+               s.q_end,
+               max(tile_begin, prefix ? s.p_begin : s.k_begin),
+               min(tile_end, prefix ? s.p_end : s.k_end),
+               prefix ? kAlways : s.k_begin + s.lead(),
+               0,
+               0};
   if (seen.key_begin >= seen.key_end || s.queries() <= 0) return {};
   seen.tiles = (s.queries() + kTile - 1) / kTile;
   seen.first_tile = max(0, seen.key_begin - seen.key_lead) / kTile;
@@ -156,7 +171,8 @@ struct QueryStage {
   static constexpr int kBytes = 2 * kTileBytes<D> + 2 * kTile * 4;
   __device__ static void load(uint32_t stage, const AttentionArgs& a, int head, int first, int end) {
     load_tile<D, kTile, kThreads>(stage, static_cast<const __nv_bfloat16*>(a.q) + head * D, a.q_stride, first, end);
-    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.dout) + head * D, a.dout_stride, first, end);
+    load_tile<D, kTile, kThreads>(stage + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.dout) + head * D,
+                                  a.dout_stride, first, end);
     const int i = threadIdx.x % kTile;
     const float* rows = threadIdx.x < kTile ? a.lse + head * a.lse_stride : a.delta + head * a.delta_stride;
     cp_async_4(stage + 2 * kTileBytes<D> + threadIdx.x * 4, rows + (first + i < end ? first + i : 0), first + i < end);
@@ -166,8 +182,9 @@ static_assert(kThreads == 2 * kTile, "one thread loads one lse or delta");
 
 // One visit: this warp's 16 keys against 64 queries; first_query counts from q_begin.
 template <int D>
-__device__ __forceinline__ void add_visit(float (&dk)[1][D / 8][4], float (&dv)[1][D / 8][4], uint32_t k_rows, uint32_t v_rows,
-                                          uint32_t q_tile, const float* lse, const Seen& seen, int first_query, int warp_key, float c) {
+__device__ __forceinline__ void add_visit(float (&dk)[1][D / 8][4], float (&dv)[1][D / 8][4], uint32_t k_rows,
+                                          uint32_t v_rows, uint32_t q_tile, const float* lse, const Seen& seen,
+                                          int first_query, int warp_key, float c) {
   const int lane = threadIdx.x % kWarp;
   const int low = max(seen.key_begin, warp_key);  // this warp's first key that the entry has
   if (low >= min(seen.key_end, warp_key + 16) || low - seen.key_lead >= first_query + kTile) return;
@@ -206,8 +223,10 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
   __shared__ Seen list[2 * kThreads + 1];
   const int tile_begin = blockIdx.x * kTile, tile_end = min(tile_begin + kTile, a.keys), kv_head = blockIdx.y;
   const uint32_t k_tile = smem_address(shared_memory), stages = k_tile + 2 * kTileBytes<D>;
-  load_tile<D, kTile, kThreads>(k_tile, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, tile_begin, tile_end);
-  load_tile<D, kTile, kThreads>(k_tile + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D, a.v_stride, tile_begin, tile_end);
+  load_tile<D, kTile, kThreads>(k_tile, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, tile_begin,
+                                tile_end);
+  load_tile<D, kTile, kThreads>(k_tile + kTileBytes<D>, static_cast<const __nv_bfloat16*>(a.v) + kv_head * D,
+                                a.v_stride, tile_begin, tile_end);
   cp_async_commit();
   const int warp_row = threadIdx.x / kWarp * 16;
   const uint32_t k_rows = k_tile + warp_row * kPitchBytes<D>, v_rows = k_rows + kTileBytes<D>;
@@ -225,7 +244,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
     __syncthreads();
     const auto load = [&](const Visit& v, int stage) {
       const Seen& s = list[v.entry];
-      QueryStage<D>::load(stages + stage * QueryStage<D>::kBytes, a, kv_head * a.group + v.head, s.q_begin + v.tile * kTile, s.q_end);
+      QueryStage<D>::load(stages + stage * QueryStage<D>::kBytes, a, kv_head * a.group + v.head,
+                          s.q_begin + v.tile * kTile, s.q_end);
       cp_async_commit();
     };
     Visit visit = {0, 0, list[0].first_tile};
@@ -236,9 +256,10 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
       cp_async_wait<0>();
       __syncthreads();  // this visit's tiles are there, and every warp has left the last one's
       if (next.entry < entries) load(next, stage ^ 1);
-      const float* lse = reinterpret_cast<const float*>(shared_memory + 2 * kTileBytes<D> + stage * QueryStage<D>::kBytes + 2 * kTileBytes<D>);
-      add_visit<D>(dk, dv, k_rows, v_rows, stages + stage * QueryStage<D>::kBytes, lse, list[visit.entry], visit.tile * kTile,
-                   tile_begin + warp_row, a.scale * kLog2E);
+      const float* lse = reinterpret_cast<const float*>(shared_memory + 2 * kTileBytes<D> +
+                                                        stage * QueryStage<D>::kBytes + 2 * kTileBytes<D>);
+      add_visit<D>(dk, dv, k_rows, v_rows, stages + stage * QueryStage<D>::kBytes, lse, list[visit.entry],
+                   visit.tile * kTile, tile_begin + warp_row, a.scale * kLog2E);
       visit = next;
     }
     __syncthreads();  // the next chunk's first load goes to stage 0
@@ -247,8 +268,10 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
   __syncthreads();
   const float scale[1][2] = {{a.scale, a.scale}}, one[1][2] = {{1.f, 1.f}};
   unsigned char* staging = shared_memory + warp_row * kPitchBytes<D>;
-  store_rows<D>(static_cast<__nv_bfloat16*>(a.dk) + kv_head * D, a.dk_stride, tile_begin + warp_row, tile_end, staging, dk, scale);
-  store_rows<D>(static_cast<__nv_bfloat16*>(a.dv) + kv_head * D, a.dv_stride, tile_begin + warp_row, tile_end, staging, dv, one);
+  store_rows<D>(static_cast<__nv_bfloat16*>(a.dk) + kv_head * D, a.dk_stride, tile_begin + warp_row, tile_end, staging,
+                dk, scale);
+  store_rows<D>(static_cast<__nv_bfloat16*>(a.dv) + kv_head * D, a.dv_stride, tile_begin + warp_row, tile_end, staging,
+                dv, one);
 }
 
 template <int D>
@@ -270,11 +293,13 @@ void launch(const AttentionArgs& a, cudaStream_t stream) {
 
 }  // namespace
 
-void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o,
-                                Tensor lse, Tensor seqs, int head_dim) {
+void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
+                                Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim) {
   AttentionArgs a = make_attention_args(q, k, v, lse, seqs, head_dim);
-  a.o = o.data, a.dq = dq.data, a.dk = dk.data, a.dv = dv.data, a.dout = dout.data, a.delta = static_cast<float*>(delta.data);
-  a.o_stride = o.stride, a.dq_stride = dq.stride, a.dk_stride = dk.stride, a.dv_stride = dv.stride, a.dout_stride = dout.stride;
+  a.o = o.data, a.dq = dq.data, a.dk = dk.data, a.dv = dv.data, a.dout = dout.data,
+  a.delta = static_cast<float*>(delta.data);
+  a.o_stride = o.stride, a.dq_stride = dq.stride, a.dk_stride = dk.stride, a.dv_stride = dv.stride,
+  a.dout_stride = dout.stride;
   a.delta_stride = delta.stride;
   bool tiles = q.dtype == DType::BF16;
   for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);

@@ -20,15 +20,15 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 template <int D, int kTiles>
 struct FwdConfig {
-  static constexpr int kRows = 64 * kTiles;                                           // query rows of a block
-  static constexpr int kSharedBytes = (kRows + 4 * kKeys) * kPitchBytes<D>;           // Q, two stages of K and V
+  static constexpr int kRows = 64 * kTiles;                                  // query rows of a block
+  static constexpr int kSharedBytes = (kRows + 4 * kKeys) * kPitchBytes<D>;  // Q, two stages of K and V
 };
 
 // Scores -> probabilities (in place), and the running max and sum of the thread's rows; o is rescaled to the new max.
 // c = scale * log2(e): exponentials are taken to base 2.
 template <int D, int kTiles>
-__device__ __forceinline__ void online_softmax(float (&s)[kTiles][kKeys / 8][4], float (&o)[kTiles][D / 8][4], float (&row_max)[kTiles][2],
-                                               float (&row_sum)[kTiles][2], float c) {
+__device__ __forceinline__ void online_softmax(float (&s)[kTiles][kKeys / 8][4], float (&o)[kTiles][D / 8][4],
+                                               float (&row_max)[kTiles][2], float (&row_sum)[kTiles][2], float c) {
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -56,7 +56,8 @@ __device__ __forceinline__ void online_softmax(float (&s)[kTiles][kKeys / 8][4],
 }
 
 template <int kTiles>
-__device__ __forceinline__ void mask_scores(float (&s)[kTiles][kKeys / 8][4], const KeyTiles& keys, int t, int first_row) {
+__device__ __forceinline__ void mask_scores(float (&s)[kTiles][kKeys / 8][4], const KeyTiles& keys, int t,
+                                            int first_row) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
@@ -150,7 +151,8 @@ __global__ void __launch_bounds__(kThreads, D == 64 && kTiles == 1 ? 3 : 2) atte
 template <int D, int kTiles>
 void launch(const AttentionArgs& a, cudaStream_t stream) {
   using Config = FwdConfig<D, kTiles>;
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.queries, Config::kRows) + a.n_seqs + 1), static_cast<unsigned>(a.heads));
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.queries, Config::kRows) + a.n_seqs + 1),
+                  static_cast<unsigned>(a.heads));
   allow_shared_memory(attention_fwd_kernel<D, kTiles>, Config::kSharedBytes);
   attention_fwd_kernel<D, kTiles><<<grid, kThreads, Config::kSharedBytes, stream>>>(a);
   CUDA_LAUNCHED();
@@ -162,9 +164,11 @@ AttentionArgs make_attention_args(Tensor q, Tensor k, Tensor v, Tensor lse, Tens
   AttentionArgs a;
   a.q = q.data, a.k = k.data, a.v = v.data, a.lse = static_cast<float*>(lse.data);
   a.seqs = static_cast<const int32_t*>(seqs.data);
-  a.q_stride = q.stride, a.k_stride = k.stride, a.v_stride = v.stride, a.lse_stride = lse.stride, a.seqs_stride = seqs.stride;
+  a.q_stride = q.stride, a.k_stride = k.stride, a.v_stride = v.stride, a.lse_stride = lse.stride,
+  a.seqs_stride = seqs.stride;
   a.n_seqs = static_cast<int>(seqs.rows), a.queries = static_cast<int>(q.rows), a.keys = static_cast<int>(k.rows);
-  a.head_dim = head_dim, a.heads = static_cast<int>(q.cols / head_dim), a.kv_heads = static_cast<int>(k.cols / head_dim);
+  a.head_dim = head_dim, a.heads = static_cast<int>(q.cols / head_dim),
+  a.kv_heads = static_cast<int>(k.cols / head_dim);
   IRQ_CHECK(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "%d query heads, %d key/value heads", a.heads, a.kv_heads);
   IRQ_CHECK(head_dim <= kMaxSimpleDim, "head_dim %d is more than %d", head_dim, kMaxSimpleDim);
   IRQ_CHECK(q.rows < (int64_t{1} << 30) && k.rows < (int64_t{1} << 30), "seqs holds 32-bit rows");
@@ -185,10 +189,10 @@ void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor
   // One row for each sequence is decoding: a tile would be 63/64 empty.
   const bool tiles = q.dtype == DType::BF16 && aligned && a.queries > a.n_seqs;
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) {
-    // Long sequences: 32 rows a warp halve the shared memory traffic. Short ones would leave half of such a tile empty.
-    if (a.queries > 96 * int64_t{a.n_seqs}) launch<dim, 2>(a, stream());
-    else launch<dim, 1>(a, stream());
-  });
+                          // Long sequences: 32 rows a warp halve the shared memory traffic. Short ones would leave half of such a tile empty.
+                          if (a.queries > 96 * int64_t{a.n_seqs}) launch<dim, 2>(a, stream());
+                          else launch<dim, 1>(a, stream());
+                        });
   if (!launched) attention_fwd_simple(a, q.dtype, stream());
 }
 

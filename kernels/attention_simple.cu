@@ -17,7 +17,8 @@ constexpr int kPerLane = kMaxSimpleDim / kWarp;  // lane l holds elements l, l +
 constexpr int kAtOnce = 4;
 
 template <class T>
-__device__ __forceinline__ void load_row(float (&x)[kPerLane], const void* base, int64_t stride, int row, int head, int dim) {
+__device__ __forceinline__ void load_row(float (&x)[kPerLane], const void* base, int64_t stride, int row, int head,
+                                         int dim) {
   const T* p = static_cast<const T*>(base) + row * stride + head * dim;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {

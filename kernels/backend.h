@@ -28,7 +28,7 @@ class Backend {
 
   virtual Device device() const = 0;
   Precision precision() const { return precision_; }
-  virtual std::string describe() const = 0;         // "CPU, 2 threads" | "NVIDIA H100 80GB HBM3, sm_90, 85.0 GB"
+  virtual std::string describe() const = 0;  // "CPU, 2 threads" | "NVIDIA H100 80GB HBM3, sm_90, 85.0 GB"
 
   // Device memory. allocate throws an Error when there is not enough. free_bytes: what could be allocated now.
   virtual void* allocate(int64_t bytes) = 0;
@@ -68,8 +68,8 @@ struct OpTime {
 // Checks shapes, then calls `inner`; with `inner` null it is a dry run.  Profiling synchronizes around each op.
 class CheckedBackend final : public Backend {
  public:
-  CheckedBackend(std::unique_ptr<Backend> inner);                    // the real thing
-  CheckedBackend(Device device, Precision precision);                // dry
+  CheckedBackend(std::unique_ptr<Backend> inner);      // the real thing
+  CheckedBackend(Device device, Precision precision);  // dry
   ~CheckedBackend() override;
   void set_profile(bool on);
   const std::vector<OpTime>& profile() const;

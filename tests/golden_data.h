@@ -23,7 +23,9 @@ inline uint32_t crc32(const void* data, size_t bytes) {
   return ~crc;
 }
 template <class T>
-uint32_t crc32(const std::vector<T>& v) { return crc32(v.data(), v.size() * sizeof(T)); }
+uint32_t crc32(const std::vector<T>& v) {
+  return crc32(v.data(), v.size() * sizeof(T));
+}
 
 inline std::string hex_of(float x) { return strf("%08x", std::bit_cast<uint32_t>(x)); }
 inline std::string hex_of(const uint8_t* bytes, size_t n) {
@@ -54,7 +56,8 @@ inline std::vector<char> file_bytes(const std::filesystem::path& path) {
 // The folder of the released code's full outputs, or "".
 inline std::filesystem::path shared_golden_folder() {
   const char* set = std::getenv("IRQ_SHARED_DATA");
-  for (const std::filesystem::path& base : {std::filesystem::path(set ? set : ""), std::filesystem::path("../shared/data")})
+  for (const std::filesystem::path& base :
+       {std::filesystem::path(set ? set : ""), std::filesystem::path("../shared/data")})
     if (!base.empty() && std::filesystem::exists(base / "golden/gauss.w.npy")) return base / "golden";
   return {};
 }

@@ -69,20 +69,22 @@ Results dense(const Inputs& in, const SeqRanges& seqs, int64_t queries, int64_t 
         for (int64_t j = 0; j < keys; ++j)
           for (int d = 0; d < kDim; ++d)
             r.o[static_cast<size_t>((i * kHeads + h) * kDim + d)] +=
-                weight[static_cast<size_t>(j)] / total * in.v[static_cast<size_t>((j * kKvHeads + h / (kHeads / kKvHeads)) * kDim + d)];
+                weight[static_cast<size_t>(j)] / total *
+                in.v[static_cast<size_t>((j * kKvHeads + h / (kHeads / kKvHeads)) * kDim + d)];
         r.lse[static_cast<size_t>(h * queries + i)] = std::log(total);
       }
   return r;
 }
 
 // A prefix of 6 rows (itself a sequence), two sequences on it, one alone, a decode row, dead rows, spans over one slab of 64.
-const SeqRanges kMixed = {{0, 6, 0, 6, 0, 0}, {6, 10, 6, 10, 0, 6}, {12, 15, 12, 15, 0, 6}, {16, 90, 16, 90, 0, 0},
-                          {91, 92, 95, 170, 0, 0}, {93, 93, 0, 0, 0, 0}};
+const SeqRanges kMixed = {{0, 6, 0, 6, 0, 0},     {6, 10, 6, 10, 0, 6},    {12, 15, 12, 15, 0, 6},
+                          {16, 90, 16, 90, 0, 0}, {91, 92, 95, 170, 0, 0}, {93, 93, 0, 0, 0, 0}};
 constexpr int64_t kMixedQueries = 94, kMixedKeys = 172;
 
 TEST(AttentionReference, IsTheDenseSoftmax) {
   const Inputs in = random_inputs(kMixedQueries, kMixedKeys);
-  const Results out = run(in, kMixed, kMixedQueries, kMixedKeys, DType::F64), ref = dense(in, kMixed, kMixedQueries, kMixedKeys);
+  const Results out = run(in, kMixed, kMixedQueries, kMixedKeys, DType::F64),
+                ref = dense(in, kMixed, kMixedQueries, kMixedKeys);
   // F64 against F64: only the order of sums of at most 75 terms differs.
   EXPECT_LE(relative_l2(out.o, ref.o), 1e-14);
   EXPECT_LE(relative_l2(out.lse, ref.lse), 1e-14);
@@ -137,7 +139,8 @@ TEST(AttentionReference, PackingChangesNoBit) {
   SeqRanges forwards, backwards;
   std::vector<int> begin_forwards, begin_backwards(lengths.size());
   int at = 0;
-  for (const int n : lengths) begin_forwards.push_back(at), forwards.push_back({at, at + n, at, at + n, 0, 0}), at += n + 1;
+  for (const int n : lengths)
+    begin_forwards.push_back(at), forwards.push_back({at, at + n, at, at + n, 0, 0}), at += n + 1;
   at = 5;
   for (size_t i = lengths.size(); i-- > 0;) {
     backwards.push_back({at, at + lengths[i], at, at + lengths[i], 0, 0});
@@ -150,7 +153,8 @@ TEST(AttentionReference, PackingChangesNoBit) {
     return y;
   };
   const int64_t q_width = kHeads * kDim, k_width = kKvHeads * kDim;
-  const Inputs moved = {move_rows(in.q, q_width), move_rows(in.k, k_width), move_rows(in.v, k_width), move_rows(in.dout, q_width)};
+  const Inputs moved = {move_rows(in.q, q_width), move_rows(in.k, k_width), move_rows(in.v, k_width),
+                        move_rows(in.dout, q_width)};
   const Results a = run(in, forwards, rows, rows, DType::F32), b = run(moved, backwards, rows, rows, DType::F32);
   EXPECT_EQ(move_rows(a.o, q_width), b.o);
   EXPECT_EQ(move_rows(a.dq, q_width), b.dq);

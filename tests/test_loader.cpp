@@ -1,10 +1,10 @@
-#include "src/text/loader.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 #include <set>
+
+#include "src/text/loader.h"
 
 namespace irq {
 namespace {

@@ -25,13 +25,15 @@ std::string load_error(const std::string& path, const Tokenizer* tokenizer = &kB
 }
 
 TEST(Prompts, AlpacaWording) {
-  EXPECT_EQ(alpaca_prompt("Name a color.", ""),
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nName a color.\n\n### Response: ");
-  EXPECT_EQ(alpaca_prompt(" Sum. ", "1 2"),  // fields are not stripped
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-            "response that appropriately completes the request.\n\n### Instruction:\n Sum. \n\n### Input:\n1 2\n\n"
-            "### Response: ");
+  EXPECT_EQ(
+      alpaca_prompt("Name a color.", ""),
+      "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+      "### Instruction:\nName a color.\n\n### Response: ");
+  EXPECT_EQ(
+      alpaca_prompt(" Sum. ", "1 2"),  // fields are not stripped
+      "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+      "response that appropriately completes the request.\n\n### Instruction:\n Sum. \n\n### Input:\n1 2\n\n"
+      "### Response: ");
 }
 
 // fidelity.md 6.5 with LLaMA's own ids: source starts 1, _Below and ends _Response : _; target starts with _ + word.
@@ -73,8 +75,9 @@ TEST(Alpaca, ArrayAndLinesGiveTheSame) {
 
 TEST(Alpaca, Truncation) {
   const TempFolder folder;
-  const auto path = folder.write("a.jsonl", "{\"input\": \"abcdef\", \"output\": \"uvwxyz\"}\n"
-                                            "{\"input\": \"abc\", \"output\": \"uvw\"}\n");
+  const auto path = folder.write("a.jsonl",
+                                 "{\"input\": \"abcdef\", \"output\": \"uvwxyz\"}\n"
+                                 "{\"input\": \"abc\", \"output\": \"uvw\"}\n");
   DataOptions o;
   o.source_len = 4;
   o.target_len = 4;
@@ -92,7 +95,8 @@ TEST(Alpaca, Truncation) {
 TEST(Chat, OneTurnIsTheAlpacaExample) {
   const TempFolder folder;
   const auto chat = load_data(folder.write("c.jsonl", R"({"messages": [{"role": "user", "content": "Hi"}, )"
-                                           R"({"role": "assistant", "content": "Hello"}]})"), &kBytes, {});
+                                                      R"({"role": "assistant", "content": "Hello"}]})"),
+                              &kBytes, {});
   const auto alpaca = load_data(folder.write("a.jsonl", R"({"instruction": "Hi", "output": "Hello"})"), &kBytes, {});
   EXPECT_EQ(chat.form, DataForm::chat);
   EXPECT_EQ(chat.examples[0].ids, alpaca.examples[0].ids);
@@ -101,11 +105,12 @@ TEST(Chat, OneTurnIsTheAlpacaExample) {
 
 TEST(Chat, TrainsOnAssistantTurnsOnly) {
   const TempFolder folder;
-  const auto path = folder.write(
-      "c.jsonl", R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, )"
-                 R"({"role": "assistant", "content": "b"}, {"role": "user", "content": "C"}, )"
-                 R"({"role": "assistant", "content": "d"}, {"role": "user", "content": "left open"}]})" "\n"
-                 R"({"messages": [{"role": "user", "content": "nobody answers"}]})");
+  const auto path =
+      folder.write("c.jsonl", R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, )"
+                              R"({"role": "assistant", "content": "b"}, {"role": "user", "content": "C"}, )"
+                              R"({"role": "assistant", "content": "d"}, {"role": "user", "content": "left open"}]})"
+                              "\n"
+                              R"({"messages": [{"role": "user", "content": "nobody answers"}]})");
   const LoadedData data = load_data(path, &kBytes, {});
   const Ids first = kBytes.encode("S\n\n### Instruction:\nA\n\n### Response: ", true);
   const Ids second = bytes("\n\n### Instruction:\nC\n\n### Response: ");
@@ -204,25 +209,33 @@ TEST(Records, MalformedFilesNameTheLine) {
     const char *file, *content;
     std::vector<std::string> says;
   } cases[] = {
-      {"a.jsonl", "\n@\n{\"instruction\": \"a\", \"response\": \"c\"}\n",
+      {"a.jsonl",
+       "\n@\n{\"instruction\": \"a\", \"response\": \"c\"}\n",
        {"a.jsonl: line 3", "no \"output\"", "\"response\""}},
-      {"b.jsonl", "@\n{\"instruction\": \"a\", \"output\": 3}\n",
+      {"b.jsonl",
+       "@\n{\"instruction\": \"a\", \"output\": 3}\n",
        {"b.jsonl: line 2", "\"output\" is not a string", "number"}},
-      {"c.jsonl", "@\n{\"instruction\": \"a\", oops}\n", {"c.jsonl: line 2", "not valid JSON", "one JSON object per line"}},
+      {"c.jsonl",
+       "@\n{\"instruction\": \"a\", oops}\n",
+       {"c.jsonl: line 2", "not valid JSON", "one JSON object per line"}},
       {"d.jsonl", "@\n{\"instruction\": \"a\",\n\"output\": \"c\"}\n", {"d.jsonl: line 2", "ends too early"}},
       {"e.json", "[\n@,\n@\n", {"e.json: line 4", "']' at the end"}},
       {"f.json", "[\n@,\n@", {"f.json: line 3", "cut short"}},
       {"g.json", "[\n@\n@\n]", {"g.json: line 3", "',' or ']'"}},
       {"h.json", "[@]\nx", {"h.json: line 2", "behind the list"}},
-      {"i.json", "[\n@,\n{\"instruction\": \"a\",\n \"output\": \"c\",\n \"input\": nul}\n]",
+      {"i.json",
+       "[\n@,\n{\"instruction\": \"a\",\n \"output\": \"c\",\n \"input\": nul}\n]",
        {"i.json: line 5", "not valid JSON"}},
       {"j.json", "[\n@,\n{\"instruction\": \"a\",\n\"out", {"j.json: line 4", "cut short", "line 3"}},
       {"k.json", "[\n@,\n\"text\"\n]", {"k.json: line 3", "no object"}},
-      {"l.json", "[{\"prompt\": \"a\", \"completion\": \"b\"}]", {"l.json: line 1", "no form known here", "\"completion\""}},
+      {"l.json",
+       "[{\"prompt\": \"a\", \"completion\": \"b\"}]",
+       {"l.json: line 1", "no form known here", "\"completion\""}},
       {"m.json", "hello", {"m.json: line 1", "not valid JSON"}},
       {"n.json", "[]", {"n.json", "no records"}},
       {"o.jsonl", "{\"messages\": []}", {"o.jsonl: line 1", "an empty list"}},
-      {"p.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}",
+      {"p.jsonl",
+       "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}",
        {"p.jsonl: line 1", "message 2 is out of turn", "role \"tool\"", "\"assistant\""}},
       {"q.jsonl", "{\"messages\": [{\"role\": \"user\"}]}", {"q.jsonl: line 1", "no \"content\""}},
       {"r.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", {"r.jsonl", "no token to train on"}},

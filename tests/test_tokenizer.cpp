@@ -41,15 +41,16 @@ TEST(Tokenizer, LlamaVocabulary) {
 
 TEST(Tokenizer, LlamaGoldens) {
   NEED_LLAMA();
-  const Ids alpaca = {13866, 338, 385, 15278, 393, 16612, 263, 3414, 29889, 14350, 263, 2933, 393, 7128, 2486, 1614,
-                      2167, 278, 2009, 29889, 13, 13, 2277, 29937, 2799, 4080, 29901, 13, 1170, 263, 2927, 29889, 13,
-                      13, 2277, 29937, 13291, 29901, 29871};
+  const Ids alpaca = {13866, 338,  385,  15278, 393,  16612, 263,   3414, 29889, 14350, 263,   2933,  393,
+                      7128,  2486, 1614, 2167,  278,  2009,  29889, 13,   13,    2277,  29937, 2799,  4080,
+                      29901, 13,   1170, 263,   2927, 29889, 13,    13,   2277,  29937, 13291, 29901, 29871};
   EXPECT_EQ(llama()->encode(alpaca_prompt("Name a color.", "")), alpaca);
   EXPECT_EQ(llama()->encode("Blue"), Ids({10924}));
   EXPECT_EQ(llama()->encode("Answer:"), Ids({673, 29901}));
   const Ids after_newline = llama()->encode("\nAnswer:");
   EXPECT_EQ(Ids(after_newline.end() - 2, after_newline.end()), Ids({22550, 29901}));
-  const Ids head = llama()->encode("The following are multiple choice questions (with answers) about  abstract algebra.");
+  const Ids head =
+      llama()->encode("The following are multiple choice questions (with answers) about  abstract algebra.");
   EXPECT_EQ(Ids(head.end() - 5, head.end()), Ids({1048, 29871, 9846, 9623, 29889}));
   EXPECT_EQ(llama()->encode(" B\n\n", false, Before::text), Ids({350, 13, 13}));
   EXPECT_EQ(llama()->encode(""), Ids());
@@ -79,8 +80,12 @@ TEST(Tokenizer, DemoVocabularyHasLlamasSettings) {
   EXPECT_EQ(demo().encode("123").size(), 4u);  // the dummy space and single digits
 }
 
-const char* const kTexts[] = {"A dog is a kind of animal.", " leading and  double   spaces ", "line\nbreak\n\nend\n",
-                              "caf\xC3\xA9 \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\x98\x80!", "\ttabs\t", "1999, 3.14",
+const char* const kTexts[] = {"A dog is a kind of animal.",
+                              " leading and  double   spaces ",
+                              "line\nbreak\n\nend\n",
+                              "caf\xC3\xA9 \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\x98\x80!",
+                              "\ttabs\t",
+                              "1999, 3.14",
                               "<s> is text</s>"};
 
 TEST(Tokenizer, DecodeRestoresTheText) {
@@ -123,8 +128,10 @@ TEST(Tokenizer, StreamGivesWholeCharactersOnly) {
   EXPECT_EQ(decoder.push(3 + 0x80), "\xF0\x9F\x98\x80");
   EXPECT_EQ(decoder.push(3 + 'a'), "a");
   EXPECT_EQ(decoder.push(3 + 0xE6), "");
-  EXPECT_EQ(decoder.push(3 + 'b'), "\xEF\xBF\xBD" "b");  // the character never ended
-  EXPECT_EQ(decoder.push(3 + 0x80), "\xEF\xBF\xBD");     // a continuation byte on its own
+  EXPECT_EQ(decoder.push(3 + 'b'),
+            "\xEF\xBF\xBD"
+            "b");                                     // the character never ended
+  EXPECT_EQ(decoder.push(3 + 0x80), "\xEF\xBF\xBD");  // a continuation byte on its own
   EXPECT_EQ(decoder.push(3 + 0xE6), "");
   EXPECT_EQ(decoder.push(3 + 0x97), "");
   EXPECT_EQ(decoder.finish(), "\xEF\xBF\xBD\xEF\xBF\xBD");
@@ -133,8 +140,8 @@ TEST(Tokenizer, StreamGivesWholeCharactersOnly) {
 
 TEST(Tokenizer, Utf8) {
   EXPECT_TRUE(is_utf8("plain \xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80"));
-  for (const char* bad : {"\x80", "\xC0\x80", "\xC1\xBF", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xFF",
-                          "a\xE2\x82"})
+  for (const char* bad :
+       {"\x80", "\xC0\x80", "\xC1\xBF", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xFF", "a\xE2\x82"})
     EXPECT_FALSE(is_utf8(bad));
   EXPECT_EQ(count_code_points("a\xC3\xA9\xF0\x9F\x98\x80"), 3);
 }

@@ -28,19 +28,20 @@ class ParamStore {
 
   int64_t size() const { return size_; }
   const std::vector<Param>& params() const { return params_; }
-  int find(const std::string& name) const;                        // -1 if there is none
+  int find(const std::string& name) const;  // -1 if there is none
 
   Tensor value(int index) const { return slice(values_, index); }
-  Tensor values() const { return values_; }   // (1, size)
+  Tensor values() const { return values_; }  // (1, size)
   Tensor grads() const { return grads_; }
   Tensor adam_m() const { return m_; }
   Tensor adam_v() const { return v_; }
 
-  void begin_step();                           // forgets which gradients were touched
-  GradSlot grad(int index);                    // marks it as touched
-  void claim(int index) { touched_[static_cast<size_t>(index)] = 1; }  // somebody will overwrite it before the norm
+  void begin_step();         // forgets which gradients were touched
+  GradSlot grad(int index);  // marks it as touched
+  // Marks it as touched without a slot: somebody will overwrite it before the norm.
+  void claim(int index) { touched_[static_cast<size_t>(index)] = 1; }
   Tensor grad_value(int index) const { return slice(grads_, index); }
-  void zero_untouched(Backend& backend);       // before the norm: a parameter nobody touched has gradient 0
+  void zero_untouched(Backend& backend);  // before the norm: a parameter nobody touched has gradient 0
 
  private:
   Tensor slice(const Tensor& flat, int index) const;

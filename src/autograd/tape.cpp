@@ -5,7 +5,12 @@
 namespace irq {
 
 Tape::Tape(Backend& backend, Arena& arena, ParamStore* params, bool recording)
-    : backend_(backend), arena_(arena), params_(params), recording_(recording), training_(recording), last_mark_(arena.mark()) {}
+    : backend_(backend),
+      arena_(arena),
+      params_(params),
+      recording_(recording),
+      training_(recording),
+      last_mark_(arena.mark()) {}
 
 Tape::~Tape() {
   for (State& s : vars_) free_grad(s), free_value(s);
@@ -26,7 +31,8 @@ Var Tape::make(const char* name, int64_t rows, int64_t cols, int64_t spare, bool
   State s;
   s.name = name;
   s.rows = rows, s.cols = cols, s.spare = spare;
-  s.value = on_stack ? arena_.push(name, storage(), rows, cols, spare) : arena_.take(name, storage(), rows, cols, spare);
+  s.value =
+      on_stack ? arena_.push(name, storage(), rows, cols, spare) : arena_.take(name, storage(), rows, cols, spare);
   s.place = on_stack ? Place::stack : Place::scratch;
   vars_.push_back(std::move(s));
   return {static_cast<int>(vars_.size()) - 1};
@@ -77,7 +83,8 @@ void Tape::done(Var v) {
   if (!recording_ || at(v).is_transient) free_value(at(v));
 }
 
-void Tape::record(const char* op, std::initializer_list<Var> outs, bool needs_grad, Backward backward, Rebuild rebuild) {
+void Tape::record(const char* op, std::initializer_list<Var> outs, bool needs_grad, Backward backward,
+                  Rebuild rebuild) {
   if (!recording_) {
     for (const Tensor& t : loose_) arena_.give(t);
     loose_.clear();
@@ -207,7 +214,8 @@ double Tape::lap() {
 }
 
 std::string Tape::print() const {
-  std::string text = strf("%-5s %-16s %-30s %14s %12s %12s\n", "node", "op", "output", "saved bytes", "forward ms", "backward ms");
+  std::string text =
+      strf("%-5s %-16s %-30s %14s %12s %12s\n", "node", "op", "output", "saved bytes", "forward ms", "backward ms");
   int64_t bytes = 0;
   double forward = 0, backward = 0;
   for (size_t i = 0; i < rows_.size(); ++i) {
@@ -216,7 +224,8 @@ std::string Tape::print() const {
                  r.forward_ms, r.backward_ms);
     bytes += r.saved_bytes, forward += r.forward_ms, backward += r.backward_ms;
   }
-  return text + strf("%-5s %-16s %-30s %14s %12.3f %12.3f\n", "", "total", "", with_commas(bytes).c_str(), forward, backward);
+  return text +
+         strf("%-5s %-16s %-30s %14s %12.3f %12.3f\n", "", "total", "", with_commas(bytes).c_str(), forward, backward);
 }
 
 }  // namespace irq

@@ -39,8 +39,8 @@ class Tape {
   // and is rebuilt in backward. Without recording both are scratch. The gradient gets the same spare columns.
   Var saved(const char* name, int64_t rows, int64_t cols, int64_t spare_cols = 0);
   Var transient(const char* name, int64_t rows, int64_t cols, int64_t spare_cols = 0);
-  Tensor value(Var v);            // rebuilds a transient that was given up
-  void done(Var v);               // the forward pass has no further use for v
+  Tensor value(Var v);  // rebuilds a transient that was given up
+  void done(Var v);     // the forward pass has no further use for v
   // Memory that belongs to a node beside its output: kept for backward when recording, else scratch until record().
   Tensor keep(const char* name, DType dtype, int64_t rows, int64_t cols);
 
@@ -48,14 +48,16 @@ class Tape {
   using Backward = std::function<void()>;
   using Rebuild = std::function<void(Tensor)>;
   // Records the op that made `outs`; call it once the forward has run. needs_grad: does anything below train?
-  void record(const char* op, std::initializer_list<Var> outs, bool needs_grad, Backward backward, Rebuild rebuild = {});
+  void record(const char* op, std::initializer_list<Var> outs, bool needs_grad, Backward backward,
+              Rebuild rebuild = {});
   bool needs_grad(Var v) const { return at(v).needs_grad; }
 
   // --- backward, for closures ---
-  Tensor out_grad(Var v) const;       // the finished gradient of an op's own output
-  GradSlot grad(Var v);               // where to add to the gradient of an input
-  GradSlot grad_over_value(Var v);    // the same, but overwriting v's value, which nobody reads any more
-  void hand_over(Var from, Var to);   // to's gradient += from's; free when `to` has none yet. from's gradient is gone after
+  Tensor out_grad(Var v) const;     // the finished gradient of an op's own output
+  GradSlot grad(Var v);             // where to add to the gradient of an input
+  GradSlot grad_over_value(Var v);  // the same, but overwriting v's value, which nobody reads any more
+  void hand_over(Var from,
+                 Var to);  // to's gradient += from's; free when `to` has none yet. from's gradient is gone after
   ParamStore& params() const { return *params_; }
   GradSlot param_grad(int index) { return params_->grad(index); }
 
@@ -84,7 +86,7 @@ class Tape {
     std::vector<int> outs;
     int64_t mark;  // arena stack before the node
     Backward backward;
-    size_t row;    // in rows_
+    size_t row;  // in rows_
   };
   struct Row {
     const char* op;

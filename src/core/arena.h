@@ -32,7 +32,7 @@ class Arena {
 
   int64_t capacity() const { return capacity_; }
   int64_t in_use() const { return top_ + pool_depth_; }
-  int64_t peak() const { return peak_; }                 // bytes the run has needed so far
+  int64_t peak() const { return peak_; }  // bytes the run has needed so far
   void reset_peak() { peak_ = in_use(); }
   // What was alive at the peak, by name, largest first (filled by planning arenas only).
   std::vector<std::pair<std::string, int64_t>> ledger() const;
@@ -46,15 +46,15 @@ class Arena {
   Device device_ = Device::CPU;
   bool planning_ = false;
   int64_t top_ = 0;
-  int64_t pool_depth_ = 0;                    // bytes from the capacity's end down to the deepest live scratch
+  int64_t pool_depth_ = 0;  // bytes from the capacity's end down to the deepest live scratch
   int64_t peak_ = 0;
-  std::map<int64_t, int64_t> taken_;          // depth of a live piece's far end -> its bytes
+  std::map<int64_t, int64_t> taken_;  // depth of a live piece's far end -> its bytes
   struct Piece {
     int64_t end;
     const char* name;
     int64_t bytes;
   };
-  std::vector<Piece> stack_;                  // live pushes, for the ledger
+  std::vector<Piece> stack_;  // live pushes, for the ledger
   std::map<int64_t, const char*> taken_names_;
   std::map<std::string, int64_t> at_peak_;
 };

@@ -31,5 +31,6 @@ class Error : public std::exception {
 }  // namespace irq
 
 // An invariant of the program itself. If it fails, the program is wrong, not its input.
-#define IRQ_CHECK(condition, ...) \
-  (static_cast<bool>(condition) ? void(0) : ::irq::check_failed(__FILE__, __LINE__, #condition, ::irq::strf(__VA_ARGS__)))
+#define IRQ_CHECK(condition, ...)         \
+  (static_cast<bool>(condition) ? void(0) \
+                                : ::irq::check_failed(__FILE__, __LINE__, #condition, ::irq::strf(__VA_ARGS__)))

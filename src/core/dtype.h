@@ -41,17 +41,29 @@ float to_float(F16 x);
 template <class T>
 constexpr DType dtype_of();
 template <>
-constexpr DType dtype_of<float>() { return DType::F32; }
+constexpr DType dtype_of<float>() {
+  return DType::F32;
+}
 template <>
-constexpr DType dtype_of<double>() { return DType::F64; }
+constexpr DType dtype_of<double>() {
+  return DType::F64;
+}
 template <>
-constexpr DType dtype_of<int32_t>() { return DType::I32; }
+constexpr DType dtype_of<int32_t>() {
+  return DType::I32;
+}
 template <>
-constexpr DType dtype_of<uint8_t>() { return DType::U8; }
+constexpr DType dtype_of<uint8_t>() {
+  return DType::U8;
+}
 template <>
-constexpr DType dtype_of<Bf16>() { return DType::BF16; }
+constexpr DType dtype_of<Bf16>() {
+  return DType::BF16;
+}
 template <>
-constexpr DType dtype_of<F16>() { return DType::F16; }
+constexpr DType dtype_of<F16>() {
+  return DType::F16;
+}
 
 // The precision policy of a run (one row of the ladder of trust).
 //   CPU production {F32, F32} | CPU proof {F64, F64} | CUDA production {BF16, F32} | CUDA proof {F32, F32}

@@ -29,7 +29,9 @@ struct Tensor {
     return static_cast<T*>(data);
   }
   template <class T>
-  T* row(int64_t r) const { return static_cast<T*>(data) + r * stride; }
+  T* row(int64_t r) const {
+    return static_cast<T*>(data) + r * stride;
+  }
 
   Tensor slice_rows(int64_t begin, int64_t count) const;
   Tensor slice_cols(int64_t begin, int64_t count) const;

@@ -25,8 +25,14 @@ void upload_as(Backend& backend, const Tensor& dst, const Tensor& src) {
   for (int64_t i = 0; i < n; ++i) {
     const float x = element(src, i);
     if (dst.dtype == DType::F32) std::memcpy(to + 4 * i, &x, 4);
-    if (dst.dtype == DType::BF16) { const Bf16 h = to_bf16(x); std::memcpy(to + 2 * i, &h, 2); }
-    if (dst.dtype == DType::F64) { const double d = x; std::memcpy(to + 8 * i, &d, 8); }
+    if (dst.dtype == DType::BF16) {
+      const Bf16 h = to_bf16(x);
+      std::memcpy(to + 2 * i, &h, 2);
+    }
+    if (dst.dtype == DType::F64) {
+      const double d = x;
+      std::memcpy(to + 8 * i, &d, 8);
+    }
   }
   backend.upload(dst, converted.data());
 }
@@ -88,14 +94,17 @@ void load_base(Backend& backend, Arena& arena, Llama& model, BaseSource& source,
   };
   for_each(
       model, [&](const std::string& name, const Weight& w) { put(name, destination(model, w)); },
-      [&](const std::string& name, const LinearGroup& g, const LinearPart& part) { put(name, destination(model, g, part)); });
+      [&](const std::string& name, const LinearGroup& g, const LinearPart& part) {
+        put(name, destination(model, g, part));
+      });
   if (model.plan().full) model.refresh();
 }
 
 QuantizedMatrix take_packed(Arena& arena, const QuantFormat& format, int64_t rows, int64_t cols) {
   QuantizedMatrix q;
   q.rows = rows, q.cols = cols, q.format = format;
-  for (const MatrixPart& part : matrix_parts(q)) *part.tensor = arena.take("matrix being loaded", part.dtype, 1, part.count);
+  for (const MatrixPart& part : matrix_parts(q))
+    *part.tensor = arena.take("matrix being loaded", part.dtype, 1, part.count);
   q.map = arena.take("matrix being loaded", DType::F32, 1, 256);
   return q;
 }
@@ -186,7 +195,9 @@ void write_model(Backend& backend, Llama& model, const std::string& path, DType 
   };
   for_each(
       model, [&](const std::string& name, const Weight& w) { put(name, destination(model, w)); },
-      [&](const std::string& name, const LinearGroup& g, const LinearPart& part) { put(name, destination(model, g, part)); });
+      [&](const std::string& name, const LinearGroup& g, const LinearPart& part) {
+        put(name, destination(model, g, part));
+      });
   writer.finish();
 }
 

@@ -90,7 +90,8 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
   const DType storage = backend_.precision().storage;
   if (plan_.full) {
     g.param_weight = params_.add(strf("layers.%d.%s", g.layer, g.name), g.out, g.in);
-    if (storage != backend_.precision().master) g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
+    if (storage != backend_.precision().master)
+      g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
     return;
   }
   if (plan_.lora) {

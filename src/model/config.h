@@ -7,17 +7,17 @@
 namespace irq {
 
 struct ModelConfig {
-  int64_t dim = 0;        // C
-  int64_t ffn = 0;        // F
+  int64_t dim = 0;  // C
+  int64_t ffn = 0;  // F
   int64_t layers = 0;
-  int64_t heads = 0;      // H
-  int64_t kv_heads = 0;   // G, divides H
-  int64_t head_dim = 0;   // D, usually dim / heads
-  int64_t vocab = 0;      // V
-  int64_t max_seq = 0;    // positions the model was made for
+  int64_t heads = 0;     // H
+  int64_t kv_heads = 0;  // G, divides H
+  int64_t head_dim = 0;  // D, usually dim / heads
+  int64_t vocab = 0;     // V
+  int64_t max_seq = 0;   // positions the model was made for
   double rope_theta = 10000.0;
   double norm_eps = 1e-6;
-  bool tied = false;      // head = embed
+  bool tied = false;  // head = embed
   int32_t bos = 1, eos = 2;
 
   int64_t q_width() const { return heads * head_dim; }
@@ -31,8 +31,8 @@ struct LinearShape {
   int64_t out, in;
 };
 std::array<LinearShape, 7> layer_linears(const ModelConfig& c);
-int64_t linear_weights(const ModelConfig& c);     // weights in all layers' linears: 6,476,005,376 for 7B
-int64_t total_parameters(const ModelConfig& c);   // 6,738,415,616 for 7B
+int64_t linear_weights(const ModelConfig& c);    // weights in all layers' linears: 6,476,005,376 for 7B
+int64_t total_parameters(const ModelConfig& c);  // 6,738,415,616 for 7B
 
 // Throws an Error naming `subject` when a field cannot be (zero, heads not divisible, sizes beyond any real model).
 void validate(const ModelConfig& c, const std::string& subject);

@@ -22,7 +22,8 @@ void Llama::init_rope() {
   for (int64_t pos = 0; pos < plan_.positions; ++pos)
     for (int64_t j = 0; j < half; ++j) {
       // The frequency is rounded to fp32 and the angle taken in fp32, as transformers does it.
-      const float frequency = static_cast<float>(1.0 / std::pow(config().rope_theta, static_cast<double>(2 * j) / static_cast<double>(config().head_dim)));
+      const float frequency = static_cast<float>(
+          1.0 / std::pow(config().rope_theta, static_cast<double>(2 * j) / static_cast<double>(config().head_dim)));
       const float angle = static_cast<float>(pos) * frequency;
       cosines.push_back(std::cos(static_cast<double>(angle)));
       sines.push_back(std::sin(static_cast<double>(angle)));

@@ -15,7 +15,8 @@ Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatc
     backend_.copy(cache->values[index].slice_rows(w.cache_row, w.count),
                   rows.slice_cols(c.q_width() + c.kv_width(), c.kv_width()));
   }
-  return ops::cached_attention(t, qkv, c.heads, head_dim, cache->keys[index], cache->values[index], batch, layer.o.rank);
+  return ops::cached_attention(t, qkv, c.heads, head_dim, cache->keys[index], cache->values[index], batch,
+                               layer.o.rank);
 }
 
 Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache) {
@@ -27,16 +28,19 @@ Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& 
   t.done(n1);
   const Var o = attend(t, layer, index, qkv, batch, cache);
   t.done(qkv);
-  const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch, {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
+  const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch,
+                                     {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
   t.done(o);
   // x2 = x1 + W_down (silu(W_gate n) * W_up n),  n = norm(x1)
   const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank);
   const bool rebuild = layer.recompute == Recompute::gate_up;
-  const Var gate_up = ops::adapted_linear(t, n2, layer.gate_up, *weights_, batch, {.transient = rebuild, .name = "gate|up"});
+  const Var gate_up =
+      ops::adapted_linear(t, n2, layer.gate_up, *weights_, batch, {.transient = rebuild, .name = "gate|up"});
   t.done(n2);
   const Var h = ops::swiglu(t, gate_up, layer.down.rank);
   t.done(gate_up);
-  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch, {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
+  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch,
+                                     {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
   t.done(h);
   t.done(x1);
   return x2;
@@ -49,9 +53,11 @@ Var Llama::hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     Layer& layer = layers_[i];
     const auto run = [&, i](Var in) { return block(t, layer, i, in, batch, cache); };
-    const Var next = layer.recompute == Recompute::block
-                         ? recompute(t, "layer", x, [this, &t, &layer, i, batch, cache](Var in) { return block(t, layer, i, in, batch, cache); })
-                         : run(x);
+    const Var next =
+        layer.recompute == Recompute::block
+            ? recompute(t, "layer", x,
+                        [this, &t, &layer, i, batch, cache](Var in) { return block(t, layer, i, in, batch, cache); })
+            : run(x);
     t.done(x);
     x = next;
   }

@@ -15,7 +15,7 @@ inline Recompute lighter(Recompute r) { return r == Recompute::block ? Recompute
 enum class Residency { packed, cached };
 
 struct Layer {
-  Weight attn_norm, ffn_norm;             // (1, C)
+  Weight attn_norm, ffn_norm;  // (1, C)
   LinearGroup qkv, o, gate_up, down;
   Recompute recompute = Recompute::none;
   std::array<LinearGroup*, 4> groups() { return {&qkv, &o, &gate_up, &down}; }
@@ -28,7 +28,7 @@ struct KvCache {
   struct Write {
     int64_t row, cache_row, count;  // batch rows [row, +count) go to cache rows [cache_row, +count)
   };
-  std::vector<Write> writes;        // of the batch about to run
+  std::vector<Write> writes;  // of the batch about to run
 };
 
 // What a model is built for.
@@ -37,12 +37,13 @@ struct ModelPlan {
   bool quantized = false;
   QuantFormat format;
   Residency residency = Residency::packed;
-  bool full = false;                // every parameter trains
+  bool full = false;  // every parameter trains
   bool lora = false;
   LoraConfig lora_config;
-  bool training = false;            // gradients and Adam's state are wanted
-  int64_t positions = 0;            // rows of the RoPE table
-  Recompute recompute = Recompute::none;  // of the first `recompute_layers` layers; the others use the next lighter level
+  bool training = false;  // gradients and Adam's state are wanted
+  int64_t positions = 0;  // rows of the RoPE table
+  Recompute recompute =
+      Recompute::none;  // of the first `recompute_layers` layers; the others use the next lighter level
   int64_t recompute_layers = 0;
 };
 
@@ -60,12 +61,12 @@ class Llama {
   Weight& head() { return head_; }
   WeightProvider& weights() { return *weights_; }
 
-  void init_rope();                       // fills the cos and sin tables
-  void init_adapters(uint64_t seed);      // A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, betas = 0
-  void init_full(uint64_t seed);          // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
+  void init_rope();                   // fills the cos and sin tables
+  void init_adapters(uint64_t seed);  // A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, betas = 0
+  void init_full(uint64_t seed);      // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
   // After a change of the masters: folds the adapters, or rounds trained weights to their storage copies.
   void refresh();
-  void finish_gradients();                // dbeta from dA and dB, zeros where nothing arrived
+  void finish_gradients();  // dbeta from dA and dB, zeros where nothing arrived
 
   // The residual stream after the last layer, (N, C).
   Var hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache = nullptr);

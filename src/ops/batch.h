@@ -17,8 +17,8 @@ struct Batch {
   // One entry per row; dead rows hold -1. Row i's logits predict the token after tokens[i] in its sequence; a sequence's
   // last token has no row unless somebody asks for its logits.
   std::vector<int32_t> tokens, positions;
-  std::vector<int32_t> samples;     // the sample's number in the run (dropout masks follow it through any packing)
-  std::vector<int32_t> row_label;   // index into label_rows, -1 = no loss here
+  std::vector<int32_t> samples;    // the sample's number in the run (dropout masks follow it through any packing)
+  std::vector<int32_t> row_label;  // index into label_rows, -1 = no loss here
   // One entry per label row; padded with -1 to a multiple of kRowBucket.
   std::vector<int32_t> label_rows;  // the row whose logits are scored
   std::vector<int32_t> targets;     // the token it must predict

@@ -20,7 +20,8 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& b
     const Scratch chunk(t.arena(), "logits chunk", t.storage(), count, vocab);
     const Tensor x_chunk = in.slice_rows(begin, count);
     b.matmul(chunk, x_chunk, false, head.value, true, 1, 0, {});
-    b.cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params, vocab, grads);
+    b.cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params, vocab,
+                    grads);
     if (!grads) continue;
     b.matmul(dx.slice_rows(begin, count), chunk, false, head.value, false, 1, 0, {});
     if (head.param >= 0) {

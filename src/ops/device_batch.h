@@ -12,7 +12,7 @@ struct DeviceBatch {
   Tensor label_rows, targets;                    // (1, L) i32
   Tensor seqs;                                   // (n_seqs, 6) i32
   int64_t rows = 0, labels = 0;
-  Tensor params;                                 // StepParams
+  Tensor params;  // StepParams
 };
 
 // Pushed on the arena's stack: whoever uploads pops.

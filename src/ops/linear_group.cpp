@@ -9,7 +9,8 @@ void place_adapters(Backend& backend, const LinearGroup& g, const Tensor& ext) {
   const Tensor b_columns = ext.slice_rows(0, g.out).slice_cols(g.in, g.rank);
   const bool diagonal = g.adapters.size() > 1 || g.adapters[0].out != g.out;
   if (diagonal) backend.fill(b_columns, 0);
-  for (const AdapterPart& p : g.adapters) backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
+  for (const AdapterPart& p : g.adapters)
+    backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
 }
 
 }  // namespace

@@ -69,14 +69,16 @@ Builder build(const Record& record, DataForm form, const Tokenizer& tokenizer, c
   if (form == DataForm::chat) {
     build_chat(b, record, o.source_len + o.target_len);
   } else {
-    b.source(form == DataForm::alpaca ? alpaca_prompt(record.instruction, record.input) : record.input, true, o.source_len);
+    b.source(form == DataForm::alpaca ? alpaca_prompt(record.instruction, record.input) : record.input, true,
+             o.source_len);
     b.target(record.output, o.target_len);
   }
   return b;
 }
 
 int64_t label_count(const Example& e) {
-  return e.ids.empty() ? 0 : std::count_if(e.trainable.begin() + 1, e.trainable.end(), [](uint8_t t) { return t != 0; });
+  return e.ids.empty() ? 0
+                       : std::count_if(e.trainable.begin() + 1, e.trainable.end(), [](uint8_t t) { return t != 0; });
 }
 
 // Adds an example, or counts it as dropped if nothing in it can be scored. What stands behind the last scored id (a user's
@@ -110,18 +112,21 @@ void load_records(LoadedData& data, const std::string& content, const Tokenizer&
     keep(data, std::move(b.example), b.chars);
   }
   const auto warn = [&](int64_t n, const char* what) {
-    if (n > 0) data.warnings.push_back(strf("%s: %s of %s examples %s", data.path.c_str(), with_commas(n).c_str(),
-                                            with_commas(count).c_str(), what));
+    if (n > 0)
+      data.warnings.push_back(strf("%s: %s of %s examples %s", data.path.c_str(), with_commas(n).c_str(),
+                                   with_commas(count).c_str(), what));
   };
   if (data.form == DataForm::chat) {
     warn(data.truncated_targets, strf("are cut at %lld tokens (--source-len + --target-len)",
-                                      static_cast<long long>(o.source_len + o.target_len)).c_str());
+                                      static_cast<long long>(o.source_len + o.target_len))
+                                     .c_str());
     warn(data.dropped, "are left out: no assistant's turn to train on");
   } else {
     warn(data.truncated_sources,
          strf("have prompts cut at --source-len %lld tokens", static_cast<long long>(o.source_len)).c_str());
     warn(data.truncated_targets, strf("have answers cut at --target-len %lld tokens; they lose their end-of-text mark",
-                                      static_cast<long long>(o.target_len)).c_str());
+                                      static_cast<long long>(o.target_len))
+                                     .c_str());
     warn(data.dropped, "are left out: no token to train on");
   }
 }
@@ -138,14 +143,16 @@ void check_vocabulary(const LoadedData& data, int64_t vocab, bool token_file) {
     for (const int32_t id : e.ids)
       if (id < 0 || id >= vocab)
         throw Error(data.path + ": token id outside the model's vocabulary")
-            .line("expected", strf("ids below %s", with_commas(vocab).c_str())).line("found", with_commas(id))
+            .line("expected", strf("ids below %s", with_commas(vocab).c_str()))
+            .line("found", with_commas(id))
             .line("likely", token_file ? "the file was made with another model's tokenizer"
                                        : "the tokenizer beside the model is another model's");
 }
 
 const Tokenizer& needed(const Tokenizer* tokenizer, const std::string& path, DataForm form) {
   if (tokenizer == nullptr)
-    throw Error(path + ": " + (form == DataForm::text ? "plain text" : "instruction") + " files need the model's tokenizer")
+    throw Error(path + ": " + (form == DataForm::text ? "plain text" : "instruction") +
+                " files need the model's tokenizer")
         .line("likely", "no tokenizer.model beside the model; without one only token files work");
   return *tokenizer;
 }
@@ -153,7 +160,8 @@ const Tokenizer& needed(const Tokenizer* tokenizer, const std::string& path, Dat
 std::string read_content(const std::string& path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored))
-    throw Error(path + ": a folder, not a data file").line("expected", "JSON, JSONL, plain text or an llm.c token file");
+    throw Error(path + ": a folder, not a data file")
+        .line("expected", "JSON, JSONL, plain text or an llm.c token file");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(path + ": cannot be read").line("likely", "the name is misspelt or the file is not readable");
   std::string content(std::istreambuf_iterator<char>(file), {});
@@ -200,11 +208,13 @@ LoadedData load_data(const std::string& path, const Tokenizer* tokenizer, const 
   } else if (!is_utf8(content)) {
     throw Error(path + ": neither text nor a token file")
         .line("expected", "JSON, JSONL or plain text in UTF-8, or an llm.c token file (magic 20240520 or 20240801)")
-        .line("found", strf("%s bytes that are not UTF-8", with_commas(static_cast<long long>(content.size())).c_str()));
+        .line("found",
+              strf("%s bytes that are not UTF-8", with_commas(static_cast<long long>(content.size())).c_str()));
   } else if ((first == '[' || first == '{') && extension != ".txt") {
     load_records(data, content, needed(tokenizer, path, DataForm::alpaca), options);
   } else if (extension == ".json" || extension == ".jsonl") {
-    throw Error(path + ": line 1: not valid JSON").line("expected", "'[' (a list of records) or '{' (one record per line)")
+    throw Error(path + ": line 1: not valid JSON")
+        .line("expected", "'[' (a list of records) or '{' (one record per line)")
         .line("found", "'" + content.substr(0, std::min<size_t>(content.find('\n'), 20)) + "'");
   } else {
     data.form = DataForm::text;
@@ -241,7 +251,8 @@ std::pair<LoadedData, LoadedData> split_holdout(const LoadedData& data, int64_t 
   const auto n = static_cast<int64_t>(data.examples.size());
   if (held_out < 1 || held_out >= n)
     throw Error(strf("%s: cannot hold out %s of %s examples", data.path.c_str(), with_commas(held_out).c_str(),
-                     with_commas(n).c_str()), Exit::usage)
+                     with_commas(n).c_str()),
+                Exit::usage)
         .line("expected", strf("--holdout between 1 and %s", with_commas(n - 1).c_str()));
   Rng rng(seed, kHoldoutStream);
   std::vector<uint8_t> held(n, 0);  // the first held_out places of a shuffle

@@ -33,10 +33,11 @@ struct LoadedData {
   std::string path;
   DataForm form = DataForm::alpaca;
   std::vector<Example> examples;
-  std::vector<int64_t> chars;  // per example: characters of prompt and answer (group_by_length); ids for text and tokens
+  std::vector<int64_t>
+      chars;  // per example: characters of prompt and answer (group_by_length); ids for text and tokens
   int64_t truncated_sources = 0, truncated_targets = 0;  // a conversation that is cut counts as a target
-  int64_t dropped = 0;           // examples without any trainable token
-  int64_t rows = 0, labels = 0;  // over all examples: rows computed, tokens scored
+  int64_t dropped = 0;                                   // examples without any trainable token
+  int64_t rows = 0, labels = 0;                          // over all examples: rows computed, tokens scored
   std::vector<std::string> warnings;
   // "train.json: 4,000 examples (Alpaca instructions), 318,204 tokens, 41,003 scored; 3 prompts and 12 answers cut"
   std::string describe() const;

@@ -32,8 +32,8 @@ DataLoader::DataLoader(const std::vector<Example>& examples, const LoaderOptions
     : examples_(examples), options_(options), chars_(std::move(chars)) {
   IRQ_CHECK(!examples_.empty() && options_.batch > 0, "%zu examples, batch %lld", examples_.size(),
             static_cast<long long>(options_.batch));
-  IRQ_CHECK(!options_.group_by_length || chars_.size() == examples_.size(), "%zu lengths for %zu examples", chars_.size(),
-            examples_.size());
+  IRQ_CHECK(!options_.group_by_length || chars_.size() == examples_.size(), "%zu lengths for %zu examples",
+            chars_.size(), examples_.size());
   if (options_.micro_batch <= 0 || options_.micro_batch > options_.batch) options_.micro_batch = options_.batch;
 }
 
@@ -63,7 +63,8 @@ std::vector<MicroBatch> DataLoader::next() {
   IRQ_CHECK(end <= INT32_MAX, "sample %lld does not fit the dropout counter", static_cast<long long>(end));
   std::vector<MicroBatch> window;
   for (; cursor_ < end; ++cursor_) {
-    if (window.empty() || static_cast<int64_t>(window.back().examples.size()) == options_.micro_batch) window.emplace_back();
+    if (window.empty() || static_cast<int64_t>(window.back().examples.size()) == options_.micro_batch)
+      window.emplace_back();
     window.back().examples.push_back(&examples_[example_at(cursor_, order_, order_epoch_)]);
     window.back().samples.push_back(static_cast<int32_t>(cursor_));
   }

@@ -11,7 +11,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kForms =
-    "\"instruction\", \"input\" (may be empty) and \"output\" (Alpaca); or \"input\" and \"output\"; or \"messages\" (chat)";
+    "\"instruction\", \"input\" (may be empty) and \"output\" (Alpaca); or \"input\" and \"output\"; or \"messages\" "
+    "(chat)";
 
 int64_t line_of(const std::string& content, size_t at) {
   return 1 + std::count(content.begin(), content.begin() + static_cast<int64_t>(std::min(at, content.size())), '\n');
@@ -82,11 +83,13 @@ struct Parser {
     const auto it = object.find(key);
     if (it == object.end() || it->is_null()) {
       if (optional) return "";
-      throw error_at(path, line, strf("the record has no \"%s\"", key)).line("expected", kForms)
+      throw error_at(path, line, strf("the record has no \"%s\"", key))
+          .line("expected", kForms)
           .line("found", keys_of(object));
     }
     if (!it->is_string())
-      throw error_at(path, line, strf("\"%s\" is not a string", key)).line("expected", "a string")
+      throw error_at(path, line, strf("\"%s\" is not a string", key))
+          .line("expected", "a string")
           .line("found", std::string("a JSON ") + it->type_name());
     return it->get<std::string>();
   }
@@ -97,7 +100,9 @@ struct Parser {
       if (object.contains("instruction")) return DataForm::alpaca;
       if (object.contains("input") && object.contains("output")) return DataForm::input_output;
     }
-    throw error_at(path, line, "the record has no form known here").line("expected", kForms).line("found", keys_of(object))
+    throw error_at(path, line, "the record has no form known here")
+        .line("expected", kForms)
+        .line("found", keys_of(object))
         .line("try", "rename the keys; irq_train --help lists the data forms");
   }
 
@@ -110,12 +115,14 @@ struct Parser {
     std::string turn = "user";  // whose turn it is
     for (size_t i = 0; i < messages.size(); ++i) {
       if (!messages[i].is_object())
-        throw error_at(path, record.line, strf("message %zu is no object", i + 1)).line("found", messages[i].type_name());
+        throw error_at(path, record.line, strf("message %zu is no object", i + 1))
+            .line("found", messages[i].type_name());
       Message m{text(messages[i], "role", record.line), text(messages[i], "content", record.line)};
       const bool system = i == 0 && m.role == "system";
       if (!system && m.role != turn)
         throw error_at(path, record.line, strf("message %zu is out of turn", i + 1))
-            .line("expected", "role \"" + turn + "\" (an optional system message first, then user and assistant by turns)")
+            .line("expected",
+                  "role \"" + turn + "\" (an optional system message first, then user and assistant by turns)")
             .line("found", "role \"" + m.role + "\"");
       if (!system) turn = turn == "user" ? "assistant" : "user";
       record.messages.push_back(std::move(m));
@@ -131,7 +138,8 @@ struct Parser {
     if (records.form == DataForm::chat) {
       if (!object.contains("messages"))
         throw error_at(path, line, "the record has no \"messages\"")
-            .line("expected", "chat messages, as in the first record").line("found", keys_of(object));
+            .line("expected", "chat messages, as in the first record")
+            .line("found", keys_of(object));
       read_messages(object, record);
     } else {
       const bool alpaca = records.form == DataForm::alpaca;
@@ -143,9 +151,11 @@ struct Parser {
   }
 
   Error cut_short(const std::string& inside, int64_t line) const {
-    const std::string began = inside == "a record" ? strf(" that begins in line %lld", static_cast<long long>(line)) : "";
+    const std::string began =
+        inside == "a record" ? strf(" that begins in line %lld", static_cast<long long>(line)) : "";
     return error_at(path, line_of(content, content.size()), "the file is cut short")
-        .line("expected", "']' at the end of the list").line("found", "the end of the file inside " + inside + began)
+        .line("expected", "']' at the end of the list")
+        .line("found", "the end of the file inside " + inside + began)
         .line("likely", "an interrupted download or copy");
   }
 
@@ -158,7 +168,8 @@ struct Parser {
       at = skip_space(at);
       if (at < content.size() && content[at] == ']' && first) break;
       const size_t end = end_of_value(at);
-      line += std::count(content.begin() + static_cast<int64_t>(counted), content.begin() + static_cast<int64_t>(at), '\n');
+      line +=
+          std::count(content.begin() + static_cast<int64_t>(counted), content.begin() + static_cast<int64_t>(at), '\n');
       counted = at;
       if (end == std::string::npos) throw cut_short(at < content.size() ? "a record" : "the list", line);
       add(records, parse(at, end, "a record of the list"), line);
@@ -166,13 +177,15 @@ struct Parser {
       if (at < content.size() && content[at] == ']') break;
       if (at >= content.size()) throw cut_short("the list", 0);
       if (content[at] != ',')
-        throw error_at(path, line_of(content, at), "the list goes wrong here").line("expected", "',' or ']' after a record")
+        throw error_at(path, line_of(content, at), "the list goes wrong here")
+            .line("expected", "',' or ']' after a record")
             .line("found", excerpt(content, at));
       ++at;
     }
     if (const size_t rest = skip_space(at + 1); rest < content.size())
       throw error_at(path, line_of(content, rest), "something stands behind the list")
-          .line("expected", "the end of the file").line("found", excerpt(content, rest));
+          .line("expected", "the end of the file")
+          .line("found", excerpt(content, rest));
     return records;
   }
 

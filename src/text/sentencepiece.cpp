@@ -10,8 +10,9 @@
 namespace irq {
 namespace {
 
-constexpr const char* kSpace = "\xE2\x96\x81";      // U+2581, SentencePiece's space
-constexpr const char* kBarrier = "\xEE\x80\x80";    // U+E000, in nobody's vocabulary: spelled in bytes, merges with nothing
+constexpr const char* kSpace = "\xE2\x96\x81";  // U+2581, SentencePiece's space
+constexpr const char* kBarrier =
+    "\xEE\x80\x80";  // U+E000, in nobody's vocabulary: spelled in bytes, merges with nothing
 constexpr const char* kUnknown = " \xE2\x81\x87 ";  // U+2047 between spaces, as SentencePiece itself writes <unk>
 
 std::string spaces_restored(const std::string& piece) {
@@ -47,8 +48,10 @@ class SentencePieceTokenizer final : public Tokenizer {
     const std::vector<int32_t> newline = raw("\n");  // a vocabulary that normalizes it away fails this as well
     newline_alone_ = newline_alone_ && !newline.empty() && processor_.IsByte(newline.back());
     if (!legacy_ && barrier_ids_.empty())
-      throw Error(path + ": this vocabulary has no byte fallback").line("likely", "it is no LLaMA-2 tokenizer; its texts "
-                                                                        "always begin with the dummy space (legacy)");
+      throw Error(path + ": this vocabulary has no byte fallback")
+          .line("likely",
+                "it is no LLaMA-2 tokenizer; its texts "
+                "always begin with the dummy space (legacy)");
   }
 
   std::string bytes_of(int32_t id) const override {

@@ -48,12 +48,14 @@ bool is_token_file(const std::string& content) {
 std::vector<int32_t> parse_token_file(const std::string& path, const std::string& content) {
   const auto on_disk = static_cast<int64_t>(content.size());
   if (on_disk < kHeaderBytes)
-    throw Error(path + ": token file is cut short").line("expected", "a header of 1,024 bytes")
+    throw Error(path + ": token file is cut short")
+        .line("expected", "a header of 1,024 bytes")
         .line("on disk", with_commas(on_disk) + " bytes");
   const bool wide = header_field(content, 0) == kMagic32;
   const int32_t version = header_field(content, 1), expected = wide ? kVersion32 : kVersion16;
   if (version != expected)
-    throw Error(path + ": token file of an unknown version").line("expected", strf("version %d", expected))
+    throw Error(path + ": token file of an unknown version")
+        .line("expected", strf("version %d", expected))
         .line("found", strf("version %d", version));
   const int64_t count = header_field(content, 2), bytes = kHeaderBytes + count * (wide ? 4 : 2);
   if (count < 0 || bytes != on_disk)

@@ -52,7 +52,8 @@ std::vector<int32_t> Tokenizer::encode_long(std::string_view text, bool add_bos)
   }
   std::vector<std::vector<int32_t>> parts(chunks.size());
 #pragma omp parallel for schedule(dynamic)
-  for (size_t i = 0; i < chunks.size(); ++i) parts[i] = encode(chunks[i], false, i == 0 ? Before::nothing : Before::text);
+  for (size_t i = 0; i < chunks.size(); ++i)
+    parts[i] = encode(chunks[i], false, i == 0 ? Before::nothing : Before::text);
   std::vector<int32_t> ids = encode("", add_bos);
   for (const auto& part : parts) ids.insert(ids.end(), part.begin(), part.end());
   return ids;

@@ -17,8 +17,8 @@ struct AttentionShape {
 };
 
 // Training: each sequence attends to itself; `dead` rows in no sequence follow each one.
-inline AttentionShape packed_attention(std::string name, int head_dim, int heads, int kv_heads, const std::vector<int>& lengths,
-                                       int dead = 0, int64_t spare_cols = 0) {
+inline AttentionShape packed_attention(std::string name, int head_dim, int heads, int kv_heads,
+                                       const std::vector<int>& lengths, int dead = 0, int64_t spare_cols = 0) {
   AttentionShape s{std::move(name), head_dim, heads, kv_heads, 0, 0, {}, spare_cols};
   for (const int length : lengths) {
     const int begin = static_cast<int>(s.queries);
@@ -41,13 +41,14 @@ inline double attended_pairs(const AttentionShape& s) {
 inline Arg seqs_arg(const AttentionShape& s) {
   std::vector<double> flat;
   for (const auto& row : s.seqs) flat.insert(flat.end(), row.begin(), row.end());
-  return {"seqs", Role::in, Kind::i32, static_cast<int64_t>(s.seqs.size()), 6,
-          [flat](Rng&, int64_t i) { return flat[static_cast<size_t>(i)]; }};
+  return {"seqs",    Role::in,
+          Kind::i32, static_cast<int64_t>(s.seqs.size()),
+          6,         [flat](Rng&, int64_t i) { return flat[static_cast<size_t>(i)]; }};
 }
 
 inline std::string attention_name(const char* op, const AttentionShape& s) {
-  return std::string(op) + "/" + s.name + ",D=" + std::to_string(s.head_dim) + ",H=" + std::to_string(s.heads) + ",G=" +
-         std::to_string(s.kv_heads);
+  return std::string(op) + "/" + s.name + ",D=" + std::to_string(s.head_dim) + ",H=" + std::to_string(s.heads) +
+         ",G=" + std::to_string(s.kv_heads);
 }
 
 inline OpCase attention_fwd_case(const AttentionShape& s) {
@@ -61,7 +62,9 @@ inline OpCase attention_fwd_case(const AttentionShape& s) {
             {"v", Role::in, Kind::storage, s.keys, k_cols, nullptr, s.spare_cols},
             seqs_arg(s)};
   const int head_dim = s.head_dim;
-  c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) { b.attention_fwd(t[0], t[1], t[2], t[3], t[4], t[5], head_dim); };
+  c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
+    b.attention_fwd(t[0], t[1], t[2], t[3], t[4], t[5], head_dim);
+  };
   // BF16: each P is rounded to bf16 (2^-9 at most, 2^-9 / sqrt(3) rms), independently, so o = P v carries about
   // 1e-3 of its size where weights are even, more where one dominates, and the rounding of o 1e-3 again.
   c.tolerance_bf16 = 3e-3;
@@ -105,14 +108,30 @@ inline OpCase attention_bwd_case(const AttentionShape& s) {
 
 // A prefix of 70 rows, seen by itself and by three sequences, one of them a single row.
 inline AttentionShape prefix_attention(int head_dim, int heads, int kv_heads) {
-  return {"prefix", head_dim, heads, kv_heads, 160, 160,
-          {{0, 70, 0, 70, 0, 0}, {70, 90, 70, 90, 0, 70}, {91, 92, 91, 92, 0, 70}, {92, 157, 92, 157, 0, 70}}, 0};
+  return {"prefix",
+          head_dim,
+          heads,
+          kv_heads,
+          160,
+          160,
+          {{0, 70, 0, 70, 0, 0}, {70, 90, 70, 90, 0, 70}, {91, 92, 91, 92, 0, 70}, {92, 157, 92, 157, 0, 70}},
+          0};
 }
 // One query row each against a cache with free rows between the sequences; one sequence also has a prefix, one is dead.
 inline AttentionShape decode_attention(int head_dim, int heads, int kv_heads) {
-  return {"decode", head_dim, heads, kv_heads, 6, 600,
-          {{0, 1, 0, 1, 0, 0}, {1, 2, 100, 164, 0, 0}, {2, 3, 200, 265, 0, 0}, {3, 3, 0, 0, 0, 0}, {4, 5, 300, 500, 0, 0},
-           {5, 6, 510, 517, 300, 400}}, 0};
+  return {"decode",
+          head_dim,
+          heads,
+          kv_heads,
+          6,
+          600,
+          {{0, 1, 0, 1, 0, 0},
+           {1, 2, 100, 164, 0, 0},
+           {2, 3, 200, 265, 0, 0},
+           {3, 3, 0, 0, 0, 0},
+           {4, 5, 300, 500, 0, 0},
+           {5, 6, 510, 517, 300, 400}},
+          0};
 }
 // More keys than queries: the last query is aligned with the last key.
 inline AttentionShape chunk_attention(int head_dim, int heads, int kv_heads) {
@@ -138,7 +157,8 @@ inline std::vector<OpCase> attention_cases() {
   shapes.push_back(packed_attention("packed", 48, 2, 1, {33, 70}));
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes
   shapes.push_back(packed_attention("no_rows", 64, 2, 2, {0}));
-  shapes.push_back(packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));  // more sequences than threads in a block
+  shapes.push_back(
+      packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));  // more sequences than threads in a block
   std::vector<OpCase> cases;
   for (const AttentionShape& s : shapes) {
     cases.push_back(attention_fwd_case(s));
