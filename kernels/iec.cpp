@@ -13,7 +13,8 @@ void fold(const IecEntry& e) {
   const IecMap& map = e.map;
   const int64_t rows = map.rows(), cols = map.cols();
   const T scale = static_cast<T>(e.scale);
-  const T share = e.beta ? *static_cast<const T*>(e.beta) / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
+  const T share =
+      e.beta ? *static_cast<const T*>(e.beta) / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
 #pragma omp parallel for schedule(static)
   for (int64_t j = 0; j < rows; ++j) {
     const T* in = static_cast<const T*>(e.w) + j * cols;
@@ -38,8 +39,8 @@ void fold_bwd(const IecEntry& e) {
 }  // namespace
 
 void IecTableBuilder::add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile) {
-  IRQ_CHECK(!folded == !w && !dw == !dbeta && (folded || dw), "IEC entry of '%s' and '%s': half of it is missing", w.name,
-            dw.name);
+  IRQ_CHECK(!folded == !w && !dw == !dbeta && (folded || dw), "IEC entry of '%s' and '%s': half of it is missing",
+            w.name, dw.name);
   const Tensor& shape = w ? w : dw;
   const auto matrix = [&](const Tensor& t, DType type, bool contiguous) {
     IRQ_CHECK(!t || (t.rows == shape.rows && t.cols == shape.cols && t.dtype == type && t.device == shape.device),

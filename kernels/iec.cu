@@ -216,7 +216,8 @@ void CudaBackend::iec_fold_all(IecTable table) {
 }
 
 void CudaBackend::iec_dbeta_all(IecTable table) {
-  IRQ_CHECK(table.dbeta_chunks <= INT32_MAX && table.count() <= INT32_MAX, "%ld chunks of adapters", table.dbeta_chunks);
+  IRQ_CHECK(table.dbeta_chunks <= INT32_MAX && table.count() <= INT32_MAX, "%ld chunks of adapters",
+            table.dbeta_chunks);
   if (table.dbeta_chunks == 0) return;
   const auto* entries = static_cast<const IecEntry*>(table.entries.data);
   const int count = static_cast<int>(table.count());

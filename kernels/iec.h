@@ -36,11 +36,11 @@ struct IecMap {
 // One matrix of one adapter: w = A (r, h) or B (o, r), its folded copy, and its share of the betas' gradients. Either
 // half may be missing (null folded; null dbeta). It lies in device memory and holds addresses there.
 struct IecEntry {
-  void* folded;           // S, rows `folded_stride` apart: scale * (w + *beta * map)
-  const void* w;          // M, contiguous
-  const void* beta;       // M, null: 0
-  const void* dw;         // M, contiguous
-  void* dbeta;            // M: <dw, map>
+  void* folded;      // S, rows `folded_stride` apart: scale * (w + *beta * map)
+  const void* w;     // M, contiguous
+  const void* beta;  // M, null: 0
+  const void* dw;    // M, contiguous
+  void* dbeta;       // M: <dw, map>
   int64_t folded_stride;
   int64_t fold_begin, dbeta_begin;  // chunks of the entries before this one
   double scale;

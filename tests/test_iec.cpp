@@ -240,12 +240,12 @@ TEST(IecTable, RefusesWhatDoesNotFit) {
   const auto refuses = [&](Tensor f, Tensor in, Tensor b, Tensor d, Tensor db) {
     EXPECT_THROW(table.add(f, in, b, 1, d, db, false), Error);
   };
-  refuses(wide.view("folded"), w.view("w"), none, none, none);                     // another shape
-  refuses(none, w.view("w"), none, none, none);                                    // nowhere to fold to
-  refuses(none, none, none, none, none);                                           // nothing at all
+  refuses(wide.view("folded"), w.view("w"), none, none, none);                        // another shape
+  refuses(none, w.view("w"), none, none, none);                                       // nowhere to fold to
+  refuses(none, none, none, none, none);                                              // nothing at all
   refuses(folded.view("folded"), wide.view("w").slice_cols(0, 6), none, none, none);  // gaps between a master's rows
-  refuses(folded.view("folded"), w.view("w"), dw.view("beta"), none, none);        // not one number
-  refuses(none, none, none, dw.view("dw"), none);                                  // a gradient for no beta
+  refuses(folded.view("folded"), w.view("w"), dw.view("beta"), none, none);           // not one number
+  refuses(none, none, none, dw.view("dw"), none);                                     // a gradient for no beta
   Tensor single = folded.view("folded");
   single.dtype = DType::F32;
   refuses(single, w.view("w"), none, none, none);  // not the storage type

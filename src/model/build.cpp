@@ -90,7 +90,8 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
   const DType storage = backend_.precision().storage;
   if (plan_.full) {
     g.param_weight = params_.add(strf("layers.%d.%s", g.layer, g.name), g.out, g.in);
-    if (storage != backend_.precision().master) g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
+    if (storage != backend_.precision().master)
+      g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
     return;
   }
   if (plan_.lora) {
@@ -173,14 +174,14 @@ void Llama::refresh() {
     for (LinearGroup* g : layer.groups())
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
   }
-  if (iec_.fold_chunks > 0) backend_.iec_fold_all(iec_);
+  fold_adapters(backend_, iec_);
 }
 
 void Llama::finish_gradients() {
   for (Layer& layer : layers_)
     for (LinearGroup* g : layer.groups()) claim_betas(params_, *g);
   params_.zero_untouched(backend_);
-  if (iec_.dbeta_chunks > 0) backend_.iec_dbeta_all(iec_);
+  finish_betas(backend_, iec_);
 }
 
 }  // namespace irq

@@ -62,8 +62,8 @@ inline OpCase iec_fold_case(const std::string& name, const std::vector<IecShape>
   use_table(k, static_cast<int64_t>(shapes.size()), &Backend::iec_fold_all,
             [=](IecTableBuilder& table, const std::vector<Tensor>& t) {
               for (size_t i = 0; i < shapes.size(); ++i)
-                table.add(t[3 * i], t[3 * i + 1], shapes[i].with_beta ? t[3 * i + 2] : Tensor{}, shapes[i].scale, {}, {},
-                          shapes[i].tile);
+                table.add(t[3 * i], t[3 * i + 1], shapes[i].with_beta ? t[3 * i + 2] : Tensor{}, shapes[i].scale, {},
+                          {}, shapes[i].tile);
             });
   return k;
 }
