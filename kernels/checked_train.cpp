@@ -8,8 +8,8 @@ namespace irq {
 
 // ---- LoRA under dropout -------------------------------------------------------------------------------------------
 void OpChecks::masks(const AdapterMasks& m, int64_t rows, int64_t ranks) const {
-  IRQ_CHECK(m.count >= 1 && m.count <= AdapterMasks::kMax && ranks % m.count == 0, "%s: %d adapters of rank %ld together",
-            op_, m.count, ranks);
+  IRQ_CHECK(m.count >= 1 && m.count <= AdapterMasks::kMax && ranks % m.count == 0,
+            "%s: %d adapters of rank %ld together", op_, m.count, ranks);
   IRQ_CHECK(m.p >= 0 && m.p < 1, "%s: probability %g, expected [0, 1)", op_, m.p);
   vector("positions", m.positions, rows, Type::i32);
   vector("samples", m.samples, rows, Type::i32);
@@ -68,25 +68,6 @@ void CheckedBackend::iec_dbeta_all(IecTable table) {
   CHECKS;
   check.iec_table(table);
   FORWARD(iec_dbeta_all(table));
-}
-
-void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
-  CHECKS;
-  check.any("x", x, Type::storage);
-  check.shape("u", u, x.rows, u.cols, Type::storage);
-  if (beta1) check.vector("beta1", beta1, 1, Type::master);
-  FORWARD(iec_pool_fwd(u, x, beta1, tile));
-}
-
-void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile,
-                                  double beta) {
-  CHECKS;
-  check.any("x", x, Type::storage);
-  check.shape("dx", dx, x.rows, x.cols, Type::storage);
-  check.vector("partial", partial, x.rows, Type::master);
-  check.shape("du", du, x.rows, du.cols, Type::storage);
-  if (beta1) check.vector("beta1", beta1, 1, Type::master);
-  FORWARD(iec_pool_bwd(dx, partial, du, x, beta1, tile, beta));
 }
 
 // ---- loss and optimizer -------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ IRQ_HD inline uint32_t dropout_draw(Philox4 bits, int j) {
   return j % 2 == 0 ? word & 0xffffu : word >> 16;
 }
 
-
 // The same draws in two steps, for kernels that need many (row, feature) pairs: of Philox's ten rounds the first two mix
 // what only the row knows with what only the feature and the adapter know, so that each half is computed once per row and
 // once per column and eight rounds are left for a pair.  dropout_bits(f, ...) = dropout_pair(row, column, seed).

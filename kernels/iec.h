@@ -37,7 +37,7 @@ struct IecMap {
 // half may be missing (null folded; null dbeta). It lies in device memory and holds addresses there.
 struct IecEntry {
   void* folded;      // S, rows `folded_stride` apart: scale * (w + *beta * map)
-  const void* w;     // M, contiguous
+  const void* w;     // M, contiguous; null: 0
   const void* beta;  // M, null: 0
   const void* dw;    // M, contiguous
   void* dbeta;       // M: <dw, map>
@@ -63,7 +63,7 @@ struct IecTable {
 class IecTableBuilder {
  public:
   IecTableBuilder(DType storage, DType master) { table_.storage = storage, table_.master = master; }
-  // folded, w, dw (expanded, pooled); beta, dbeta (1, 1). Null: folded with w and beta; beta alone (0); dw with dbeta.
+  // folded, w, dw (expanded, pooled); beta, dbeta (1, 1). Null: folded with w and beta; one of w and beta (0); dw with dbeta.
   void add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile);
   int64_t bytes() const { return static_cast<int64_t>(entries_.size() * sizeof(IecEntry)); }
   const void* data() const { return entries_.data(); }  // to be uploaded to ...

@@ -52,9 +52,8 @@ template <class T>
 Tensor masked(std::vector<T>& memory, const Tensor& x, const Rows& rows, const AdapterMasks& masks, int m) {
   memory.assign(static_cast<size_t>(rows.count * x.cols), T(0));
   const Tensor in = rows.of(x);
-  for_kept(rows, x.cols, masks, m, [&](int64_t n, int64_t c) {
-    memory[static_cast<size_t>(n * x.cols + c)] = in.row<T>(n)[c];
-  });
+  for_kept(rows, x.cols, masks, m,
+           [&](int64_t n, int64_t c) { memory[static_cast<size_t>(n * x.cols + c)] = in.row<T>(n)[c]; });
   return make_view(memory.data(), x.dtype, rows.count, x.cols, "masked input");
 }
 
@@ -119,8 +118,8 @@ void CpuBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks ma
       const size_t count = static_cast<size_t>(rows.count * dx.cols);
       sums.assign(count, T(0)), memory.resize(count);
       for (int m = 0; m < masks.count; ++m) {
-        matmul(make_view(memory.data(), dx.dtype, rows.count, dx.cols, "du A"), rows.of(columns_of(du, masks, m)), kPlain,
-               rows_of(a, masks, m), kPlain, 1, 0, {});
+        matmul(make_view(memory.data(), dx.dtype, rows.count, dx.cols, "du A"), rows.of(columns_of(du, masks, m)),
+               kPlain, rows_of(a, masks, m), kPlain, 1, 0, {});
         for_kept(rows, dx.cols, masks, m, [&](int64_t n, int64_t c) {
           const size_t i = static_cast<size_t>(n * dx.cols + c);
           sums[i] += memory[i];
@@ -130,7 +129,8 @@ void CpuBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks ma
       for (int64_t n = 0; n < rows.count; ++n) {
         T* out = dx.row<T>(rows.begin + n);
         for (int64_t c = 0; c < dx.cols; ++c)
-          out[c] = (beta == 0 ? T(0) : static_cast<T>(beta) * out[c]) + scale * sums[static_cast<size_t>(n * dx.cols + c)];
+          out[c] =
+              (beta == 0 ? T(0) : static_cast<T>(beta) * out[c]) + scale * sums[static_cast<size_t>(n * dx.cols + c)];
       }
     });
   });

@@ -17,11 +17,11 @@ constexpr int kSliceRanks = 64;
 
 // Up to 64 rank columns of one adapter.
 struct RankSlice {
-  int id;                // the adapter's number: picks the mask
-  int adapter;           // its place in the group
-  int column, first;     // its first column among the R, and within its adapter
-  int width;             // <= 64
-  const float* beta1;    // of the adapter, or null
+  int id;              // the adapter's number: picks the mask
+  int adapter;         // its place in the group
+  int column, first;   // its first column among the R, and within its adapter
+  int width;           // <= 64
+  const float* beta1;  // of the adapter, or null
 };
 
 struct MaskArgs {
@@ -34,8 +34,11 @@ struct MaskArgs {
 
 inline MaskArgs mask_args(const AdapterMasks& masks) {
   const DropoutRate rate = dropout_rate(masks.p);
-  return {static_cast<const int*>(masks.positions.data), static_cast<const int*>(masks.samples.data),
-          static_cast<const StepParams*>(masks.params.data), dropout_threshold(rate.threshold), rate.threshold,
+  return {static_cast<const int*>(masks.positions.data),
+          static_cast<const int*>(masks.samples.data),
+          static_cast<const StepParams*>(masks.params.data),
+          dropout_threshold(rate.threshold),
+          rate.threshold,
           static_cast<float>(rate.scale)};
 }
 
@@ -44,7 +47,8 @@ inline std::vector<RankSlice> rank_slices(const AdapterMasks& masks, int64_t ran
   std::vector<RankSlice> slices;
   for (int m = 0; m < masks.count; ++m)
     for (int first = 0; first < rank; first += kSliceRanks)
-      slices.push_back({masks.ids[static_cast<size_t>(m)], m, m * rank + first, first, std::min(kSliceRanks, rank - first),
+      slices.push_back({masks.ids[static_cast<size_t>(m)], m, m * rank + first, first,
+                        std::min(kSliceRanks, rank - first),
                         static_cast<const float*>(beta1[static_cast<size_t>(m)].data)});
   return slices;
 }
@@ -55,7 +59,8 @@ struct alignas(16) TableRow {
   uint32_t live;
 };
 // Filled by the whole block; a barrier must follow. Rows from `rows` on count as dead.
-__device__ __forceinline__ void fill_row_table(TableRow* table, int64_t first, int count, int64_t rows, const MaskArgs& m) {
+__device__ __forceinline__ void fill_row_table(TableRow* table, int64_t first, int count, int64_t rows,
+                                               const MaskArgs& m) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
     TableRow row{};
     if (first + i < rows && m.positions[first + i] >= 0)
@@ -82,14 +87,17 @@ __device__ __forceinline__ void load_shared_16(uint32_t (&r)[4], const unsigned 
 // Blocks may use more than 48 KB of shared memory only after the kernel has been told so.
 template <class Kernel>
 void allow_shared_bytes(Kernel kernel, int bytes) {
-  CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  CUDA_CHECK(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 // lora_dropout_simple.cu: any shape, any stride, F32 or BF16.
 void lora_pool_simple(Tensor px, Tensor x, const MaskArgs& m, bool tile, cudaStream_t stream);
-void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1, const AdapterMasks& masks,
-                             cudaStream_t stream);
-void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta, cudaStream_t stream);
-void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta, cudaStream_t stream);
+void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1,
+                             const AdapterMasks& masks, cudaStream_t stream);
+void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta,
+                            cudaStream_t stream);
+void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta,
+                            cudaStream_t stream);
 
 }  // namespace irq

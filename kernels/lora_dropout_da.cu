@@ -15,12 +15,12 @@
 namespace irq {
 namespace {
 
-constexpr int kGroups = 4, kSplit = 2;               // warps: 64 features each, every second 16 rows of a stage
+constexpr int kGroups = 4, kSplit = 2;  // warps: 64 features each, every second 16 rows of a stage
 constexpr int kThreads = kGroups * kSplit * kWarp;
 constexpr int kFeatures = 64 * kGroups, kRows = 16 * kSplit, kStages = 4;
 constexpr int kChunks = kFeatures / 8, kRankChunks = kSliceRanks / 8;
 constexpr int kStageBytes = kRows * (kChunks + kRankChunks) * 16;
-constexpr int kMaxRows = 2048;                       // of a block's range: their table is in shared memory
+constexpr int kMaxRows = 2048;  // of a block's range: their table is in shared memory
 constexpr int64_t kPartialBytes = int64_t{48} << 20;
 
 struct DaArgs {
@@ -34,14 +34,16 @@ struct DaArgs {
 
 // Chunks are placed so that what a quarter of a warp reads at once lies in different banks: of x the rows 4 q + i and two
 // neighbouring chunks, of du (ldmatrix) the rows 4 i and 4 i + 1 of one chunk.
-__device__ __forceinline__ int x_byte(int row, int chunk) { return (row * kChunks + (chunk ^ (row >> 2 & 3) << 1)) * 16; }
+__device__ __forceinline__ int x_byte(int row, int chunk) {
+  return (row * kChunks + (chunk ^ (row >> 2 & 3) << 1)) * 16;
+}
 __device__ __forceinline__ int du_byte(int row, int chunk) {
   return kRows * kChunks * 16 + (row * kRankChunks + (chunk ^ ((row & 1) | (row >> 2 & 3) << 1))) * 16;
 }
 
 // Starts copying rows [row, row + kRows) of the block's range; dead ones become zeros.
-__device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, const RankSlice& slice, const TableRow* table,
-                                           int64_t first, int row, int feature) {
+__device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, const RankSlice& slice,
+                                           const TableRow* table, int64_t first, int row, int feature) {
   const int thread = static_cast<int>(threadIdx.x);
   {
     const int chunk = thread % kChunks, c = feature + chunk * 8;
@@ -55,7 +57,8 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, cons
   static_assert(kThreads == kRows * kRankChunks, "one chunk of du a thread");
   const int r = thread / kRankChunks, chunk = thread % kRankChunks;
   const bool valid = chunk * 8 < slice.width && table[row + r].live;
-  cp_async_16(stage + du_byte(r, chunk), valid ? p.du + (first + row + r) * p.du_stride + slice.column + chunk * 8 : p.du, valid);
+  cp_async_16(stage + du_byte(r, chunk),
+              valid ? p.du + (first + row + r) * p.du_stride + slice.column + chunk * 8 : p.du, valid);
 }
 
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
@@ -123,13 +126,15 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
       load_stage(stages + next % kStages * kStageBytes, p, slice, table, first, next * kRows, feature);
     cp_async_commit();
     const int at = s % kStages * kStageBytes;
-    accumulate(acc, shared_memory + at, stages + at, table + s * kRows, row, chunk, column, seed, p.mask.kept, slice.width);
+    accumulate(acc, shared_memory + at, stages + at, table + s * kRows, row, chunk, column, seed, p.mask.kept,
+               slice.width);
   }
   cp_async_wait<0>();
   __syncthreads();
 
   float* exchange = reinterpret_cast<float*>(shared_memory) + group * 128 * kWarp + lane;  // in the stages' place
-  static_assert(kSplit == 2 && kGroups * 128 * kWarp * 4 <= kStages * kStageBytes, "one partial result per group of features");
+  static_assert(kSplit == 2 && kGroups * 128 * kWarp * 4 <= kStages * kStageBytes,
+                "one partial result per group of features");
   if (row > 0) {
 #pragma unroll
     for (int i = 0; i < 128; ++i) exchange[i * kWarp] = acc[i / 32][i / 4 % 8][i % 4];
@@ -156,8 +161,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
 
 // da = beta * da + scale * (sum over the splits, in order).
 template <bool kVector>
-__global__ void sum_splits_kernel(float* da, int64_t stride, const float* partial, int splits, int64_t ranks, int64_t cols,
-                                  float scale, float beta) {
+__global__ void sum_splits_kernel(float* da, int64_t stride, const float* partial, int splits, int64_t ranks,
+                                  int64_t cols, float scale, float beta) {
   const int64_t c = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kChunk;
   if (c >= cols) return;
   for (int64_t j = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; j < ranks; j += int64_t{gridDim.y} * blockDim.y) {
@@ -198,10 +203,20 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
   const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(du) && x.cols % 8 == 0 && x.cols < INT32_MAX &&
                      rank % 8 == 0 && most_splits >= 1 && x.rows > 0;
   if (!tiles) return lora_dropout_da_simple(da, du, x, masks, beta, stream_);
-  DaArgs p{.partial = static_cast<float*>(workspace(kPartialBytes)), .x = static_cast<const __nv_bfloat16*>(x.data),
-           .du = static_cast<const __nv_bfloat16*>(du.data), .x_stride = x.stride, .du_stride = du.stride, .first = 0,
-           .rows = 0, .cols = static_cast<int>(x.cols), .ranks = static_cast<int>(da.rows), .rows_per_split = 0,
-           .feature_blocks = static_cast<int>(ceil_div(x.cols, kFeatures)), .slices = 0, .slice = {}, .mask = mask_args(masks)};
+  DaArgs p{.partial = static_cast<float*>(workspace(kPartialBytes)),
+           .x = static_cast<const __nv_bfloat16*>(x.data),
+           .du = static_cast<const __nv_bfloat16*>(du.data),
+           .x_stride = x.stride,
+           .du_stride = du.stride,
+           .first = 0,
+           .rows = 0,
+           .cols = static_cast<int>(x.cols),
+           .ranks = static_cast<int>(da.rows),
+           .rows_per_split = 0,
+           .feature_blocks = static_cast<int>(ceil_div(x.cols, kFeatures)),
+           .slices = 0,
+           .slice = {},
+           .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
   allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
@@ -216,12 +231,14 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
     for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-      lora_dropout_da_kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(p);
+      lora_dropout_da_kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(
+          p);
       CUDA_LAUNCHED();
     }
     auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows, da.cols,
-                                                  p.mask.scale, p.first == 0 ? static_cast<float>(beta) : 1.0f);
+    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
+                                                  da.cols, p.mask.scale,
+                                                  p.first == 0 ? static_cast<float>(beta) : 1.0f);
     CUDA_LAUNCHED();
   }
 }

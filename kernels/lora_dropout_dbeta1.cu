@@ -12,11 +12,12 @@ constexpr int kThreads = 256, kBlocks = 128;
 
 // Block (b, m) sums adapter m over every gridDim.x-th piece of kThreads chunks.
 template <class T, bool kVector>
-__global__ void __launch_bounds__(kThreads)
-    dot_kernel(double* partial, const T* du, int64_t du_stride, const T* px, int64_t px_stride, int64_t rows, int rank) {
+__global__ void __launch_bounds__(kThreads) dot_kernel(double* partial, const T* du, int64_t du_stride, const T* px,
+                                                       int64_t px_stride, int64_t rows, int rank) {
   const int chunks = (rank + kChunk - 1) / kChunk, adapter = static_cast<int>(blockIdx.y);
   float sum = 0;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * chunks; i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * chunks;
+       i += int64_t{gridDim.x} * kThreads) {
     const int64_t n = i / chunks;
     const int j = static_cast<int>(i - n * chunks) * kChunk;
     float a[kChunk], b[kChunk];
@@ -52,13 +53,15 @@ void CudaBackend::lora_dropout_dbeta1(AdapterScalars dbeta1, Tensor du, Tensor p
   double* partial = static_cast<double*>(workspace(int64_t{kBlocks} * count * static_cast<int64_t>(sizeof(double))));
   dispatch_storage(px.dtype, [&](auto zero) {
     using T = decltype(zero);
-    auto* kernel = aligned16(du) && aligned16(px) && px.cols % kChunk == 0 ? &dot_kernel<T, true> : &dot_kernel<T, false>;
+    auto* kernel =
+        aligned16(du) && aligned16(px) && px.cols % kChunk == 0 ? &dot_kernel<T, true> : &dot_kernel<T, false>;
     kernel<<<dim3(kBlocks, static_cast<unsigned>(count)), kThreads, 0, stream_>>>(
         partial, static_cast<const T*>(du.data), du.stride, static_cast<const T*>(px.data), px.stride, px.rows,
         static_cast<int>(px.cols));
   });
   CUDA_LAUNCHED();
-  dot_finish_kernel<<<1, static_cast<unsigned>(count * kWarp), 0, stream_>>>(results, partial, kBlocks, static_cast<float>(beta));
+  dot_finish_kernel<<<1, static_cast<unsigned>(count * kWarp), 0, stream_>>>(results, partial, kBlocks,
+                                                                             static_cast<float>(beta));
   CUDA_LAUNCHED();
 }
 

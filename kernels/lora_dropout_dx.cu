@@ -16,8 +16,8 @@ namespace {
 constexpr int kThreads = 256, kFeatures = kThreads;  // 32 features a warp
 constexpr int kRows = 32, kStages = 4;               // rows of du of a stage
 constexpr int kMaxSlices = 3;
-constexpr int kMaxRows = 2048;                       // of a block's range: their table is in shared memory
-constexpr int kTilePitch = kFeatures * 2 + 16;       // of a slice's A on its way to the registers
+constexpr int kMaxRows = 2048;                  // of a block's range: their table is in shared memory
+constexpr int kTilePitch = kFeatures * 2 + 16;  // of a slice's A on its way to the registers
 
 struct DxArgs {
   __nv_bfloat16* dx;
@@ -34,7 +34,8 @@ struct DxConfig {
   static constexpr int kBlocks = kSlices == 1 ? 2 : 1;  // of a multiprocessor
   static constexpr int kStageBytes = kRows * kSlices * kSliceRanks * 2;
   static constexpr int kTileBytes = kSliceRanks * kTilePitch;
-  static constexpr int kFixedBytes = kStages * kStageBytes > kTileBytes ? kStages * kStageBytes : kTileBytes;  // A comes first
+  static constexpr int kFixedBytes =
+      kStages * kStageBytes > kTileBytes ? kStages* kStageBytes : kTileBytes;  // A comes first
 };
 
 // Byte of ranks [8 chunk, +8) of a row in a stage: lanes of two neighbouring rows and four chunks meet no bank twice.
@@ -44,7 +45,8 @@ __device__ __forceinline__ int du_byte(int row, int slice, int chunk) {
 }
 
 template <int kSlices>
-__device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, const TableRow* table, int64_t first, int row) {
+__device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, const TableRow* table, int64_t first,
+                                           int row) {
   static_assert(kThreads == kRows * 8, "one chunk of every slice a thread");
   const int r = static_cast<int>(threadIdx.x) / 8, chunk = static_cast<int>(threadIdx.x) % 8;
   const bool live = table[row + r].live != 0;
@@ -58,8 +60,8 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, cons
 
 // a[kb][j]: the operand of ranks 32 kb + 8 q + 0..7 and, for result tile j, column g = 2 q' + e: feature 8 q' + 2 j + e of the
 // warp's 32. In shared memory pairs of features lie so that the eight columns of a tile are neighbours.
-__device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned char* tile, const DxArgs& p, const RankSlice& slice,
-                                             int feature) {
+__device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned char* tile, const DxArgs& p,
+                                             const RankSlice& slice, int feature) {
   constexpr int kChunks = kFeatures / 8;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kSliceRanks * kChunks; i += kThreads) {
@@ -82,8 +84,8 @@ __device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned ch
 
 // sum[half]: eight features of row g + 8 half.  sum += mask * (du A)
 template <int kSlices>
-__device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&a)[2][4][4], const unsigned char* stage, int row,
-                                           int s, const TableRow (&rows)[2], const DropoutColumn& column,
+__device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&a)[2][4][4], const unsigned char* stage,
+                                           int row, int s, const TableRow (&rows)[2], const DropoutColumn& column,
                                            const uint32_t (&seed)[2], uint32_t threshold) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   float acc[4][4] = {};
@@ -104,7 +106,8 @@ __device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&
     const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (word[j] << 16 >= threshold) sum[half][2 * j] += acc[j][2 * half];  // threshold is in the upper half: the draws'
+      if (word[j] << 16 >= threshold)
+        sum[half][2 * j] += acc[j][2 * half];  // threshold is in the upper half: the draws'
       if (word[j] >= threshold) sum[half][2 * j + 1] += acc[j][2 * half + 1];
     }
   }
@@ -166,7 +169,8 @@ __global__ void __launch_bounds__(kThreads, DxConfig<kSlices>::kBlocks) lora_dro
         Pack<__nv_bfloat16> pack;
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-          pack.v[i] = from_f<__nv_bfloat16>((p.beta == 0 ? 0.0f : p.beta * to_f(old[half].v[i])) + p.mask.scale * sum[half][i]);
+          pack.v[i] =
+              from_f<__nv_bfloat16>((p.beta == 0 ? 0.0f : p.beta * to_f(old[half].v[i])) + p.mask.scale * sum[half][i]);
         *reinterpret_cast<Pack<__nv_bfloat16>*>(out[half]) = pack;
       }
     }
@@ -179,11 +183,12 @@ void launch(DxArgs p, int sm_count, cudaStream_t stream) {
   using Config = DxConfig<kSlices>;
   auto* kernel = &lora_dropout_dx_kernel<kSlices>;
   allow_shared_bytes(kernel, Config::kFixedBytes + kMaxRows * static_cast<int>(sizeof(TableRow)));
-  const int64_t places = std::max<int64_t>(1, int64_t{sm_count} * Config::kBlocks / p.feature_blocks);  // one wave, if it can be
+  const int64_t places =
+      std::max<int64_t>(1, int64_t{sm_count} * Config::kBlocks / p.feature_blocks);  // one wave, if it can be
   const int64_t ranges = std::max(places, ceil_div(p.rows, kMaxRows));
   p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, ranges), kRows) * kRows);
   const auto blocks = static_cast<unsigned>(ceil_div(p.rows, p.rows_per_block) * p.feature_blocks);
-  kernel<<<blocks, kThreads, Config::kFixedBytes + p.rows_per_block * static_cast<int>(sizeof(TableRow)), stream>>>(p);
+  kernel<<<blocks, kThreads, Config::kFixedBytes + p.rows_per_block* static_cast<int>(sizeof(TableRow)), stream>>>(p);
   CUDA_LAUNCHED();
 }
 
@@ -194,10 +199,18 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks m
   const bool tiles = dx.dtype == DType::BF16 && aligned16(dx) && aligned16(du) && aligned16(a) && dx.cols % 8 == 0 &&
                      dx.cols < INT32_MAX && du.cols > 0 && du.cols / masks.count % 8 == 0;
   if (!tiles) return lora_dropout_dx_simple(dx, du, a, masks, beta, stream_);
-  DxArgs p{.dx = static_cast<__nv_bfloat16*>(dx.data), .du = static_cast<const __nv_bfloat16*>(du.data),
-           .a = static_cast<const __nv_bfloat16*>(a.data), .dx_stride = dx.stride, .du_stride = du.stride, .a_stride = a.stride,
-           .rows = dx.rows, .cols = static_cast<int>(dx.cols), .rows_per_block = 0,
-           .feature_blocks = static_cast<int>(ceil_div(dx.cols, kFeatures)), .slice = {}, .mask = mask_args(masks),
+  DxArgs p{.dx = static_cast<__nv_bfloat16*>(dx.data),
+           .du = static_cast<const __nv_bfloat16*>(du.data),
+           .a = static_cast<const __nv_bfloat16*>(a.data),
+           .dx_stride = dx.stride,
+           .du_stride = du.stride,
+           .a_stride = a.stride,
+           .rows = dx.rows,
+           .cols = static_cast<int>(dx.cols),
+           .rows_per_block = 0,
+           .feature_blocks = static_cast<int>(ceil_div(dx.cols, kFeatures)),
+           .slice = {},
+           .mask = mask_args(masks),
            .beta = static_cast<float>(beta)};
   const std::vector<RankSlice> slices = rank_slices(masks, du.cols);
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {

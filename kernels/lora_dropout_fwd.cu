@@ -36,7 +36,7 @@ template <int kAdapters>
 struct FwdConfig {
   static constexpr int kSplit = kAdapters == 1 ? 4 : 2;  // warps that share a result, each with its own features
   static constexpr int kWarps = 2 * kAdapters * kSplit, kThreads = kWarps * kWarp;
-  static constexpr int kDepth = 32 * kSplit, kChunks = kDepth / 8;   // features of a stage
+  static constexpr int kDepth = 32 * kSplit, kChunks = kDepth / 8;  // features of a stage
   static constexpr int kStages = kAdapters == 1 ? 3 : 4;
   static constexpr int kTileRows = kRows + kAdapters * kSliceRanks;  // x, then the A of each adapter
   static constexpr int kStageBytes = kTileRows * kDepth * 2;
@@ -44,7 +44,8 @@ struct FwdConfig {
   static constexpr int kTableBytes = kRows * static_cast<int>(sizeof(TableRow));
   static constexpr int kPoolBytes = kSplit * kRows * kPoolPitch * 4;
   static constexpr int kSharedBytes = kStages * kStageBytes + kTableBytes + kPoolBytes;
-  static_assert((kSplit - 1) * 2 * kAdapters * 64 * kWarp * 4 <= kStages * kStageBytes, "partial results take the stages' place");
+  static_assert((kSplit - 1) * 2 * kAdapters * 64 * kWarp * 4 <= kStages * kStageBytes,
+                "partial results take the stages' place");
 };
 
 // Byte of a 16-byte chunk in a tile of rows of kChunks chunks: lanes of two neighbouring rows and four chunks meet no bank twice.
@@ -60,14 +61,16 @@ struct StageLoader {
   using Config = FwdConfig<kAdapters>;
   static constexpr int kChunks = Config::kChunks, kStep = Config::kThreads / kChunks;
   static constexpr int kCopies = (Config::kTileRows + kStep - 1) / kStep;
-  static_assert(kStep % 2 == 0 && Config::kThreads % kChunks == 0, "tile_byte's swizzle is the same for all of a thread's rows");
+  static_assert(kStep % 2 == 0 && Config::kThreads % kChunks == 0,
+                "tile_byte's swizzle is the same for all of a thread's rows");
   const __nv_bfloat16 *x, *a;
   int offset[kCopies];  // of the row's chunk in x or a; -1: dead row or no rank, zeros
 
   __device__ StageLoader(const FwdArgs& p, const TableRow* table, int64_t first) : x(p.x + first * p.x_stride), a(p.a) {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int row = static_cast<int>(threadIdx.x) / kChunks + i * kStep, chunk = static_cast<int>(threadIdx.x) % kChunks;
+      const int row = static_cast<int>(threadIdx.x) / kChunks + i * kStep,
+                chunk = static_cast<int>(threadIdx.x) % kChunks;
       const RankSlice& s = p.slice[min(max(row - kRows, 0) / kSliceRanks, kAdapters - 1)];
       const int j = (row - kRows) % kSliceRanks;
       offset[i] = -1;
@@ -93,8 +96,8 @@ struct StageLoader {
 
 // Adds the sums of x over the slices that features [c, c + 8) of the four lanes of a row belong to: x holds 16 rows.
 // sums (16 rows, groups) is this warp's own.
-__device__ __forceinline__ void add_row_sums(float* sums, int pitch, const uint32_t (&low)[4], const uint32_t (&high)[4], int c,
-                                             const FwdArgs& p) {
+__device__ __forceinline__ void add_row_sums(float* sums, int pitch, const uint32_t (&low)[4],
+                                             const uint32_t (&high)[4], int c, const FwdArgs& p) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const auto slice_of = [&](int feature) {  // exact below 2^21 features
     return min(static_cast<int>((static_cast<float>(feature) + 0.5f) * p.inv_slice), p.map.groups - 1);
@@ -202,7 +205,8 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   if (p.store_pool)
     for (int i = static_cast<int>(threadIdx.x); i < kRows * p.rank; i += Config::kThreads) {
       const int row = i / p.rank, j = i - row * p.rank;
-      if (first + row < p.rows) p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(pooled[row * kPitch + p.map.group(j)]);
+      if (first + row < p.rows)
+        p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(pooled[row * kPitch + p.map.group(j)]);
     }
   if (split > 0) return;
 #pragma unroll
@@ -218,7 +222,8 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
     float value = p.mask.scale * acc[i / 32][i / 4 % 8][i % 4];
     if (p.px && slice.beta1) {
       const int column = slice.first + j;
-      const float mean = p.pool ? pooled[row * kPitch + p.map.group(column)] : to_f(p.px[(first + row) * p.px_stride + column]);
+      const float mean =
+          p.pool ? pooled[row * kPitch + p.map.group(column)] : to_f(p.px[(first + row) * p.px_stride + column]);
       value += beta1 * mean;
     }
     p.u[(first + row) * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
@@ -241,19 +246,31 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
   if (u.numel() == 0) return;
   const int64_t rank = u.cols / masks.count;
   const MaskArgs mask = mask_args(masks);
-  const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(a) && x.cols % 8 == 0 && x.cols > 0 && x.cols < (1 << 21) &&
-                     kRows * x.stride < INT32_MAX &&
-                     a.rows * a.stride < INT32_MAX;
+  const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(a) && x.cols % 8 == 0 && x.cols > 0 &&
+                     x.cols < (1 << 21) && kRows * x.stride < INT32_MAX && a.rows * a.stride < INT32_MAX;
   const IecMap map(std::max<int64_t>(x.cols, 1), rank, tile);
   // Two features of one register must be of one slice, and the slices of 32 features fewer than eight.
   const bool pool = px && tiles && map.slice % 2 == 0 && map.slice >= 8 && map.groups <= kFusedGroups;
   if (px && !pool) lora_pool_simple(px, x, mask, tile, stream_);
   if (!tiles) return lora_dropout_fwd_simple(u, px, x, a, beta1, masks, stream_);
-  FwdArgs p{.u = static_cast<__nv_bfloat16*>(u.data), .px = static_cast<__nv_bfloat16*>(px.data),
-            .x = static_cast<const __nv_bfloat16*>(x.data), .a = static_cast<const __nv_bfloat16*>(a.data),
-            .u_stride = u.stride, .px_stride = px.stride, .x_stride = x.stride, .a_stride = a.stride, .rows = x.rows,
-            .cols = static_cast<int>(x.cols), .slices = 0, .slice = {}, .mask = mask, .pool = pool, .store_pool = pool,
-            .rank = static_cast<int>(rank), .inv_slice = 1.0f / static_cast<float>(map.slice), .map = map};
+  FwdArgs p{.u = static_cast<__nv_bfloat16*>(u.data),
+            .px = static_cast<__nv_bfloat16*>(px.data),
+            .x = static_cast<const __nv_bfloat16*>(x.data),
+            .a = static_cast<const __nv_bfloat16*>(a.data),
+            .u_stride = u.stride,
+            .px_stride = px.stride,
+            .x_stride = x.stride,
+            .a_stride = a.stride,
+            .rows = x.rows,
+            .cols = static_cast<int>(x.cols),
+            .slices = 0,
+            .slice = {},
+            .mask = mask,
+            .pool = pool,
+            .store_pool = pool,
+            .rank = static_cast<int>(rank),
+            .inv_slice = 1.0f / static_cast<float>(map.slice),
+            .map = map};
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
     p.slices = static_cast<int>(std::min<size_t>(kMaxSlices, slices.size() - i));

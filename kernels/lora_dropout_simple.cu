@@ -19,13 +19,15 @@ __device__ __forceinline__ bool keeps(const MaskArgs& m, int64_t n, int64_t c, i
 template <class T>
 __global__ void pool_kernel(T* px, int64_t px_stride, const T* x, int64_t x_stride, const int* positions, int64_t rows,
                             IecMap map) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * map.groups; i += int64_t{gridDim.x} * kThreads) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * map.groups;
+       i += int64_t{gridDim.x} * kThreads) {
     const int64_t n = i / map.groups;
     const int t = static_cast<int>(i - n * map.groups);
     float sum = 0;
     if (positions[n] >= 0)
       for (int k = 0; k < map.slice; ++k) sum += to_f(x[n * x_stride + int64_t{t} * map.slice + k]);
-    for (int k = 0; k < map.repeat; ++k) px[n * px_stride + map.member(t, k)] = from_f<T>(sum / static_cast<float>(map.slice));
+    for (int k = 0; k < map.repeat; ++k)
+      px[n * px_stride + map.member(t, k)] = from_f<T>(sum / static_cast<float>(map.slice));
   }
 }
 
@@ -46,8 +48,8 @@ __device__ __forceinline__ void multiply(float (&acc)[4][4], const Product& p) {
 // u[n][j]: block (row tile, slice).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    fwd_kernel(T* u, int64_t u_stride, const T* px, int64_t px_stride, const T* x, int64_t x_stride, const T* a, int64_t a_stride,
-               int64_t rows, int64_t cols, RankSlice slice, MaskArgs m) {
+    fwd_kernel(T* u, int64_t u_stride, const T* px, int64_t px_stride, const T* x, int64_t x_stride, const T* a,
+               int64_t a_stride, int64_t rows, int64_t cols, RankSlice slice, MaskArgs m) {
   __shared__ Product tile;
   const int64_t first = int64_t{blockIdx.x} * kTile;
   float acc[4][4] = {};
@@ -110,8 +112,8 @@ struct DxSlices {
 // dx[n][c]: a thread for each.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    dx_kernel(T* dx, int64_t dx_stride, const T* du, int64_t du_stride, const T* a, int64_t a_stride, int64_t rows, int64_t cols,
-              int adapters, int rank, DxSlices slices, MaskArgs m, float beta) {
+    dx_kernel(T* dx, int64_t dx_stride, const T* du, int64_t du_stride, const T* a, int64_t a_stride, int64_t rows,
+              int64_t cols, int adapters, int rank, DxSlices slices, MaskArgs m, float beta) {
   const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (c >= cols) return;
   for (int64_t n = blockIdx.y; n < rows; n += gridDim.y) {
@@ -133,49 +135,52 @@ void lora_pool_simple(Tensor px, Tensor x, const MaskArgs& m, bool tile, cudaStr
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(x.rows * map.groups, kThreads), 65535));
   dispatch_storage(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    pool_kernel<T><<<blocks, kThreads, 0, stream>>>(static_cast<T*>(px.data), px.stride, static_cast<const T*>(x.data), x.stride,
-                                                    m.positions, x.rows, map);
+    pool_kernel<T><<<blocks, kThreads, 0, stream>>>(static_cast<T*>(px.data), px.stride, static_cast<const T*>(x.data),
+                                                    x.stride, m.positions, x.rows, map);
   });
   CUDA_LAUNCHED();
 }
 
-void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1, const AdapterMasks& masks,
-                             cudaStream_t stream) {
+void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1,
+                             const AdapterMasks& masks, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(ceil_div(x.rows, kTile));
   for (const RankSlice& slice : rank_slices(masks, u.cols, beta1)) {
     dispatch_storage(x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      fwd_kernel<T><<<blocks, kThreads, 0, stream>>>(static_cast<T*>(u.data), u.stride, static_cast<const T*>(px.data), px.stride,
-                                                     static_cast<const T*>(x.data), x.stride, static_cast<const T*>(a.data),
-                                                     a.stride, x.rows, x.cols, slice, mask_args(masks));
+      fwd_kernel<T><<<blocks, kThreads, 0, stream>>>(
+          static_cast<T*>(u.data), u.stride, static_cast<const T*>(px.data), px.stride, static_cast<const T*>(x.data),
+          x.stride, static_cast<const T*>(a.data), a.stride, x.rows, x.cols, slice, mask_args(masks));
     });
     CUDA_LAUNCHED();
   }
 }
 
-void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta, cudaStream_t stream) {
+void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta,
+                            cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(ceil_div(x.cols, kTile));
   for (const RankSlice& slice : rank_slices(masks, da.rows)) {
     dispatch_storage(x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      da_kernel<T><<<blocks, kThreads, 0, stream>>>(static_cast<float*>(da.data), da.stride, static_cast<const T*>(du.data),
-                                                    du.stride, static_cast<const T*>(x.data), x.stride, x.rows, x.cols, slice,
-                                                    mask_args(masks), static_cast<float>(beta));
+      da_kernel<T><<<blocks, kThreads, 0, stream>>>(
+          static_cast<float*>(da.data), da.stride, static_cast<const T*>(du.data), du.stride,
+          static_cast<const T*>(x.data), x.stride, x.rows, x.cols, slice, mask_args(masks), static_cast<float>(beta));
     });
     CUDA_LAUNCHED();
   }
 }
 
-void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(dx.cols, kThreads)), static_cast<unsigned>(std::min<int64_t>(dx.rows, 65535)));
+void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta,
+                            cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(dx.cols, kThreads)),
+                  static_cast<unsigned>(std::min<int64_t>(dx.rows, 65535)));
   DxSlices slices{};
   for (int m = 0; m < masks.count; ++m) slices.ids[m] = masks.ids[static_cast<size_t>(m)];
   dispatch_storage(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    dx_kernel<T><<<grid, kThreads, 0, stream>>>(static_cast<T*>(dx.data), dx.stride, static_cast<const T*>(du.data), du.stride,
-                                                static_cast<const T*>(a.data), a.stride, dx.rows, dx.cols, masks.count,
-                                                static_cast<int>(du.cols / masks.count), slices, mask_args(masks),
-                                                static_cast<float>(beta));
+    dx_kernel<T><<<grid, kThreads, 0, stream>>>(static_cast<T*>(dx.data), dx.stride, static_cast<const T*>(du.data),
+                                                du.stride, static_cast<const T*>(a.data), a.stride, dx.rows, dx.cols,
+                                                masks.count, static_cast<int>(du.cols / masks.count), slices,
+                                                mask_args(masks), static_cast<float>(beta));
   });
   CUDA_LAUNCHED();
 }

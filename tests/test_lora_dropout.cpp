@@ -18,7 +18,8 @@ TEST(DropoutHalves, GiveTheDrawsOfDropout) {
     const int sample = static_cast<int>(rng.below(1u << 31));
     const int64_t feature = static_cast<int64_t>(rng.below(11008));
     const Philox4 whole = dropout_bits(feature, position, sample, adapter, seed);
-    const Philox4 halves = dropout_pair(dropout_row(position, sample, seed), dropout_column(feature, adapter, seed), seed);
+    const Philox4 halves =
+        dropout_pair(dropout_row(position, sample, seed), dropout_column(feature, adapter, seed), seed);
     ASSERT_EQ(whole.x, halves.x);
     ASSERT_EQ(whole.y, halves.y);
     ASSERT_EQ(whole.z, halves.z);
@@ -55,7 +56,7 @@ struct Fixture {
   static constexpr int count = 2;
   std::vector<int32_t> positions{0, 1, 2, -1, 0, 1}, samples{3, 3, 3, -1, 8, 8};
   StepParams params;
-  Mat x{n, h, uint64_t{1}}, a{r * count, h, uint64_t{2}}, du{n, r * count, uint64_t{3}}, beta1{1, 1, 0.7};
+  Mat x{n, h, uint64_t{1}}, a{r * count, h, uint64_t{2}}, du{n, r*count, uint64_t{3}}, beta1{1, 1, 0.7};
   Backend& cpu = cpu_backend(DType::F64);
 
   Fixture() { params.seed[0] = 17; }
@@ -108,7 +109,8 @@ TEST(LoraDropoutOps, AreTheirComposition) {
     f.cpu.matmul(rows(expected_da), columns(f.du), true, dropped.view(""), false, 1, 0, {});
     f.cpu.matmul(through.view(""), columns(f.du), false, rows(f.a), false, 1, 0, {});
     const AdapterMasks k = f.masks(p);
-    f.cpu.dropout(expected_dx.view(""), through.view(""), k.positions, k.samples, k.params, k.ids[static_cast<size_t>(m)], p, 1);
+    f.cpu.dropout(expected_dx.view(""), through.view(""), k.positions, k.samples, k.params,
+                  k.ids[static_cast<size_t>(m)], p, 1);
     for (int64_t i = 0; m == 1 && i < f.n; ++i)
       for (int64_t j = 0; j < f.r; ++j)
         dot += f.du.v[static_cast<size_t>(i * f.r * 2 + f.r + j)] * expected_px.v[static_cast<size_t>(i * f.r + j)];
@@ -141,7 +143,8 @@ TEST(LoraDropoutOps, DeadRowsAreNotRead) {
   Fixture f;
   for (int64_t c = 0; c < f.h; ++c) f.x.v[static_cast<size_t>(3 * f.h + c)] = NAN;
   Mat u(f.n, f.r * f.count), px(f.n, f.r), da(f.r * f.count, f.h);
-  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), {f.beta1.view("beta1")}, f.masks(0.1), true);
+  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), {f.beta1.view("beta1")},
+                         f.masks(0.1), true);
   f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.masks(0.1), 0);
   for (int64_t j = 0; j < f.r * f.count; ++j) EXPECT_EQ(u.v[static_cast<size_t>(3 * f.r * f.count + j)], 0);
   for (int64_t j = 0; j < f.r; ++j) EXPECT_EQ(px.v[static_cast<size_t>(3 * f.r + j)], 0);

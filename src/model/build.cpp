@@ -129,6 +129,10 @@ void Llama::place_folded(LinearGroup& g) {
   if (g.resident) backend_.fill(b_columns, 0);  // sB' is block-diagonal: what no adapter writes stays zero
   g.a_folded = g.resident ? g.resident.slice_rows(g.out, g.rank).slice_cols(0, g.in)
                           : arena_.push("folded adapters", storage, g.rank, g.in);
+  if (g.dropout > 0) {
+    g.a_plain = arena_.push("adapters (storage)", storage, g.rank, g.in);
+    backend_.fill(g.a_folded, 0);  // adapters without beta1 have nothing to fold there
+  }
   for (AdapterPart& p : g.adapters)
     p.b_folded = g.resident ? b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank)
                             : arena_.push("folded adapters", storage, p.out, p.rank);

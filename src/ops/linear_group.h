@@ -4,6 +4,9 @@
 //   ext = [ W  sB' ]  (out + R) x (in + R)      y  = [x | u] [W | sB']^T,   u = x A'^T
 //         [ A'  -  ]                            dx = [dy | du] [W ; A'],    du = dy sB'
 //
+// Dropout masks what A sees, and not the pooled branch beside it. Then A' is beta1 P alone, A stands apart in a_plain, and
+// the lora_dropout ops add its share: u_m = s drop_m(x) A_m^T + beta1_m P x and dx += s sum_m mask_m * (du_m A_m).
+//
 // W stacks the group's weights, A' = A + beta1 P and B' = B + beta2 E are the folded adapters (fidelity 4.3), sB' is
 // block-diagonal, R is the sum of the ranks.
 #pragma once
@@ -39,10 +42,16 @@ struct LinearGroup {
   int64_t in = 0, out = 0, rank = 0;  // rank = R
   std::vector<LinearPart> parts;
   std::vector<AdapterPart> adapters;
-  Tensor a_folded;   // (R, in) S. Without dropout A + beta1 P; with dropout A alone, the pooled branch runs apart
+  Tensor a_folded;   // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
+  Tensor a_plain;    // (R, in) S: A, with dropout only
   double scale = 0;  // alpha / r
   double dropout = 0;
   bool tile = false;
+  bool pooled() const {  // has an adapter its pooled branch (beta1 P)?
+    for (const AdapterPart& p : adapters)
+      if (p.param_beta1 >= 0) return true;
+    return false;
+  }
   Tensor
       resident;  // W in storage type if it stays on the device unpacked: (out + R) x (in + R) ext, or (out, in) if R = 0
   int param_weight = -1;  // --method full: the stacked weight is trained

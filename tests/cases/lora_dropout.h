@@ -128,14 +128,14 @@ inline std::vector<OpCase> lora_dropout_cases() {
   const std::vector<LoraDropoutShape> shapes = {
       {.n = 67, .h = 512, .r = 64, .count = 3},
       {.n = 131, .h = 768, .r = 64, .count = 1, .p = 0.3, .beta = 1, .tile = true},  // slices of 12
-      {.n = 64, .h = 352, .r = 8, .count = 2, .beta = 0.5, .spare = 8},              // slices of 44; 352 is no multiple of 64
-      {.n = 33, .h = 1376, .r = 64, .count = 2},                                     // slices of 43
-      {.n = 40, .h = 96, .r = 24, .count = 3, .spare = 16, .tile = true},            // slices of 4
-      {.n = 19, .h = 352, .r = 80, .count = 2, .beta = 1},                           // four times up to 64 ranks
-      {.n = 9, .h = 144, .r = 72, .count = 1},                                       // 72 slices: more than are summed at once
-      {.n = 300, .h = 520, .r = 16, .count = 4, .p = 0.6, .pool = false},            // more than half dropped
-      {.n = 11, .h = 37, .r = 10, .count = 2, .beta = 1},                            // nothing is a multiple of anything
-      {.n = 7, .h = 64, .r = 16, .count = 1, .beta = 0.5, .spare = 3},               // rows that do not start at 16 bytes
+      {.n = 64, .h = 352, .r = 8, .count = 2, .beta = 0.5, .spare = 8},    // slices of 44; 352 is no multiple of 64
+      {.n = 33, .h = 1376, .r = 64, .count = 2},                           // slices of 43
+      {.n = 40, .h = 96, .r = 24, .count = 3, .spare = 16, .tile = true},  // slices of 4
+      {.n = 19, .h = 352, .r = 80, .count = 2, .beta = 1},                 // four times up to 64 ranks
+      {.n = 9, .h = 144, .r = 72, .count = 1},                             // 72 slices: more than are summed at once
+      {.n = 300, .h = 520, .r = 16, .count = 4, .p = 0.6, .pool = false},  // more than half dropped
+      {.n = 11, .h = 37, .r = 10, .count = 2, .beta = 1},                  // nothing is a multiple of anything
+      {.n = 7, .h = 64, .r = 16, .count = 1, .beta = 0.5, .spare = 3},     // rows that do not start at 16 bytes
       {.n = 1, .h = 8, .r = 8, .count = 1},
       {.n = 5, .h = 64, .r = 5, .count = 3, .p = 0},
       {.n = 0, .h = 64, .r = 16, .count = 2, .beta = 1}};
