@@ -9,6 +9,7 @@
 #include "tests/cases/embedding.h"
 #include "tests/cases/global_norm.h"
 #include "tests/cases/iec.h"
+#include "tests/cases/lora_dropout.h"
 #include "tests/cases/matmul.h"
 #include "tests/cases/memory.h"
 #include "tests/cases/nfk.h"
@@ -189,8 +190,16 @@ Cases bench_cases(const BenchSizes& sizes) {
   }
   add_iec(cases, c, sizes.rank);
   for (const int64_t n : sizes.rows) {
-    cases.push_back(iec_pool_fwd_case(n, c.dim, sizes.rank, false));
-    cases.push_back(iec_pool_bwd_case(n, c.dim, sizes.rank, false, 1));
+    for (const LoraDropoutShape& s : {LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 3},
+                                      LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 2},
+                                      LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 1},
+                                      LoraDropoutShape{.n = n, .h = c.ffn, .r = sizes.rank, .count = 1}}) {
+      cases.push_back(lora_dropout_fwd_case(s));
+      cases.push_back(lora_dropout_da_case(s));
+      cases.push_back(lora_dropout_dx_case(s));
+    }
+    cases.push_back(lora_dropout_dx_case({.n = n, .h = c.dim, .r = sizes.rank, .count = 3, .beta = 1}));
+    cases.push_back(lora_dropout_dbeta1_case({.n = n, .h = c.dim, .r = sizes.rank, .count = 3}));
   }
   for (const int64_t n : sizes.rows) cases.push_back(cross_entropy_case(n, c.vocab, c.vocab, true));
   cases.push_back(global_norm_case(trained));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/iec.h"
+#include "kernels/lora_dropout.h"
 #include "kernels/quantized_matrix.h"
 #include "src/core/tensor.h"
 

@@ -6,6 +6,57 @@ namespace irq {
 #define CHECKS const OpChecks check(__func__, device_, precision_)
 #define FORWARD(...) Scope::run(*this, __func__, [&](Backend& inner) { inner.__VA_ARGS__; })
 
+// ---- LoRA under dropout -------------------------------------------------------------------------------------------
+void OpChecks::masks(const AdapterMasks& m, int64_t rows, int64_t ranks) const {
+  IRQ_CHECK(m.count >= 1 && m.count <= AdapterMasks::kMax && ranks % m.count == 0,
+            "%s: %d adapters of rank %ld together", op_, m.count, ranks);
+  IRQ_CHECK(m.p >= 0 && m.p < 1, "%s: probability %g, expected [0, 1)", op_, m.p);
+  vector("positions", m.positions, rows, Type::i32);
+  vector("samples", m.samples, rows, Type::i32);
+  params(m.params);
+}
+
+void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, AdapterMasks masks,
+                                      bool tile) {
+  CHECKS;
+  check.any("x", x, Type::storage);
+  check.shape("a", a, u.cols, x.cols, Type::storage);
+  check.shape("u", u, x.rows, a.rows, Type::storage);
+  check.masks(masks, x.rows, u.cols);
+  if (px) check.shape("px", px, x.rows, u.cols / masks.count, Type::storage);
+  for (const Tensor& b : beta1)
+    if (b) check.vector("beta1", b, 1, Type::master);
+  FORWARD(lora_dropout_fwd(u, px, x, a, beta1, masks, tile));
+}
+
+void CheckedBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks masks, double beta) {
+  CHECKS;
+  check.any("x", x, Type::storage);
+  check.shape("du", du, x.rows, da.rows, Type::storage);
+  check.shape("da", da, du.cols, x.cols, Type::master);
+  check.masks(masks, x.rows, du.cols);
+  FORWARD(lora_dropout_da(da, du, x, masks, beta));
+}
+
+void CheckedBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks masks, double beta) {
+  CHECKS;
+  check.any("dx", dx, Type::storage);
+  check.shape("du", du, dx.rows, a.rows, Type::storage);
+  check.shape("a", a, du.cols, dx.cols, Type::storage);
+  check.masks(masks, dx.rows, du.cols);
+  FORWARD(lora_dropout_dx(dx, du, a, masks, beta));
+}
+
+void CheckedBackend::lora_dropout_dbeta1(AdapterScalars dbeta1, Tensor du, Tensor px, int count, double beta) {
+  CHECKS;
+  IRQ_CHECK(count >= 1 && count <= AdapterMasks::kMax, "lora_dropout_dbeta1: %d adapters", count);
+  check.shape("du", du, px.rows, px.cols * count, Type::storage);
+  check.any("px", px, Type::storage);
+  for (const Tensor& d : dbeta1)
+    if (d) check.vector("dbeta1", d, 1, Type::master);
+  FORWARD(lora_dropout_dbeta1(dbeta1, du, px, count, beta));
+}
+
 // ---- LoRA + IEC ---------------------------------------------------------------------------------------------------
 void CheckedBackend::iec_fold_all(IecTable table) {
   CHECKS;
@@ -17,25 +68,6 @@ void CheckedBackend::iec_dbeta_all(IecTable table) {
   CHECKS;
   check.iec_table(table);
   FORWARD(iec_dbeta_all(table));
-}
-
-void CheckedBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
-  CHECKS;
-  check.any("x", x, Type::storage);
-  check.shape("u", u, x.rows, u.cols, Type::storage);
-  if (beta1) check.vector("beta1", beta1, 1, Type::master);
-  FORWARD(iec_pool_fwd(u, x, beta1, tile));
-}
-
-void CheckedBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile,
-                                  double beta) {
-  CHECKS;
-  check.any("x", x, Type::storage);
-  check.shape("dx", dx, x.rows, x.cols, Type::storage);
-  check.vector("partial", partial, x.rows, Type::master);
-  check.shape("du", du, x.rows, du.cols, Type::storage);
-  if (beta1) check.vector("beta1", beta1, 1, Type::master);
-  FORWARD(iec_pool_bwd(dx, partial, du, x, beta1, tile, beta));
 }
 
 // ---- loss and optimizer -------------------------------------------------------------------------------------------

@@ -7,19 +7,20 @@
 namespace irq {
 namespace {
 
-// folded = scale * (w + beta * map)
+// folded = scale * (w + beta * map), w absent: 0
 template <class T>
 void fold(const IecEntry& e) {
   const IecMap& map = e.map;
   const int64_t rows = map.rows(), cols = map.cols();
   const T scale = static_cast<T>(e.scale);
-  const T share = e.beta ? *static_cast<const T*>(e.beta) / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
+  const T share =
+      e.beta ? *static_cast<const T*>(e.beta) / static_cast<T>(map.slice) : T(0);  // groups / pooled = 1 / slice
 #pragma omp parallel for schedule(static)
   for (int64_t j = 0; j < rows; ++j) {
-    const T* in = static_cast<const T*>(e.w) + j * cols;
+    const T* in = e.w ? static_cast<const T*>(e.w) + j * cols : nullptr;
     T* out = static_cast<T*>(e.folded) + j * e.folded_stride;
     const int64_t begin = int64_t{map.group(static_cast<int>(j))} * map.slice, end = begin + map.slice;
-    for (int64_t i = 0; i < cols; ++i) out[i] = scale * (in[i] + (i >= begin && i < end ? share : T(0)));
+    for (int64_t i = 0; i < cols; ++i) out[i] = scale * ((in ? in[i] : T(0)) + (i >= begin && i < end ? share : T(0)));
   }
 }
 
@@ -38,9 +39,9 @@ void fold_bwd(const IecEntry& e) {
 }  // namespace
 
 void IecTableBuilder::add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile) {
-  IRQ_CHECK(!folded == !w && !dw == !dbeta && (folded || dw), "IEC entry of '%s' and '%s': half of it is missing", w.name,
-            dw.name);
-  const Tensor& shape = w ? w : dw;
+  IRQ_CHECK(!folded == !(w || beta) && !dw == !dbeta && (folded || dw),
+            "IEC entry of '%s' and '%s': half of it is missing", w.name, dw.name);
+  const Tensor& shape = w ? w : folded ? folded : dw;
   const auto matrix = [&](const Tensor& t, DType type, bool contiguous) {
     IRQ_CHECK(!t || (t.rows == shape.rows && t.cols == shape.cols && t.dtype == type && t.device == shape.device),
               "IEC entry: '%s' is (%ld, %ld) %s, expected (%ld, %ld) %s", t.name, t.rows, t.cols, name_of(t.dtype),
@@ -91,53 +92,6 @@ void CpuBackend::iec_dbeta_all(IecTable table) {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < table.count(); ++i)
       if (entries[i].dbeta) fold_bwd<decltype(zero)>(entries[i]);
-  });
-}
-
-void CpuBackend::iec_pool_fwd(Tensor u, Tensor x, Tensor beta1, bool tile) {
-  if (!beta1 || u.numel() == 0 || x.cols == 0) return;
-  const IecMap map(x.cols, u.cols, tile);
-  dispatch_float(x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T share = *beta1.as<T>() / static_cast<T>(map.slice);
-#pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < x.rows; ++n) {
-      T* out = u.row<T>(n);
-      for (int t = 0; t < map.groups; ++t) {
-        const T* slice = x.row<T>(n) + int64_t{t} * map.slice;
-        T sum = 0;
-        for (int i = 0; i < map.slice; ++i) sum += slice[i];
-        for (int k = 0; k < map.repeat; ++k) out[map.member(t, k)] += share * sum;
-      }
-    }
-  });
-}
-
-void CpuBackend::iec_pool_bwd(Tensor dx, Tensor partial, Tensor du, Tensor x, Tensor beta1, bool tile, double beta) {
-  if (x.numel() == 0) return;
-  const IecMap map(x.cols, du.cols, tile);
-  dispatch_float(x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T beta1_value = beta1 ? *beta1.as<T>() : T(0);
-    T* row_partial = partial.as<T>();
-#pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < x.rows; ++n) {
-      T dot = 0;
-      for (int t = 0; t < map.groups; ++t) {
-        T dmean = 0;  // gradient of the slice's mean
-        for (int k = 0; k < map.repeat; ++k) dmean += du.row<T>(n)[map.member(t, k)];
-        dmean /= static_cast<T>(map.slice);
-        const T* slice = x.row<T>(n) + int64_t{t} * map.slice;
-        T* dslice = dx.row<T>(n) + int64_t{t} * map.slice;
-        T sum = 0;
-        for (int i = 0; i < map.slice; ++i) {
-          sum += slice[i];
-          dslice[i] = (beta == 0 ? T(0) : static_cast<T>(beta) * dslice[i]) + beta1_value * dmean;
-        }
-        dot += sum * dmean;
-      }
-      row_partial[n] = dot;
-    }
   });
 }
 

@@ -36,11 +36,11 @@ struct IecMap {
 // One matrix of one adapter: w = A (r, h) or B (o, r), its folded copy, and its share of the betas' gradients. Either
 // half may be missing (null folded; null dbeta). It lies in device memory and holds addresses there.
 struct IecEntry {
-  void* folded;           // S, rows `folded_stride` apart: scale * (w + *beta * map)
-  const void* w;          // M, contiguous
-  const void* beta;       // M, null: 0
-  const void* dw;         // M, contiguous
-  void* dbeta;            // M: <dw, map>
+  void* folded;      // S, rows `folded_stride` apart: scale * (w + *beta * map)
+  const void* w;     // M, contiguous; null: 0
+  const void* beta;  // M, null: 0
+  const void* dw;    // M, contiguous
+  void* dbeta;       // M: <dw, map>
   int64_t folded_stride;
   int64_t fold_begin, dbeta_begin;  // chunks of the entries before this one
   double scale;
@@ -63,7 +63,7 @@ struct IecTable {
 class IecTableBuilder {
  public:
   IecTableBuilder(DType storage, DType master) { table_.storage = storage, table_.master = master; }
-  // folded, w, dw (expanded, pooled); beta, dbeta (1, 1). Null: folded with w and beta; beta alone (0); dw with dbeta.
+  // folded, w, dw (expanded, pooled); beta, dbeta (1, 1). Null: folded with w and beta; one of w and beta (0); dw with dbeta.
   void add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile);
   int64_t bytes() const { return static_cast<int64_t>(entries_.size() * sizeof(IecEntry)); }
   const void* data() const { return entries_.data(); }  // to be uploaded to ...

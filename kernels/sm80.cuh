@@ -70,6 +70,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
+// 0xffff or 0 in each half of a word: its sign bit, spread.
+__device__ __forceinline__ uint32_t spread_signs(uint32_t x) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;\n" : "=r"(mask) : "r"(x));
+  return mask;
+}
+
 // 1/x in one instruction: at most 1 ulp; only for normal x and results.
 __device__ __forceinline__ float reciprocal_hardware(float x) {
   float y;

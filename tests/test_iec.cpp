@@ -109,7 +109,22 @@ struct Result {
   double dbeta1, dbeta2;
 };
 
-// Forward and backward of one token. folded: u = A~ x. Otherwise the pooled branch is added to u = A x (as with dropout).
+// The mask of one row at dropout rate 0: all ones.
+struct LiveRow {
+  int32_t zero = 0;
+  StepParams params;
+  AdapterMasks masks() {
+    const Tensor index = make_view(&zero, DType::I32, 1, 1, "position and sample");
+    return {.count = 1,
+            .ids = {},
+            .p = 0,
+            .positions = index,
+            .samples = index,
+            .params = make_view(&params, DType::U8, 1, sizeof(params), "params")};
+  }
+};
+
+// Forward and backward of one token. folded: u = A~ x. Otherwise by the ops of training with dropout, at rate 0.
 Result run(const Example& e, bool tile, bool folded) {
   Backend& cpu = cpu_backend(DType::F64);
   Mat a = e.a(), b = e.b(), x = e.input(), gy = e.gradient(), beta1(1, 1, e.beta1), beta2(1, 1, e.beta2), one(1, 1, 1);
@@ -122,15 +137,26 @@ Result run(const Example& e, bool tile, bool folded) {
   fold(b_scaled.view("sB~"), b.view("B"), beta2.view("beta2"), e.s, tile);
 
   Mat u = times(x, transposed(folded ? a_folded : a));
-  if (!folded) cpu.iec_pool_fwd(u.view("u"), x.view("x"), beta1.view("beta1"), tile);
+  LiveRow row;
+  Mat px(1, e.r);
+  if (!folded)
+    cpu.lora_dropout_fwd(u.view("u"), px.view("px"), x.view("x"), a.view("a"), {beta1.view("beta1")}, row.masks(),
+                         tile);
   const Mat y = times(u, transposed(b_scaled));
 
   Mat du = times(gy, b_scaled), da = times(transposed(du), x), gv = gy;
   for (double& g : gv.v) g *= e.s;
   Mat db = times(transposed(gv), u), dx = times(du, folded ? a_folded : a), dbeta1(1, 1, NAN), dbeta2(1, 1, NAN);
-  if (folded) dbeta_of(dbeta1.view("dbeta1"), da.view("dA"), tile);
-  else
-    cpu.iec_pool_bwd(dx.view("dx"), dbeta1.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"), tile, 1);
+  if (folded) {
+    dbeta_of(dbeta1.view("dbeta1"), da.view("dA"), tile);
+  } else {
+    Mat pooled(e.r, e.h);
+    fold(pooled.view("beta1 P"), {}, beta1.view("beta1"), 1, tile);
+    dx = times(du, pooled);
+    cpu.lora_dropout_dx(dx.view("dx"), du.view("du"), a.view("a"), row.masks(), 1);
+    cpu.lora_dropout_da(da.view("dA"), du.view("du"), x.view("x"), row.masks(), 0);
+    cpu.lora_dropout_dbeta1({dbeta1.view("dbeta1")}, du.view("du"), px.view("px"), 1, 0);
+  }
   dbeta_of(dbeta2.view("dbeta2"), db.view("dB"), tile);
   return {a_folded,    b_folded,   times(x, transposed(p)), u, times(u, transposed(ee)), y, dx, da, db,
           dbeta1.v[0], dbeta2.v[0]};
@@ -190,46 +216,32 @@ INSTANTIATE_TEST_SUITE_P(Paths, IecExample, ::testing::Bool(),
 
 // Every op against products with the dense maps. Both sides are F64: 1e-12 is a thousand roundings.
 TEST(IecDense, EveryOpAgreesWithTheDenseMaps) {
-  Backend& cpu = cpu_backend(DType::F64);
   for (auto [h, r] : {std::pair<int64_t, int64_t>{12, 4}, {9, 6}, {7, 5}, {4, 12}, {5, 5}, {1, 3}, {3, 1}})
     for (bool tile : {false, true}) {
       SCOPED_TRACE(strf("h %ld, r %ld, tile %d", h, r, tile));
       const Mat p = dense_map(h, r, tile);
-      const int64_t n = 3;
       Rng rng(4);
-      Mat w(r, h), x(n, h), u(n, r), du(n, r), dx(n, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, NAN),
-          partial(1, n, NAN);
-      for (Mat* m : {&w, &x, &u, &du, &dx})
-        for (double& value : m->v) value = rng.normal();
-      Mat u_out = u, dx_out = dx;
+      Mat w(r, h), beta1(1, 1, 0.6), folded(r, h, NAN), dbeta(1, 1, NAN);
+      for (double& value : w.v) value = rng.normal();
       fold(folded.view("folded"), w.view("w"), beta1.view("beta1"), 1, tile);
       for (size_t i = 0; i < w.v.size(); ++i) EXPECT_NEAR(folded.v[i], w.v[i] + 0.6 * p.v[i], 1e-12);
       fold(folded.view("folded"), w.view("w"), beta1.view("beta2"), 0.25, tile);
       for (size_t i = 0; i < w.v.size(); ++i) EXPECT_NEAR(folded.v[i], 0.25 * (w.v[i] + 0.6 * p.v[i]), 1e-12);
       dbeta_of(dbeta.view("dbeta"), w.view("dw"), tile);
       EXPECT_NEAR(dbeta.v[0], dot(w, p), 1e-12);
-      cpu.iec_pool_fwd(u_out.view("u"), x.view("x"), beta1.view("beta1"), tile);
-      const Mat px = times(x, transposed(p)), dpx = times(du, p);
-      for (size_t i = 0; i < u.v.size(); ++i) EXPECT_NEAR(u_out.v[i], u.v[i] + 0.6 * px.v[i], 1e-12);
-      cpu.iec_pool_bwd(dx_out.view("dx"), partial.view("partial"), du.view("du"), x.view("x"), beta1.view("beta1"),
-                       tile, 0.5);
-      for (size_t i = 0; i < dx.v.size(); ++i) EXPECT_NEAR(dx_out.v[i], 0.5 * dx.v[i] + 0.6 * dpx.v[i], 1e-12);
-      double total = 0;
-      for (double value : partial.v) total += value;
-      EXPECT_NEAR(total, dot(du, px), 1e-12);
+      Mat pooled(r, h, NAN);
+      fold(pooled.view("beta1 P"), {}, beta1.view("beta1"), 1, tile);
+      for (size_t i = 0; i < w.v.size(); ++i) EXPECT_NEAR(pooled.v[i], 0.6 * p.v[i], 1e-12);
     }
 }
 
-// Without a beta (the U1 and U2 ablations) folding only scales, and the pooled branch is nothing.
+// Without a beta (the U1 and U2 ablations) folding only scales.
 TEST(IecDense, NullBetaIsZero) {
-  Backend& cpu = cpu_backend(DType::F64);
-  Mat w(4, 6, 3), folded(4, 6, NAN), x(2, 6, 1), u(2, 4, 5);
+  Mat w(4, 6, 3), folded(4, 6, NAN);
   fold(folded.view("folded"), w.view("w"), {}, 1, false);
   EXPECT_EQ(folded.v, Vec(24, 3));
   fold(folded.view("folded"), w.view("w"), {}, 0.5, false);
   EXPECT_EQ(folded.v, Vec(24, 1.5));
-  cpu.iec_pool_fwd(u.view("u"), x.view("x"), {}, false);
-  EXPECT_EQ(u.v, Vec(8, 5));
 }
 
 // The addresses behind a table are read by nobody who could check them later.
@@ -240,12 +252,12 @@ TEST(IecTable, RefusesWhatDoesNotFit) {
   const auto refuses = [&](Tensor f, Tensor in, Tensor b, Tensor d, Tensor db) {
     EXPECT_THROW(table.add(f, in, b, 1, d, db, false), Error);
   };
-  refuses(wide.view("folded"), w.view("w"), none, none, none);                     // another shape
-  refuses(none, w.view("w"), none, none, none);                                    // nowhere to fold to
-  refuses(none, none, none, none, none);                                           // nothing at all
+  refuses(wide.view("folded"), w.view("w"), none, none, none);                        // another shape
+  refuses(none, w.view("w"), none, none, none);                                       // nowhere to fold to
+  refuses(none, none, none, none, none);                                              // nothing at all
   refuses(folded.view("folded"), wide.view("w").slice_cols(0, 6), none, none, none);  // gaps between a master's rows
-  refuses(folded.view("folded"), w.view("w"), dw.view("beta"), none, none);        // not one number
-  refuses(none, none, none, dw.view("dw"), none);                                  // a gradient for no beta
+  refuses(folded.view("folded"), w.view("w"), dw.view("beta"), none, none);           // not one number
+  refuses(none, none, none, dw.view("dw"), none);                                     // a gradient for no beta
   Tensor single = folded.view("folded");
   single.dtype = DType::F32;
   refuses(single, w.view("w"), none, none, none);  // not the storage type

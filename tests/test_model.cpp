@@ -48,6 +48,11 @@ void check_gradients(const ModelPlan& plan) {
 
 TEST(ModelGradients, IrQlora) { check_gradients(tiny_plan(true)); }
 TEST(ModelGradients, IrQloraWithDropout) { check_gradients(tiny_plan(true, 0.25)); }
+TEST(ModelGradients, DropoutWithoutPooledBranch) {  // beta1 is not there, the rows it would fold into stay zero
+  ModelPlan p = tiny_plan(true, 0.1);
+  p.lora_config.u1 = false;
+  check_gradients(p);
+}
 TEST(ModelGradients, Full) { check_gradients(tiny_plan(false)); }
 TEST(ModelGradients, FullTied) {
   ModelPlan p = tiny_plan(false);

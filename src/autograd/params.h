@@ -38,7 +38,8 @@ class ParamStore {
 
   void begin_step();         // forgets which gradients were touched
   GradSlot grad(int index);  // marks it as touched
-  void claim(int index) { touched_[static_cast<size_t>(index)] = 1; }  // somebody will overwrite it before the norm
+  // Marks it as touched without a slot: somebody will overwrite it before the norm.
+  void claim(int index) { touched_[static_cast<size_t>(index)] = 1; }
   Tensor grad_value(int index) const { return slice(grads_, index); }
   void zero_untouched(Backend& backend);  // before the norm: a parameter nobody touched has gradient 0
 

@@ -16,14 +16,20 @@ struct Philox4 {
   uint32_t x, y, z, w;
 };
 
-// Ten rounds of the keyed bijection on a 128-bit counter.
+// Rounds of the keyed bijection on a 128-bit counter. A caller that has done the first k of the ten rounds itself passes
+// the keys plus k times the Weyl constants.
+constexpr uint32_t kPhiloxMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
+constexpr uint32_t kPhiloxWeyl[2] = {0x9E3779B9u, 0xBB67AE85u};
+template <int kRounds = 10>
 IRQ_HD inline Philox4 philox(Philox4 c, uint32_t key0, uint32_t key1) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = 0xD2511F53ull * c.x, p1 = 0xCD9E8D57ull * c.z;
+  constexpr uint64_t kFirst = kPhiloxMultiplier[0], kSecond = kPhiloxMultiplier[1];
+  constexpr uint32_t kStep0 = kPhiloxWeyl[0], kStep1 = kPhiloxWeyl[1];
+  for (int round = 0; round < kRounds; ++round) {
+    const uint64_t p0 = kFirst * c.x, p1 = kSecond * c.z;
     c = {static_cast<uint32_t>(p1 >> 32) ^ c.y ^ key0, static_cast<uint32_t>(p1),
          static_cast<uint32_t>(p0 >> 32) ^ c.w ^ key1, static_cast<uint32_t>(p0)};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kStep0;
+    key1 += kStep1;
   }
   return c;
 }

@@ -90,7 +90,8 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
   const DType storage = backend_.precision().storage;
   if (plan_.full) {
     g.param_weight = params_.add(strf("layers.%d.%s", g.layer, g.name), g.out, g.in);
-    if (storage != backend_.precision().master) g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
+    if (storage != backend_.precision().master)
+      g.resident = arena_.push("trained weights (storage)", storage, g.out, g.in);
     return;
   }
   if (plan_.lora) {
@@ -128,6 +129,10 @@ void Llama::place_folded(LinearGroup& g) {
   if (g.resident) backend_.fill(b_columns, 0);  // sB' is block-diagonal: what no adapter writes stays zero
   g.a_folded = g.resident ? g.resident.slice_rows(g.out, g.rank).slice_cols(0, g.in)
                           : arena_.push("folded adapters", storage, g.rank, g.in);
+  if (g.dropout > 0) {
+    g.a_plain = arena_.push("adapters (storage)", storage, g.rank, g.in);
+    backend_.fill(g.a_folded, 0);  // adapters without beta1 have nothing to fold there
+  }
   for (AdapterPart& p : g.adapters)
     p.b_folded = g.resident ? b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank)
                             : arena_.push("folded adapters", storage, p.out, p.rank);
@@ -173,14 +178,14 @@ void Llama::refresh() {
     for (LinearGroup* g : layer.groups())
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
   }
-  if (iec_.fold_chunks > 0) backend_.iec_fold_all(iec_);
+  fold_adapters(backend_, iec_);
 }
 
 void Llama::finish_gradients() {
   for (Layer& layer : layers_)
     for (LinearGroup* g : layer.groups()) claim_betas(params_, *g);
   params_.zero_untouched(backend_);
-  if (iec_.dbeta_chunks > 0) backend_.iec_dbeta_all(iec_);
+  finish_betas(backend_, iec_);
 }
 
 }  // namespace irq

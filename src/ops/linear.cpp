@@ -5,22 +5,28 @@ namespace {
 
 constexpr bool kPlain = false, kTransposed = true;
 
+AdapterMasks masks_of(const LinearGroup& g, const DeviceBatch& batch) {
+  AdapterMasks m;
+  IRQ_CHECK(g.adapters.size() <= m.ids.size(), "%zu adapters share an input", g.adapters.size());
+  for (const AdapterPart& p : g.adapters) m.ids[static_cast<size_t>(m.count++)] = p.id;
+  m.p = g.dropout, m.positions = batch.positions, m.samples = batch.samples, m.params = batch.params;
+  return m;
+}
+
 // u = x A'^T into u (N, R). With dropout each adapter sees its own mask of x, and the IEC branch sees x itself:
-// u = A drop(x) + beta1 P x (fidelity 4.1).
-void rank_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+// u = A drop(x) + beta1 P x (fidelity 4.1); px = P x stays for backward.
+void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& x, const LinearGroup& g,
+                  const DeviceBatch& batch) {
   Backend& b = t.backend();
-  if (g.dropout == 0 || !t.training()) {
-    b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
-  } else {
-    const Scratch dropped(t.arena(), "dropped-out input", t.storage(), x.rows, x.cols);
-    for (const AdapterPart& p : g.adapters) {
-      b.dropout(dropped, x, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
-      b.matmul(u.slice_cols(p.column, p.rank), dropped, kPlain, g.a_folded.slice_rows(p.column, p.rank), kTransposed, 1, 0, {});
-    }
+  if (g.dropout == 0) return b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
+  if (!t.training()) {
+    b.matmul(u, x, kPlain, g.a_plain, kTransposed, 1, 0, {});
+    if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
+    return;
   }
-  if (g.dropout == 0) return;  // a_folded holds beta1 P already
-  for (const AdapterPart& p : g.adapters)
-    if (p.beta1) b.iec_pool_fwd(u.slice_cols(p.column, p.rank), x, p.beta1, g.tile);
+  AdapterScalars beta1{};
+  for (size_t i = 0; i < g.adapters.size(); ++i) beta1[i] = g.adapters[i].beta1;
+  b.lora_dropout_fwd(u, px, x, g.a_plain, beta1, masks_of(g, batch), g.tile);
 }
 
 // y = [x | u] [W | sB']^T (+ residual)
@@ -48,59 +54,60 @@ GradSlot stacked_grad_a(Tape& t, const LinearGroup& g) {
   return {all, beta};
 }
 
-// Gradients of A, B and the betas; leaves du in the spare columns behind dy.
-void adapter_backward(Tape& t, const Tensor& dy, const Tensor& x, const Tensor& u, const Tensor& ext, const LinearGroup& g,
-                      const DeviceBatch& batch) {
+// With dropout dA_m = s du_m^T drop_m(x) and dbeta1_m = <du_m, P x>; without it finish_gradients() takes dbeta1 from dA.
+void masked_adapter_backward(Tape& t, const Tensor& du, const Tensor& x, const Tensor& px, const LinearGroup& g,
+                             const DeviceBatch& batch) {
   Backend& b = t.backend();
-  const Tensor du = dy.slice_cols(g.out, g.rank);
+  const AdapterMasks masks = masks_of(g, batch);
+  if (const GradSlot all = stacked_grad_a(t, g); all.tensor) {
+    b.lora_dropout_da(all.tensor, du, x, masks, all.beta);
+  } else {
+    for (int m = 0; m < masks.count; ++m) {
+      const AdapterPart& p = g.adapters[static_cast<size_t>(m)];
+      const GradSlot da = t.param_grad(p.param_a);
+      b.lora_dropout_da(da.tensor, du.slice_cols(p.column, p.rank), x, masks.only(m), da.beta);
+    }
+  }
+  if (!px) return;
+  AdapterScalars dbeta1{};
+  double beta = 0;  // they are touched together, always
+  for (size_t i = 0; i < g.adapters.size(); ++i) {
+    if (g.adapters[i].param_beta1 < 0) continue;
+    const GradSlot d = t.param_grad(g.adapters[i].param_beta1);
+    dbeta1[i] = d.tensor, beta = d.beta;
+  }
+  b.lora_dropout_dbeta1(dbeta1, du, px, masks.count, beta);
+}
+
+// Gradients of A and B, with dropout also of beta1; leaves du in the spare columns behind dy.
+void adapter_backward(Tape& t, const Tensor& dy, const Tensor& x, const Tensor& u, const Tensor& px, const Tensor& ext,
+                      const LinearGroup& g, const DeviceBatch& batch) {
+  Backend& b = t.backend();
+  const Tensor du = dy.slice_cols(g.out, g.rank), input = x.slice_cols(0, g.in);
   b.matmul(du, dy, kPlain, ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), kPlain, 1, 0, {});  // du = dy sB'
   for (const AdapterPart& p : g.adapters) {
     const GradSlot db = t.param_grad(p.param_b);  // dB = s dy^T u
-    b.matmul(db.tensor, dy.slice_cols(p.row, p.out), kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale, db.beta, db.tensor);
+    b.matmul(db.tensor, dy.slice_cols(p.row, p.out), kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale,
+             db.beta, db.tensor);
   }
-  const auto grad_a = [&](const GradSlot& da, const Tensor& du_part, const Tensor& input) {  // dA = du^T x
+  if (g.dropout > 0) return masked_adapter_backward(t, du, input, px, g, batch);
+  const auto grad_a = [&](const GradSlot& da, const Tensor& du_part) {  // dA = du^T x
     b.matmul(da.tensor, du_part, kTransposed, input, kPlain, 1, da.beta, da.tensor);
   };
-  const Tensor input = x.slice_cols(0, g.in);
-  if (g.dropout == 0) {
-    const GradSlot all = stacked_grad_a(t, g);
-    if (all.tensor) return grad_a(all, du, input);
-    for (const AdapterPart& p : g.adapters) grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), input);
-    return;
-  }
-  const Scratch dropped(t.arena(), "dropped-out input", t.storage(), x.rows, g.in);
-  for (const AdapterPart& p : g.adapters) {
-    b.dropout(dropped, input, batch.positions, batch.samples, batch.params, p.id, g.dropout, 0);
-    grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), dropped);
-  }
+  if (const GradSlot all = stacked_grad_a(t, g); all.tensor) return grad_a(all, du);
+  for (const AdapterPart& p : g.adapters) grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank));
 }
 
-// dx = [dy | du] [W ; A']; with dropout the A part goes back through its mask, the IEC part through P.
-void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& x, const Tensor& ext, const LinearGroup& g,
+// dx = [dy | du] [W ; A']; with dropout the A part goes back through its masks. It comes first: a pass over dx that only
+// writes is half of one that reads as well, and the product can add to what is there while it is bound by arithmetic.
+void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& ext, const LinearGroup& g,
                     const DeviceBatch& batch) {
   Backend& b = t.backend();
-  const int64_t folded = g.dropout == 0 ? g.rank : 0;
+  const bool masked = g.rank > 0 && g.dropout > 0;
+  if (masked) b.lora_dropout_dx(dx.tensor, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), dx.beta);
+  const int64_t folded = masked && !g.pooled() ? 0 : g.rank;
   b.matmul(dx.tensor, dy.extend_cols(folded), kPlain, ext.slice_rows(0, g.out + folded).slice_cols(0, g.in), kPlain, 1,
-           dx.beta, dx.tensor);
-  if (folded == g.rank) return;
-  const Scratch through_a(t.arena(), "dropped-out gradient", t.storage(), x.rows, g.in);
-  for (const AdapterPart& p : g.adapters) {
-    const Tensor du = dy.slice_cols(g.out + p.column, p.rank);
-    b.matmul(through_a, du, kPlain, g.a_folded.slice_rows(p.column, p.rank), kPlain, 1, 0, {});
-    b.dropout(dx.tensor, through_a, batch.positions, batch.samples, batch.params, p.id, g.dropout, 1);
-  }
-}
-
-// The pooled branch kept apart by dropout: dbeta1 += du . (P x), dx += beta1 P^T du.
-void pooled_backward(Tape& t, Tensor dx, const Tensor& dy, const Tensor& x, const LinearGroup& g) {
-  Backend& b = t.backend();
-  for (const AdapterPart& p : g.adapters) {
-    if (!p.beta1) continue;
-    const Scratch partial(t.arena(), "dbeta1 of each row", t.master(), 1, x.rows);
-    b.iec_pool_bwd(dx, partial, dy.slice_cols(g.out + p.column, p.rank), x.slice_cols(0, g.in), p.beta1, g.tile, 1);
-    const GradSlot d = t.param_grad(p.param_beta1);
-    b.reduce_sum(d.tensor, partial, d.beta);
-  }
+           masked ? 1 : dx.beta, dx.tensor);
 }
 
 }  // namespace
@@ -109,9 +116,12 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
                    const LinearOptions& options) {
   const Tensor in = t.value(x);
   const Tensor u = g.rank > 0 ? t.keep("rank-r activations", t.storage(), in.rows, g.rank) : Tensor{};
+  const bool masked = g.rank > 0 && g.dropout > 0 && t.training();
+  const Tensor px = masked && g.pooled() ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
   const int64_t spare = std::max(options.spare_cols, g.rank);
-  const Var y = options.transient ? t.transient(options.name, in.rows, g.out, spare) : t.saved(options.name, in.rows, g.out, spare);
-  if (g.rank > 0) rank_forward(t, u, in, g, batch);
+  const Var y = options.transient ? t.transient(options.name, in.rows, g.out, spare)
+                                  : t.saved(options.name, in.rows, g.out, spare);
+  if (g.rank > 0) rank_forward(t, u, px, in, g, batch);
   const Tensor residual = options.residual ? t.value(options.residual) : Tensor{};
   forward(t, t.value(y), in, u, g, weights, residual);
 
@@ -120,27 +130,21 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   const Var res = options.residual;
   t.record(
       options.name, {y}, needs,
-      [&t, x, y, u, res, &g, &weights, batch] {
+      [&t, x, y, u, px, res, &g, &weights, batch] {
         const Tensor dy = t.out_grad(y), xv = t.value(x);
         if (g.param_weight >= 0) {
           const GradSlot dw = t.param_grad(g.param_weight);
           t.backend().matmul(dw.tensor, dy, kTransposed, xv, kPlain, 1, dw.beta, dw.tensor);
         }
         const Tensor ext = weights.acquire(g);
-        if (g.rank > 0) adapter_backward(t, dy, xv, u, ext, g, batch);
-        if (t.needs_grad(x)) {
-          const GradSlot dx = t.grad(x);
-          input_backward(t, dx, dy, xv, ext, g, batch);
-          if (g.dropout > 0) pooled_backward(t, dx.tensor, dy, xv, g);
-        } else if (g.dropout > 0) {
-          const Scratch unused(t.arena(), "gradient nobody needs", t.storage(), xv.rows, g.in);
-          t.backend().fill(unused, 0);
-          pooled_backward(t, unused, dy, xv, g);
-        }
+        if (g.rank > 0) adapter_backward(t, dy, xv, u, px, ext, g, batch);
+        if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, batch);
         weights.release(g, ext);
         if (res && t.needs_grad(res)) t.hand_over(y, res);
       },
-      [&t, x, u, &g, &weights, res](Tensor out) { forward(t, out, t.value(x), u, g, weights, res ? t.value(res) : Tensor{}); });
+      [&t, x, u, &g, &weights, res](Tensor out) {
+        forward(t, out, t.value(x), u, g, weights, res ? t.value(res) : Tensor{});
+      });
   return y;
 }
 

@@ -9,7 +9,8 @@ void place_adapters(Backend& backend, const LinearGroup& g, const Tensor& ext) {
   const Tensor b_columns = ext.slice_rows(0, g.out).slice_cols(g.in, g.rank);
   const bool diagonal = g.adapters.size() > 1 || g.adapters[0].out != g.out;
   if (diagonal) backend.fill(b_columns, 0);
-  for (const AdapterPart& p : g.adapters) backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
+  for (const AdapterPart& p : g.adapters)
+    backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
 }
 
 }  // namespace
@@ -45,10 +46,24 @@ void add_adapters(IecTableBuilder& table, const ParamStore& params, const Linear
   };
   for (const AdapterPart& p : g.adapters) {
     const bool beta1 = beta1_from_da(g, p), beta2 = beta2_from_db(p);
-    table.add(g.a_folded.slice_rows(p.column, p.rank), p.a, g.dropout > 0 ? Tensor{} : p.beta1, 1,
-              gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile);
+    const Tensor folded = g.a_folded.slice_rows(p.column, p.rank);
+    if (g.dropout == 0) {
+      table.add(folded, p.a, p.beta1, 1, gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile);
+    } else {
+      table.add(g.a_plain.slice_rows(p.column, p.rank), p.a, {}, 1, {}, {}, g.tile);
+      if (p.beta1)
+        table.add(folded, {}, p.beta1, 1, {}, {}, g.tile);  // without a beta the rows stay as zero as they are
+    }
     table.add(p.b_folded, p.b, p.beta2, g.scale, gradient(beta2, p.param_b), gradient(beta2, p.param_beta2), g.tile);
   }
+}
+
+void fold_adapters(Backend& backend, const IecTable& table) {
+  if (table.fold_chunks > 0) backend.iec_fold_all(table);
+}
+
+void finish_betas(Backend& backend, const IecTable& table) {
+  if (table.dbeta_chunks > 0) backend.iec_dbeta_all(table);
 }
 
 void claim_betas(ParamStore& params, const LinearGroup& g) {

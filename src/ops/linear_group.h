@@ -4,6 +4,9 @@
 //   ext = [ W  sB' ]  (out + R) x (in + R)      y  = [x | u] [W | sB']^T,   u = x A'^T
 //         [ A'  -  ]                            dx = [dy | du] [W ; A'],    du = dy sB'
 //
+// Dropout masks what A sees, and not the pooled branch beside it. Then A' is beta1 P alone, A stands apart in a_plain, and
+// the lora_dropout ops add its share: u_m = s drop_m(x) A_m^T + beta1_m P x and dx += s sum_m mask_m * (du_m A_m).
+//
 // W stacks the group's weights, A' = A + beta1 P and B' = B + beta2 E are the folded adapters (fidelity 4.3), sB' is
 // block-diagonal, R is the sum of the ranks.
 #pragma once
@@ -18,8 +21,8 @@ namespace irq {
 
 // One linear's adapter inside its group. Indices point into the ParamStore; -1 = not trained (and zero).
 struct AdapterPart {
-  int id = 0;                 // number of the adapter in the model: dropout masks differ by it
-  int64_t row = 0, out = 0;   // its output rows within the group
+  int id = 0;                    // number of the adapter in the model: dropout masks differ by it
+  int64_t row = 0, out = 0;      // its output rows within the group
   int64_t column = 0, rank = 0;  // its place among the R rank columns
   int param_a = -1, param_b = -1, param_beta1 = -1, param_beta2 = -1;
   Tensor a, b, beta1, beta2;  // masters: (r, in) (out, r) (1, 1) (1, 1)
@@ -39,11 +42,18 @@ struct LinearGroup {
   int64_t in = 0, out = 0, rank = 0;  // rank = R
   std::vector<LinearPart> parts;
   std::vector<AdapterPart> adapters;
-  Tensor a_folded;     // (R, in) S. Without dropout A + beta1 P; with dropout A alone, the pooled branch runs apart
-  double scale = 0;    // alpha / r
+  Tensor a_folded;   // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
+  Tensor a_plain;    // (R, in) S: A, with dropout only
+  double scale = 0;  // alpha / r
   double dropout = 0;
   bool tile = false;
-  Tensor resident;     // W in storage type if it stays on the device unpacked: (out + R) x (in + R) ext, or (out, in) if R = 0
+  bool pooled() const {  // has an adapter its pooled branch (beta1 P)?
+    for (const AdapterPart& p : adapters)
+      if (p.param_beta1 >= 0) return true;
+    return false;
+  }
+  Tensor
+      resident;  // W in storage type if it stays on the device unpacked: (out + R) x (in + R) ext, or (out, in) if R = 0
   int param_weight = -1;  // --method full: the stacked weight is trained
 };
 
@@ -68,10 +78,12 @@ class DeviceWeights final : public WeightProvider {
   Arena& arena_;
 };
 
-// The group's part of the table with which one op folds all adapters of a model (a_folded and every b_folded from the
-// masters), and another gives dbeta1 and dbeta2 from dA and dB.
+// The group's part of the table of all adapters of a model.
 void add_adapters(IecTableBuilder& table, const ParamStore& params, const LinearGroup& group);
-// Tells the store which betas' gradients that op will write.
+// Recomputes every a_folded and b_folded from the masters; once per optimizer step.
+void fold_adapters(Backend& backend, const IecTable& table);
+// Every dbeta1 and dbeta2 from dA and dB. claim_betas() tells the store before that those need no zeros.
+void finish_betas(Backend& backend, const IecTable& table);
 void claim_betas(ParamStore& params, const LinearGroup& group);
 
 }  // namespace irq

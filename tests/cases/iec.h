@@ -20,10 +20,12 @@ struct IecShape {
   double scale = 1;
   bool with_beta = true;
   int64_t spare = 0;  // columns behind each folded row, which are somebody else's
+  bool with_w = true;
 };
 
 inline std::string label(const IecShape& s) {
-  return strf("pooled=%ld,expanded=%ld,tile=%d,beta=%d,spare=%ld", s.pooled, s.expanded, s.tile, s.with_beta, s.spare);
+  return strf("pooled=%ld,expanded=%ld,tile=%d,beta=%d,spare=%ld,w=%d", s.pooled, s.expanded, s.tile, s.with_beta,
+              s.spare, s.with_w);
 }
 
 // Adds the table as the last argument: made in `prepare` (where `add` enters the matrices), used in `run`.
@@ -62,8 +64,8 @@ inline OpCase iec_fold_case(const std::string& name, const std::vector<IecShape>
   use_table(k, static_cast<int64_t>(shapes.size()), &Backend::iec_fold_all,
             [=](IecTableBuilder& table, const std::vector<Tensor>& t) {
               for (size_t i = 0; i < shapes.size(); ++i)
-                table.add(t[3 * i], t[3 * i + 1], shapes[i].with_beta ? t[3 * i + 2] : Tensor{}, shapes[i].scale, {}, {},
-                          shapes[i].tile);
+                table.add(t[3 * i], shapes[i].with_w ? t[3 * i + 1] : Tensor{},
+                          shapes[i].with_beta ? t[3 * i + 2] : Tensor{}, shapes[i].scale, {}, {}, shapes[i].tile);
             });
   return k;
 }
@@ -109,41 +111,6 @@ inline std::vector<IecShape> mixed_iec_shapes() {
   return shapes;
 }
 
-inline OpCase iec_pool_fwd_case(int64_t n, int64_t h, int64_t r, bool tile, int64_t spare = 0) {
-  OpCase k;
-  k.name = strf("iec_pool_fwd/N=%ld,h=%ld,r=%ld,tile=%d,spare=%ld", n, h, r, tile, spare);
-  k.args = {{.name = "u", .role = Role::inout, .kind = Kind::storage, .rows = n, .cols = r, .spare_cols = spare},
-            {.name = "x", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = h, .spare_cols = spare},
-            iec_beta("beta1")};
-  k.run = [=](Backend& b, const std::vector<Tensor>& t) { b.iec_pool_fwd(t[0], t[1], t[2], tile); };
-  k.bytes = static_cast<double>(n * (h + 2 * r)) * 2;
-  k.flops = static_cast<double>(n * (h + 2 * r));
-  return k;
-}
-
-inline OpCase iec_pool_bwd_case(int64_t n, int64_t h, int64_t r, bool tile, double beta, bool with_beta1 = true,
-                                int64_t spare = 0) {
-  OpCase k;
-  k.name = strf("iec_pool_bwd/N=%ld,h=%ld,r=%ld,tile=%d,beta=%d,beta1=%d,spare=%ld", n, h, r, tile,
-                static_cast<int>(beta * 10), with_beta1, spare);
-  k.args = {{.name = "dx",
-             .role = beta == 0 ? Role::out : Role::inout,
-             .kind = Kind::storage,
-             .rows = n,
-             .cols = h,
-             .spare_cols = spare},
-            {.name = "partial", .role = Role::out, .kind = Kind::master, .rows = 1, .cols = n},
-            {.name = "du", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = r, .spare_cols = spare},
-            {.name = "x", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = h, .spare_cols = spare},
-            iec_beta("beta1")};
-  k.run = [=](Backend& b, const std::vector<Tensor>& t) {
-    b.iec_pool_bwd(t[0], t[1], t[2], t[3], with_beta1 ? t[4] : Tensor{}, tile, beta);
-  };
-  k.bytes = static_cast<double>(n * ((beta == 0 ? 2 : 3) * h + r)) * 2;
-  k.flops = static_cast<double>(n * h) * 4;
-  return k;
-}
-
 inline std::vector<OpCase> iec_cases() {
   std::vector<OpCase> cases;
   const auto fold = [&](const IecShape& s) { cases.push_back(iec_fold_case(label(s), {s})); };
@@ -152,8 +119,6 @@ inline std::vector<OpCase> iec_cases() {
     for (auto [h, r] : {std::pair<int64_t, int64_t>{512, 64}, {688, 64}, {36, 24}, {37, 5}, {8, 64}, {1, 1}}) {
       fold({h, r, tile});
       dbeta({h, r, tile});
-      for (int64_t n : {1, 19}) cases.push_back(iec_pool_fwd_case(n, h, r, tile));
-      cases.push_back(iec_pool_bwd_case(19, h, r, tile, 1));
     }
     for (auto [r, o] : {std::pair<int64_t, int64_t>{64, 512}, {16, 344}, {24, 35}, {5, 37}, {64, 9}}) {
       fold({r, o, tile, 0.25});
@@ -163,20 +128,15 @@ inline std::vector<OpCase> iec_cases() {
     fold({16, 96, tile, 0.25, true, 80});  // columns behind a weight's, as in the K extension
     fold({16, 96, tile, 0.25, true, 3});   // rows that do not start at 16 bytes
     fold({1025, 64, tile});                // odd rows, and chunks that begin inside them
-    cases.push_back(iec_pool_fwd_case(7, 96, 16, tile, 3));
-    cases.push_back(iec_pool_fwd_case(7, 86, 2, tile, 2));  // slices of 43
-    cases.push_back(iec_pool_bwd_case(7, 96, 16, tile, 0.5, true, 3));
-    cases.push_back(iec_pool_bwd_case(7, 86, 2, tile, 0, true, 8));
-    dbeta({1025, 64, tile});  // 65,600 terms: several chunks
-    dbeta({2051, 67, tile});  // 137,417: more chunks than a warp has lanes
+    dbeta({1025, 64, tile});               // 65,600 terms: several chunks
+    dbeta({2051, 67, tile});               // 137,417: more chunks than a warp has lanes
   }
   fold({48, 16, false, 1, false});
+  fold({48, 16, false, 1, true, 8, false});  // beta1 P alone
+  fold({37, 5, true, 1, true, 3, false});
   fold({16, 48, false, 0.5, false});
   cases.push_back(iec_fold_case("mixed", mixed_iec_shapes()));
   cases.push_back(iec_dbeta_case("mixed", mixed_iec_shapes()));
-  cases.push_back(iec_pool_bwd_case(5, 48, 16, false, 1, false));
-  cases.push_back(iec_pool_fwd_case(0, 48, 16, false));
-  cases.push_back(iec_pool_bwd_case(0, 48, 16, false, 1));
   return cases;
 }
 
