@@ -30,8 +30,14 @@ inline void put(Backend& b, const Tensor& t, const std::vector<double>& v) {
   for (size_t i = 0; i < v.size(); ++i) {
     char* p = bytes.data() + i * static_cast<size_t>(size_of(t.dtype));
     if (t.dtype == DType::F64) std::memcpy(p, &v[i], 8);
-    if (t.dtype == DType::F32) { const float f = static_cast<float>(v[i]); std::memcpy(p, &f, 4); }
-    if (t.dtype == DType::BF16) { const Bf16 h = to_bf16(static_cast<float>(v[i])); std::memcpy(p, &h, 2); }
+    if (t.dtype == DType::F32) {
+      const float f = static_cast<float>(v[i]);
+      std::memcpy(p, &f, 4);
+    }
+    if (t.dtype == DType::BF16) {
+      const Bf16 h = to_bf16(static_cast<float>(v[i]));
+      std::memcpy(p, &h, 2);
+    }
   }
   b.upload(t, bytes.data());
 }
@@ -63,7 +69,9 @@ struct TinyModel {
   std::unique_ptr<Trainer> trainer;
 
   explicit TinyModel(Backend& b, const ModelPlan& plan, int64_t capacity = int64_t{64} << 20)
-      : backend(b), memory(b.allocate(capacity)), arena(memory, capacity, b.device()),
+      : backend(b),
+        memory(b.allocate(capacity)),
+        arena(memory, capacity, b.device()),
         trainer(std::make_unique<Trainer>(b, arena, plan, 1024)) {
     Llama& m = trainer->model();
     m.init_rope();
@@ -88,7 +96,8 @@ struct TinyModel {
       for (Layer& layer : m.layers()) {
         fill_weight(layer.attn_norm.value, 1, 0.1);
         fill_weight(layer.ffn_norm.value, 1, 0.1);
-        for (LinearGroup* g : layer.groups()) fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, 0.3);
+        for (LinearGroup* g : layer.groups())
+          fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, 0.3);
       }
     }
     m.refresh();

@@ -32,17 +32,6 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (fs::equivalent(a.base, a.out, ignored)) throw Error(a.out + ": BASE and OUT are one file", Exit::usage);
 }
 
-// A model works where its tokenizer lies beside it.
-void carry_tokenizer(const Arguments& a, const Cli& cli) {
-  const std::string from = find_tokenizer(a.base);
-  if (from.empty() || !find_tokenizer(a.out).empty()) return;
-  const std::string to = parent_path(a.out) + "/" + base_name(from);
-  std::error_code problem;
-  fs::copy_file(from, to, problem);
-  cli.note(problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message()
-                   : "tokenizer copied to " + to);
-}
-
 double search_seconds(const CheckedBackend& backend) {
   for (const OpTime& t : backend.profile())
     if (t.op == "icq_search") return t.ms / 1000;
@@ -75,7 +64,7 @@ int quantize(Arguments& a, Cli& cli) {
   const QuantizeSummary summary = quantize_base(
       *backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish();
-  carry_tokenizer(a, cli);
+  if (const std::string carried = carry_tokenizer(a.base, a.out); !carried.empty()) cli.note(carried);
   if (!a.report.empty()) write_quantize_report(a.report, summary);
   print_summary(a, summary, *backend);
   return 0;

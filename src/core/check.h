@@ -6,8 +6,8 @@
 namespace irq {
 
 std::string strf(const char* format, ...) __attribute__((format(printf, 1, 2)));
-std::string with_commas(long long n);   // 13,476,832,256
-std::string human_bytes(double bytes);  // "13.5 GB" (powers of ten), "817 B"
+std::string with_commas(long long n);               // 13,476,832,256
+std::string human_bytes(double bytes);              // "13.5 GB" (powers of ten), "817 B"
 std::string shell_quoted(const std::string& word);  // as a POSIX shell reads it back
 
 enum class Exit : int { ok = 0, run_time = 1, usage = 2, interrupted = 130 };

@@ -76,6 +76,11 @@ LossResult evaluate_loss(ModelSession& session, const std::vector<Example>& exam
     throw_if_interrupted();
     const Batch batch = pack_range(examples, range);
     const auto [nll, labels] = session.evaluate(batch);
+    if (!std::isfinite(nll))
+      throw Error("the loss is not a number")
+          .line("found", strf("%g over %ld tokens", nll, labels))
+          .line("likely", "NaN or infinite values in the model or its adapter")
+          .line("try", "the model it was made from, or another adapter");
     result.nll_sum += nll;
     result.tokens += labels;
     done += batch.real_rows;

@@ -124,9 +124,9 @@ struct AdapterFile {
   std::string method;  // "ir-qlora", ...: at most 31 characters
   int64_t rank = 0;
   double alpha = 0, dropout = 0;
-  uint32_t targets = 0;             // bit i: the i-th of layer_linears() has an adapter
-  bool tile = false;                // IEC expands by tiling (m1 m2 .. m1 m2 ..), not by interleaving (m1 m1 .. m2 m2 ..)
-  uint64_t base_hash = 0;           // of the .bin or .irq it was trained on
+  uint32_t targets = 0;    // bit i: the i-th of layer_linears() has an adapter
+  bool tile = false;       // IEC expands by tiling (m1 m2 .. m1 m2 ..), not by interleaving (m1 m1 .. m2 m2 ..)
+  uint64_t base_hash = 0;  // of the .bin or .irq it was trained on
   std::vector<NamedArray> tensors;  // "layers.N.wq.A" (R, in), ".B" (out, R), ".beta1", ".beta2", ...
   const NamedArray* find(const std::string& name) const;
 };

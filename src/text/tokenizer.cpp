@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "src/core/check.h"
+#include "src/core/file.h"
 
 namespace irq {
 namespace {
@@ -130,6 +131,16 @@ std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, bool
                             (model.has_parent_path() ? model.parent_path().string() : std::string(".")))
       .line("likely", "the model was converted or copied without its tokenizer")
       .line("try", "put the model's tokenizer.model there; without one only token files and --ids work");
+}
+
+std::string carry_tokenizer(const std::string& from_model, const std::string& to_model) {
+  const std::string from = find_tokenizer(from_model);
+  if (from.empty() || !find_tokenizer(to_model).empty()) return "";
+  const std::string to = parent_path(to_model) + "/" + base_name(from);
+  std::error_code problem;
+  std::filesystem::copy_file(from, to, problem);
+  return problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message()
+                 : "tokenizer copied to " + to;
 }
 
 }  // namespace irq

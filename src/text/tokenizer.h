@@ -69,4 +69,8 @@ std::string find_tokenizer(const std::string& model_path);
 // find_tokenizer + open_tokenizer; throws an Error saying where it looked and what works without a tokenizer.
 std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, bool legacy = true);
 
+// Copies the tokenizer of `from_model` beside `to_model`, where a model works. Returns a line that says so or why not; ""
+// when there is nothing to do.
+std::string carry_tokenizer(const std::string& from_model, const std::string& to_model);
+
 }  // namespace irq

@@ -187,6 +187,7 @@ void Finetune::save_result() {
                 o_.dtype == "f32"   ? DType::F32
                 : o_.dtype == "f16" ? DType::F16
                                     : DType::BF16);
+    if (const std::string carried = carry_tokenizer(o_.base, out("model.bin")); !carried.empty()) note(carried);
   } else {
     AdapterFile a;
     a.method = o_.method, a.rank = o_.rank, a.alpha = o_.alpha, a.dropout = *o_.dropout;
