@@ -195,6 +195,9 @@ void Finetune::save_result() {
     a.tensors = download_params(backend_, model.params());
     write_adapter(out("adapter.lora"), a);
   }
+  // --overwrite with another method: the former run's result must not lie beside this one's.
+  std::error_code ignored;
+  std::filesystem::remove(out(method_.full ? "adapter.lora" : "model.bin"), ignored);
   checkpoint(true);
 }
 
