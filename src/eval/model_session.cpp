@@ -164,7 +164,7 @@ size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgre
   Llama& model = trainer_->model();
   model.init_rope();
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
-  else load_base(backend_, *arena_, model, *base_, progress);
+  else load_base(backend_, model, *base_, progress);
   if (adapter_) {
     upload_adapter(backend_, model, *adapter_, adapter_path_);
     adapter_->tensors.clear();  // they are on the device now

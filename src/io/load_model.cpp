@@ -81,8 +81,7 @@ void upload_packed(Backend& backend, const QuantizedMatrix& dst, const Quantized
 
 }  // namespace
 
-void load_base(Backend& backend, Arena& arena, Llama& model, BaseSource& source, const ByteProgress& progress) {
-  (void)arena;
+void load_base(Backend& backend, Llama& model, BaseSource& source, const ByteProgress& progress) {
   int64_t done = 0;
   const int64_t all = source.layout().payload_bytes();
   const auto put = [&](const std::string& name, const Tensor& dst) {

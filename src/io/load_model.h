@@ -7,7 +7,7 @@ namespace irq {
 
 // Frozen weights from a plain base, rounded to the storage type; with plan.full the masters, exactly. Ends with refresh()
 // for a full model; an adapter must be initialised or read before its own refresh().
-void load_base(Backend& backend, Arena& arena, Llama& model, BaseSource& source, const ByteProgress& progress = {});
+void load_base(Backend& backend, Llama& model, BaseSource& source, const ByteProgress& progress = {});
 // Packed weights from a quantized base (dequantized once where the plan caches them).
 void load_quantized(Backend& backend, Arena& arena, Llama& model, IrqReader& source, const ByteProgress& progress = {});
 // The largest scratch load_quantized() needs, on a planning arena too.

@@ -48,7 +48,7 @@ void Finetune::load_weights() {
   const ByteProgress progress = [&](int64_t done, int64_t all) { bar.update(done * 100 / std::max<int64_t>(all, 1)); };
   model.init_rope();
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
-  else if (!from_scratch()) load_base(backend_, *arena_, model, *base_, progress);
+  else if (!from_scratch()) load_base(backend_, model, *base_, progress);
   bar.finish();
   if (!method_.full) return model.init_adapters(o_.seed);
   if (from_scratch()) model.init_full(o_.seed);

@@ -4,10 +4,27 @@
 
 namespace irq {
 
-inline OpCase dropout_case(int64_t n, int64_t c, double p, double beta, int64_t spare = 0) {
+// positions, samples, params: what a mask follows, the last three arguments of every case under dropout.
+inline std::vector<Arg> mask_arguments(int64_t n) {
   StepParams params;
   params.seed[0] = 0x1234567;
   params.seed[1] = 0x89abcdef;
+  return {{.name = "positions",
+           .role = Role::in,
+           .kind = Kind::i32,
+           .rows = 1,
+           .cols = n,
+           .value = [](Rng&, int64_t i) { return i % 7 == 5 ? -1.0 : static_cast<double>(i % 11); }},
+          {.name = "samples",
+           .role = Role::in,
+           .kind = Kind::i32,
+           .rows = 1,
+           .cols = n,
+           .value = [](Rng&, int64_t i) { return static_cast<double>(1000 + i / 11); }},
+          {.name = "params", .role = Role::in, .kind = Kind::params, .rows = 1, .cols = 1, .params = params}};
+}
+
+inline OpCase dropout_case(int64_t n, int64_t c, double p, double beta, int64_t spare = 0) {
   OpCase k;
   k.name = strf("dropout/N=%ld,C=%ld,p=%d,beta=%d,spare=%ld", n, c, static_cast<int>(p * 1000),
                 static_cast<int>(beta * 10), spare);
@@ -17,20 +34,8 @@ inline OpCase dropout_case(int64_t n, int64_t c, double p, double beta, int64_t 
              .rows = n,
              .cols = c,
              .spare_cols = spare},
-            {.name = "x", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = c, .spare_cols = spare},
-            {.name = "positions",
-             .role = Role::in,
-             .kind = Kind::i32,
-             .rows = 1,
-             .cols = n,
-             .value = [](Rng&, int64_t i) { return i % 7 == 5 ? -1.0 : static_cast<double>(i % 11); }},
-            {.name = "samples",
-             .role = Role::in,
-             .kind = Kind::i32,
-             .rows = 1,
-             .cols = n,
-             .value = [](Rng&, int64_t i) { return static_cast<double>(1000 + i / 11); }},
-            {.name = "params", .role = Role::in, .kind = Kind::params, .rows = 1, .cols = 1, .params = params}};
+            {.name = "x", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = c, .spare_cols = spare}};
+  for (const Arg& a : mask_arguments(n)) k.args.push_back(a);
   k.run = [=](Backend& b, const std::vector<Tensor>& t) { b.dropout(t[0], t[1], t[2], t[3], t[4], 9, p, beta); };
   k.bytes = static_cast<double>(n * c) * (beta == 0 ? 4 : 6);
   k.flops = static_cast<double>(n * c) * 2;

@@ -1,6 +1,7 @@
 // Cases of LoRA under dropout: one to three adapters, ranks that fill a tensor-core tile and ranks that do not, widths with
 // even, odd and short slices of the pooled branch, dead rows, strided and unaligned views.
 #pragma once
+#include "tests/cases/dropout.h"
 #include "tests/op_case.h"
 
 namespace irq {
@@ -13,25 +14,6 @@ struct LoraDropoutShape {
   bool tile = false, pool = true;
 };
 
-// positions, samples, params: the last three arguments of every case.
-inline std::vector<Arg> mask_arguments(int64_t n) {
-  StepParams params;
-  params.seed[0] = 0x1234567;
-  params.seed[1] = 0x89abcdef;
-  return {{.name = "positions",
-           .role = Role::in,
-           .kind = Kind::i32,
-           .rows = 1,
-           .cols = n,
-           .value = [](Rng&, int64_t i) { return i % 7 == 5 ? -1.0 : static_cast<double>(i % 11); }},
-          {.name = "samples",
-           .role = Role::in,
-           .kind = Kind::i32,
-           .rows = 1,
-           .cols = n,
-           .value = [](Rng&, int64_t i) { return static_cast<double>(1000 + i / 11); }},
-          {.name = "params", .role = Role::in, .kind = Kind::params, .rows = 1, .cols = 1, .params = params}};
-}
 inline AdapterMasks masks_of(const std::vector<Tensor>& t, int count, double p) {
   AdapterMasks m;
   m.count = count, m.ids = {9, 3, 12, 5}, m.p = p;

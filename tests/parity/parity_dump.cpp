@@ -155,7 +155,7 @@ int run(const Options& o, Backend& backend) {
   Llama& model = trainer.model();
   model.init_rope();
   if (quantized) load_quantized(backend, arena, model, *packed);
-  else load_base(backend, arena, model, *base);
+  else load_base(backend, model, *base);
   if (plan.lora) load_adapter(backend, model, adapter, o.adapter);
   model.refresh();
 
