@@ -1,0 +1,47 @@
+// Models in other programs' formats, opened for conversion: every reader gives the tensors of base_layout() (layout.h) under
+// this engine's names, rows in Hugging Face's order (half-split RoPE), one tensor at a time.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/core/dtype.h"
+#include "src/core/tensor.h"
+#include "src/model/config.h"
+
+namespace irq {
+
+// A small file that belongs beside the converted model: tokenizer.model, tokenizer.json, tokenizer_config.json.
+struct SideFile {
+  std::string name, content;
+};
+
+class ImportedModel {
+ public:
+  virtual ~ImportedModel() = default;
+  const ModelConfig& config() const { return config_; }
+  // f32, f16 or bf16: what --dtype source gives. f32 if any matrix is F32 or quantized, or if the matrices' types mix.
+  DType dtype() const { return dtype_; }
+  // What the format does not say and was assumed, or what was left out: one line each, shown to the user.
+  const std::vector<std::string>& notes() const { return notes_; }
+  // (rows, cols) of base_layout(config(), ...) in a plain float type of the reader's choice; the view is valid until the next
+  // call. "head" is asked for only if the model is not tied. Throws an Error that names the file's own tensor.
+  virtual Tensor tensor(const std::string& name) = 0;
+  virtual std::vector<SideFile> side_files() = 0;
+
+ protected:
+  ModelConfig config_;
+  DType dtype_ = DType::F32;
+  std::vector<std::string> notes_;
+};
+
+// Each checks the whole header (every name, shape, type and offset against the file's size) before it returns, and reads no
+// tensor's bytes. A model that this engine would run wrongly is refused with the reason.
+std::unique_ptr<ImportedModel> import_hugging_face(const std::string& folder);
+std::unique_ptr<ImportedModel> import_gguf(const std::string& path);
+std::unique_ptr<ImportedModel> import_llama2c(const std::string& path);  // .bin versions 0 and 1
+std::unique_ptr<ImportedModel> import_llmc(const std::string& path);     // LLaMA .bin versions 3 and 5
+// Finds out which of these it is.
+std::unique_ptr<ImportedModel> open_import(const std::string& path);
+
+}  // namespace irq

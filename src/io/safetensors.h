@@ -1,0 +1,55 @@
+// The safetensors container: 8 bytes length of the header, a JSON header {name: {dtype, shape, data_offsets}}, the data.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/core/file.h"
+#include "src/core/tensor.h"
+
+namespace irq {
+
+struct SafetensorsEntry {
+  std::string name;
+  std::string dtype;  // "F32" "F16" "BF16" "U8" ..., as the file spells it
+  std::vector<int64_t> shape;
+  int64_t begin = 0, bytes = 0;  // in the data part
+  int64_t count() const;         // elements
+};
+
+// Opening checks everything the header says: JSON, types, shapes against byte counts, no overlap, no gap beyond the file.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::string& path);
+  const std::string& path() const { return file_.path(); }
+  const std::vector<SafetensorsEntry>& entries() const { return entries_; }  // by offset
+  const SafetensorsEntry* find(const std::string& name) const;               // null if there is none
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const unsigned char* data(const SafetensorsEntry& entry) const;  // mapped bytes; not aligned to the element
+  void dont_need(const SafetensorsEntry& entry) const;
+
+ private:
+  MappedFile file_;
+  int64_t data_offset_ = 0;
+  std::vector<SafetensorsEntry> entries_;
+  std::map<std::string, size_t> index_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// Streams: entries are announced at once (begin is filled in here, in the given order), their bytes follow in that order, whole
+// or in pieces. The file has its name only after finish().
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const std::string& path, std::vector<SafetensorsEntry> entries,
+                    const std::map<std::string, std::string>& metadata);
+  void write(const std::string& name, const void* data, int64_t bytes);
+  void finish();
+
+ private:
+  std::vector<SafetensorsEntry> entries_;
+  AtomicFile file_;
+  size_t entry_ = 0;
+  int64_t entry_written_ = 0;
+};
+
+}  // namespace irq
