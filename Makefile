@@ -28,6 +28,16 @@ NVFLAGS   = -std=c++20 -O3 -lineinfo -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -Wer
 LDFLAGS  := -fopenmp -Wl,-rpath,'$$ORIGIN',-rpath,'$$ORIGIN/../lib' $(DEPS_LIB)
 LIBS     := -lsentencepiece -lpcre2-8
 
+# FUZZ=1: clang's libFuzzer under AddressSanitizer, the CPU half only, in a folder of its own (make fuzz sets it).
+ifeq ($(FUZZ),1)
+override CUDA := 0
+CXX      := clang++
+BUILD    := build-fuzz
+CXXFLAGS := -std=c++20 -O1 -g1 -march=x86-64-v3 -ffp-contract=off -fopenmp -fsanitize=fuzzer-no-link,address,undefined \
+            -fno-sanitize-recover=undefined -I. -MMD -MP $(DEPS_INC)
+LDFLAGS  := -fopenmp -fsanitize=fuzzer,address,undefined $(DEPS_LIB)
+endif
+
 # What a build leaves out is decided here, by linking, never by #ifdef.
 NCCL := 0
 LIB_SRC := $(filter-out kernels/cuda_absent.cpp src/train/dist_%,$(wildcard kernels/*.cpp src/*/*.cpp))
@@ -66,6 +76,10 @@ test: deps                           ## build and run all tests (one suite: make
 parity: deps                         ## compare logits, loss and gradients with torch + transformers, where they are installed
 	@$(MAKE) $(BUILD)/parity_dump $(filter irq_quantize,$(TOOLS))
 	@python3 tests/parity/parity.py --build $(BUILD) || [ $$? = 77 ]
+fuzz: deps                           ## run each parser's fuzzer for FUZZ_SECONDS=600 (needs clang and libomp-dev)
+	@command -v clang++ >/dev/null || { echo "make fuzz needs clang and libomp-dev: apt-get install clang libomp-dev" >&2; exit 1; }
+	@$(MAKE) FUZZ=1 fuzzers
+	@tests/fuzz/fuzz.sh $(patsubst tests/fuzz/%.cpp,build-fuzz/%,$(wildcard tests/fuzz/fuzz_*.cpp))
 bench: irq_bench                     ## time every op (and the CPU references where there is no GPU)
 	./irq_bench all
 check:                               ## layering, formatting, file sizes, conditionals
@@ -73,7 +87,7 @@ check:                               ## layering, formatting, file sizes, condit
 format:                              ## apply .clang-format to every source file
 	@tools/check.sh --format
 clean:                               ## remove what was built
-	rm -rf build build-cpu $(TOOLS)
+	rm -rf build build-cpu build-fuzz $(TOOLS)
 install: $(TOOLS)                    ## copy the tools to PREFIX/bin and libirq.so to PREFIX/lib
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
 	install $(addprefix $(BUILD)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
@@ -89,6 +103,11 @@ $(BUILD)/irq_tests: $(call object,$(wildcard tests/*.cpp)) $(COMMON) $(BUILD)/li
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -lgtest -lpthread $(LDFLAGS)
 $(BUILD)/parity_dump: $(call object,tests/parity/parity_dump.cpp) $(COMMON) $(BUILD)/libirq.so
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq $(LDFLAGS)
+fuzzers: $(patsubst tests/fuzz/%.cpp,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.cpp))
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.cpp.o $(BUILD)/libirq.a
+	$(CXX) -o $@ $^ $(LDFLAGS) $(LIBS)
+$(BUILD)/libirq.a: $(call object,$(LIB_SRC))
+	rm -f $@ && ar rcs $@ $^
 $(BUILD)/irq_%: $(BUILD)/tools/irq_%.cpp.o $(COMMON) $(BUILD)/libirq.so
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq $(LDFLAGS)
 $(BUILD)/libirq.so: $(call object,$(LIB_SRC))
@@ -103,6 +122,6 @@ $(BUILD)/ready:
 	@tools/deps.sh --check && mkdir -p $(BUILD) && touch $@
 
 FORCE:
-.PHONY: all deps demo test parity bench check format clean install help FORCE
+.PHONY: all deps demo test parity fuzz fuzzers bench check format clean install help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
