@@ -31,8 +31,7 @@ template <class Body>
 int fuzz(const Body& body) {
   try {
     body();
-  } catch (const Error&) {
-  }
+  } catch (const Error&) {}
   return 0;
 }
 
