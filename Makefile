@@ -70,6 +70,9 @@ deps:                                ## install the packages that are missing (n
 demo: deps                           ## quantize, finetune and ask the tiny model in tools/demo
 	@$(MAKE) $(DEMO)
 	@tools/demo/demo.sh
+smollm2: deps                        ## fetch, quantize, finetune and ask a real small model, SmolLM2-135M-Instruct
+	@$(MAKE) $(TOOLS)
+	@tools/smollm2.sh
 test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
 	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
 	@OMP_WAIT_POLICY=passive $(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
@@ -122,6 +125,6 @@ $(BUILD)/ready:
 	@tools/deps.sh --check && mkdir -p $(BUILD) && touch $@
 
 FORCE:
-.PHONY: all deps demo test parity fuzz fuzzers bench check format clean install help FORCE
+.PHONY: all deps demo smollm2 test parity fuzz fuzzers bench check format clean install help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

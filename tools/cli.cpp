@@ -285,6 +285,9 @@ void Cli::declare_common() {
   common("--device");
   option("--kernels", &kernels_, "sm80: no Hopper-only kernels", {"auto", "sm80"});
   common("--kernels");
+  option("--precision", &precision_, "of activations and unpacked weights; auto: bf16 on a GPU, f32 on a CPU",
+         {"auto", "f32", "bf16"});
+  common("--precision");
   option("--threads", &threads_, "CPU threads, 0 = all");
   range("--threads", 0, 4096);
   common("--threads");
@@ -359,8 +362,13 @@ int Cli::run(int argc, const char* const* argv, const std::function<int()>& body
 
 std::unique_ptr<CheckedBackend> Cli::backend() {
   auto made = make_backend(device_);
+  if (precision_ == "bf16" && made->device() == Device::CPU)
+    throw Error("--precision bf16 needs a GPU", Exit::usage).line("expected", "f32 or auto on a CPU");
+  if (precision_ == "f32" && made->precision().storage != DType::F32)
+    made = make_backend(made->device(), Precision{DType::F32, DType::F32});
   std::string line = tool_ + " " + kVersion + " | " + made->describe();
   const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
+  if (precision_ == "f32" && made->device() == Device::CUDA) line += ", computing in f32";
   if (made->device() == Device::CPU)
     line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
   line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;

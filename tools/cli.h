@@ -85,7 +85,7 @@ class Cli {
   void check_flags(const std::vector<std::string>& args) const;
   [[noreturn]] void fail(const std::string& headline) const;
 
-  std::string tool_, summary_, device_ = "auto", kernels_ = "auto";
+  std::string tool_, summary_, device_ = "auto", kernels_ = "auto", precision_ = "auto";
   int threads_ = 0;
   bool quiet_ = false, help_ = false, version_ = false;
   std::vector<std::unique_ptr<Entry>> entries_;
