@@ -216,6 +216,7 @@ ModelPlan Finetune::model_plan() const {
   p.quantized = method_.quantized;
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
+  p.pad_row = method_.lora && o_.recipe == "official-script";
   p.lora_config = {o_.rank,
                    o_.alpha,
                    *o_.dropout,
