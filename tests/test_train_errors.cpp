@@ -190,8 +190,11 @@ TEST_F(TrainErrors, NotANumberInTheBase) {
     expect_part(first, named);
     EXPECT_FALSE(fs::exists(dir_ / "run/train.state"));
   }
-  // Norms and embeddings are not quantized.
-  expect_part(with_nan("layers.0.ffn_norm", {}), "a weight of layers.0.ffn_norm is not finite");
+  // Norms and embeddings are not quantized, and looked at all the same.
+  for (const char* name : {"embed", "layers.0.ffn_norm", "norm", "head"}) {
+    expect_part(with_nan(name, {}), "irq_train: " + (dir_ / "nan.bin") + ": " + name + ": a weight is not a number\n");
+    EXPECT_EQ(with_nan(name, {"--method", "lora16"}).status, 1);
+  }
 }
 
 // RLIMIT_FSIZE stands for a full disk: the write fails behind so many bytes.

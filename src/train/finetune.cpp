@@ -17,21 +17,11 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-bool is_finite(const Tensor& t) {
-  const auto all = [&](auto word, auto exponent) {
-    const auto* w = static_cast<const decltype(word)*>(t.data);
-    return std::none_of(w, w + t.numel(), [&](auto x) { return (x & exponent) == exponent; });
-  };
-  if (t.dtype == DType::F32) return all(uint32_t{}, uint32_t{0x7f800000});
-  if (t.dtype == DType::F16) return all(uint16_t{}, uint16_t{0x7c00});
-  return t.dtype != DType::BF16 || all(uint16_t{}, uint16_t{0x7f80});
-}
-
 // The first tensor of a base that holds a NaN or an infinity; "" if there is none.
 template <class Source>
 std::string unusable_tensor(Source& source) {
   for (const TensorSpec& spec : source.layout().tensors())
-    if (!is_finite(source.tensor(spec.name))) return spec.name;
+    if (spec.dtype != DType::U8 && first_not_finite(source.tensor(spec.name)) >= 0) return spec.name;
   return "";
 }
 
