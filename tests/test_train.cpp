@@ -226,7 +226,7 @@ TEST_F(TrainRuns, EpochsEvaluationsAndNoHeldOut) {
   std::vector<int> at;
   for (const auto& [step, loss] : held_out_losses(dir_ / "a/log.jsonl")) at.push_back(step);
   EXPECT_EQ(at, (std::vector<int>{0, 6, 12, 18}));
-  const CommandResult r = trained({"--steps", "2", "--holdout", "0", "--eval-every", "1", "--out", dir_ / "b"});
+  const CommandResult r = trained({"--steps", "2", "--holdout", "0", "--out", dir_ / "b"});
   EXPECT_EQ(r.out, (dir_ / "b/adapter.lora") + "\n");
   EXPECT_TRUE(held_out_losses(dir_ / "b/log.jsonl").empty());
 }

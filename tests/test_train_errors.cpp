@@ -10,29 +10,6 @@
 namespace irq {
 namespace {
 
-namespace fs = std::filesystem;
-
-class TrainErrors : public Train {
- protected:
-  // The complaint in full, and the exit status.
-  void expect_complaint(const CommandResult& r, const std::string& text, int status = 1) {
-    EXPECT_EQ(complaint(r), "irq_train: " + text + "\n");
-    EXPECT_EQ(r.status, status) << r.err;
-    EXPECT_EQ(r.out, "");
-  }
-  void expect_part(const CommandResult& r, const std::string& part, int status = 1) {
-    EXPECT_NE(complaint(r).find(part), std::string::npos) << r.err;
-    EXPECT_EQ(r.status, status) << r.err;
-  }
-  // No temporary file, no lock.
-  void expect_clean(const std::string& folder) {
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      const std::string name = entry.path().filename().string();
-      EXPECT_FALSE(name.ends_with(".tmp") || name.ends_with(".lock")) << entry.path();
-    }
-  }
-};
-
 TEST_F(TrainErrors, FinishedAndUnfinishedRunsAreKept) {
   const std::string out = dir_ / "run";
   expect_complaint(train({"--steps", "3", "--out", out, "--resume"}),

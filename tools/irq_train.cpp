@@ -87,6 +87,7 @@ int main(int argc, char** argv) {
     if (gpus != 1) throw Error("--gpus: several GPUs are not supported yet", Exit::usage).line("try", "--gpus 1");
     o.quiet = cli.quiet();
     o.command = cli.command();
+    o.given = cli.given_flags();
     const auto backend = cli.backend();
     return finetune(*backend, o);
   });

@@ -27,6 +27,15 @@ std::string unusable_tensor(Source& source) {
 
 }  // namespace
 
+// A run that came to nothing leaves no folder either: remove() takes empty ones only.
+Finetune::~Finetune() {
+  trainer_.reset();
+  if (memory_) backend_.release(memory_);
+  folder_lock_.reset();
+  std::error_code ignored;
+  for (const std::string& folder : made_folders_) std::filesystem::remove(folder, ignored);
+}
+
 void Finetune::note(const std::string& text) const {
   if (!o_.quiet) std::fprintf(stderr, "%s\n", text.c_str());
 }
@@ -193,9 +202,11 @@ void Finetune::save_result() {
 
 int Finetune::run() {
   open_base_file();
+  refuse_ignored_flags();
   resolve();
   claim_folder();
   load_examples();
+  refuse_ignored_flags();
   require_same_options();
   plan_batches();
   quantize();
@@ -216,6 +227,7 @@ int Finetune::run() {
                    after < 0 ? "null" : json_number(after).c_str(), arena_->peak()));
   if (after >= 0)
     std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
+  if (after > state_.loss_before) note(strf("note: the held-out loss rose; try --lr %g, or fewer --steps", *o_.lr / 4));
   std::printf("%s\n", out(method_.full ? "model.bin" : "adapter.lora").c_str());
   return 0;
 }

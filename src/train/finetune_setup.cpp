@@ -63,6 +63,7 @@ void Finetune::open_base_file() {
 // A finished run is never overwritten by accident, an unfinished one neither.
 void Finetune::claim_folder() {
   std::error_code failed;
+  for (fs::path p = o_.out; !p.empty() && !fs::exists(p, failed); p = p.parent_path()) made_folders_.push_back(p);
   fs::create_directories(o_.out, failed);
   if (failed)
     throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
@@ -208,6 +209,7 @@ void Finetune::quantize() {
   bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), *o_.bits,
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
+  made_base_ = path;
 }
 
 ModelPlan Finetune::model_plan() const {
