@@ -174,6 +174,36 @@ TEST_F(TrainErrors, NotANumberInTheBase) {
   }
 }
 
+// Finite weights and a rate that carries the product gate x up beyond fp32 in the second step.
+TEST_F(TrainErrors, DivergedRun) {
+  const ModelConfig c = BaseReader(shared("model.bin")).config();
+  BaseWriter w(dir_ / "large.bin", c, DType::F32);
+  Rng rng(3, 1);
+  while (const TensorSpec* t = w.next()) {
+    const std::string name = t->name;
+    std::vector<float> values(static_cast<size_t>(t->rows * t->cols), name.ends_with("ffn_norm") ? 1e17f : 1.0f);
+    if (t->rows > 1)
+      for (float& x : values) x = static_cast<float>(0.05 * rng.normal());
+    w.write(name, values.data(), t->bytes());
+  }
+  w.finish();
+  for (const char* quiet : {"--quiet", "--overwrite"}) {
+    Args args =
+        command({"--method", "full", "--lr", "10", "--clip", "0", "--steps", "9", "--out", dir_ / "run", quiet});
+    args[0] = dir_ / "large.bin";
+    const CommandResult r = run_command("irq_train", args);
+    expect_part(r, ": the loss or the gradient is not a number\n");
+    expect_part(r, "\n  likely  : a learning rate that is too high\n  try     : --lr 2.5\n");
+    EXPECT_EQ(r.out, "");
+    EXPECT_FALSE(fs::exists(dir_ / "run/model.bin"));
+  }
+  const CommandResult rising = trained({"--lr", "1", "--clip", "0", "--steps", "30", "--out", dir_ / "rising"});
+  EXPECT_NE(rising.err.find("note: the held-out loss rose; try --lr 0.25, or fewer --steps\n"), std::string::npos)
+      << rising.err;
+  const CommandResult usage = train({"--lr", "1e6", "--out", dir_ / "run"});
+  expect_complaint(usage, "--lr: 1e6 is not between 0 and 10\n  try     : ./irq_train --help", 2);
+}
+
 // RLIMIT_FSIZE stands for a full disk: the write fails behind so many bytes.
 TEST_F(TrainErrors, FullDiskLeavesTheOldFilesWhole) {
   const std::string out = dir_ / "run";
