@@ -22,8 +22,15 @@ class OpChecks {
   void params(const Tensor& t) const;  // a StepParams in bytes
   void quantized(const QuantizedMatrix& q) const;
   void masks(const AdapterMasks& masks, int64_t rows, int64_t ranks) const;
-  void iec_table(const IecTable& table) const;  // its entries were checked when it was built
+  void iec_table(const IecTable& table) const;                        // its entries were checked when it was built
+  void scalars(const char* arg, const AdapterScalars& values) const;  // each may be absent
+  void blocks(const char* arg, const Tensor& t, int64_t n) const {    // one f32 per block, or absent
+    if (t) vector(arg, t, n, Type::f32);
+  }
   void bits(int bits) const;
+  // What the forward and the backward of attention share.
+  void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
+                 const Tensor& seqs, int head_dim) const;
   void heads(const char* arg, const Tensor& t, int head_dim) const;  // columns are whole heads
 
  private:

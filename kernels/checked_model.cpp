@@ -100,41 +100,36 @@ void CheckedBackend::rope(Tensor x, Tensor cos_table, Tensor sin_table, Tensor p
   FORWARD(rope(x, cos_table, sin_table, positions, head_dim, inverse));
 }
 
+void OpChecks::attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
+                         const Tensor& seqs, int head_dim) const {
+  any("q", q, Type::storage);
+  heads("q", q, head_dim);
+  any("k", k, Type::storage);
+  heads("k", k, head_dim);
+  const int64_t query_heads = q.cols / head_dim, kv_heads = k.cols / head_dim;
+  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0, "%s: %ld query heads do not share %ld key/value heads evenly",
+            op_, query_heads, kv_heads);
+  shape("v", v, k.rows, k.cols, Type::storage);
+  shape("o", o, q.rows, q.cols, Type::storage);
+  shape("lse", lse, query_heads, q.rows, Type::master);
+  shape("seqs", seqs, seqs.rows, 6, Type::i32);
+}
+
 void CheckedBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor seqs, int head_dim) {
   CHECKS;
-  check.any("q", q, Type::storage);
-  check.heads("q", q, head_dim);
-  check.any("k", k, Type::storage);
-  check.heads("k", k, head_dim);
-  const int64_t query_heads = q.cols / head_dim, kv_heads = k.cols / head_dim;
-  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0,
-            "attention_fwd: %ld query heads do not share %ld key/value heads evenly", query_heads, kv_heads);
-  check.shape("v", v, k.rows, k.cols, Type::storage);
-  check.shape("o", o, q.rows, q.cols, Type::storage);
-  check.shape("lse", lse, query_heads, q.rows, Type::master);
-  check.shape("seqs", seqs, seqs.rows, 6, Type::i32);
+  check.attention(q, k, v, o, lse, seqs, head_dim);
   FORWARD(attention_fwd(o, lse, q, k, v, seqs, head_dim));
 }
 
 void CheckedBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
                                    Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim) {
   CHECKS;
-  check.any("q", q, Type::storage);
-  check.heads("q", q, head_dim);
-  check.any("k", k, Type::storage);
-  check.heads("k", k, head_dim);
-  const int64_t query_heads = q.cols / head_dim, kv_heads = k.cols / head_dim;
-  IRQ_CHECK(kv_heads > 0 && query_heads % kv_heads == 0,
-            "attention_bwd: %ld query heads do not share %ld key/value heads evenly", query_heads, kv_heads);
-  check.shape("v", v, k.rows, k.cols, Type::storage);
-  check.shape("o", o, q.rows, q.cols, Type::storage);
-  check.shape("lse", lse, query_heads, q.rows, Type::master);
+  check.attention(q, k, v, o, lse, seqs, head_dim);
   check.shape("dq", dq, q.rows, q.cols, Type::storage);
   check.shape("dk", dk, k.rows, k.cols, Type::storage);
   check.shape("dv", dv, k.rows, k.cols, Type::storage);
-  check.shape("delta", delta, query_heads, q.rows, Type::master);
+  check.shape("delta", delta, lse.rows, q.rows, Type::master);
   check.shape("dout", dout, q.rows, q.cols, Type::storage);
-  check.shape("seqs", seqs, seqs.rows, 6, Type::i32);
   FORWARD(attention_bwd(dq, dk, dv, delta, dout, q, k, v, o, lse, seqs, head_dim));
 }
 

@@ -16,6 +16,11 @@ void OpChecks::masks(const AdapterMasks& m, int64_t rows, int64_t ranks) const {
   params(m.params);
 }
 
+void OpChecks::scalars(const char* arg, const AdapterScalars& values) const {
+  for (const Tensor& t : values)
+    if (t) vector(arg, t, 1, Type::master);
+}
+
 void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, AdapterMasks masks,
                                       bool tile) {
   CHECKS;
@@ -24,8 +29,7 @@ void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, A
   check.shape("u", u, x.rows, a.rows, Type::storage);
   check.masks(masks, x.rows, u.cols);
   if (px) check.shape("px", px, x.rows, u.cols / masks.count, Type::storage);
-  for (const Tensor& b : beta1)
-    if (b) check.vector("beta1", b, 1, Type::master);
+  check.scalars("beta1", beta1);
   FORWARD(lora_dropout_fwd(u, px, x, a, beta1, masks, tile));
 }
 
@@ -52,8 +56,7 @@ void CheckedBackend::lora_dropout_dbeta1(AdapterScalars dbeta1, Tensor du, Tenso
   IRQ_CHECK(count >= 1 && count <= AdapterMasks::kMax, "lora_dropout_dbeta1: %d adapters", count);
   check.shape("du", du, px.rows, px.cols * count, Type::storage);
   check.any("px", px, Type::storage);
-  for (const Tensor& d : dbeta1)
-    if (d) check.vector("dbeta1", d, 1, Type::master);
+  check.scalars("dbeta1", dbeta1);
   FORWARD(lora_dropout_dbeta1(dbeta1, du, px, count, beta));
 }
 
@@ -91,10 +94,8 @@ void CheckedBackend::global_norm(Tensor norm, Tensor g) {
 
 void CheckedBackend::adamw(Tensor p, Tensor m, Tensor v, Tensor g, Tensor norm, Tensor params, double decay) {
   CHECKS;
-  check.vector("p", p, p.cols, Type::master);
-  check.vector("m", m, p.cols, Type::master);
-  check.vector("v", v, p.cols, Type::master);
-  check.vector("g", g, p.cols, Type::master);
+  const std::pair<const char*, const Tensor*> flat[] = {{"p", &p}, {"m", &m}, {"v", &v}, {"g", &g}};
+  for (const auto& [name, tensor] : flat) check.vector(name, *tensor, p.cols, Type::master);
   check.vector("norm", norm, 1, Type::master);
   check.params(params);
   FORWARD(adamw(p, m, v, g, norm, params, decay));
@@ -108,8 +109,8 @@ void CheckedBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy
   check.vector("w", w, w.cols, Type::f32);
   const int64_t blocks = ceil_ratio(w.cols, kBlock);
   check.vector("tau", tau, blocks, Type::f32);
-  if (entropy_plain) check.vector("entropy_plain", entropy_plain, blocks, Type::f32);
-  if (entropy_best) check.vector("entropy_best", entropy_best, blocks, Type::f32);
+  check.blocks("entropy_plain", entropy_plain, blocks);
+  check.blocks("entropy_best", entropy_best, blocks);
   IRQ_CHECK(spec.n >= 0 && spec.lambda >= 0, "icq_search: n = %d, lambda = %g", spec.n, spec.lambda);
   FORWARD(icq_search(tau, entropy_plain, entropy_best, w, bits, spec));
 }
@@ -121,8 +122,8 @@ void CheckedBackend::nfk_quantize(Tensor codes, Tensor absmax, Tensor entropy, T
   const int64_t blocks = ceil_ratio(w.cols, kBlock);
   check.vector("codes", codes, ceil_ratio(w.cols * bits, 8), Type::u8);
   check.vector("absmax", absmax, blocks, Type::f32);
-  if (entropy) check.vector("entropy", entropy, blocks, Type::f32);
-  if (tau) check.vector("tau", tau, blocks, Type::f32);
+  check.blocks("entropy", entropy, blocks);
+  check.blocks("tau", tau, blocks);
   FORWARD(nfk_quantize(codes, absmax, entropy, w, tau, bits));
 }
 

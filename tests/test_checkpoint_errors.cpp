@@ -133,6 +133,17 @@ TEST_F(ErrorText, OtherKindsOfFiles) {
   EXPECT_EQ(irq_error("m.bin"),
             "m.bin: not a quantized base model (.irq)\n  found   : a base model (.bin)\n"
             "  try     : ./irq_quantize m.bin model.irq");
+  EXPECT_EQ(error_of([] { IrqReader("a.lora"); }).find("a.lora: not a quantized base model (.irq)\n"), 0u);
+  write_irq("q.irq", small_info());
+  EXPECT_EQ(base_error("q.irq"),
+            "q.irq: not a base model (.bin)\n  found   : a quantized base model (.irq)\n"
+            "  likely  : it is quantized already\n  try     : ./irq_train q.irq    or the .bin that it was made from");
+  write_bytes("my model.gguf", "GGUF\x03");
+  EXPECT_NE(base_error("my model.gguf").find("try     : ./irq_convert 'my model.gguf' model.bin"), std::string::npos);
+  EXPECT_EQ(error_of([] { AdapterReader("m.gguf"); }),
+            "m.gguf: not an adapter (.lora)\n  found   : a GGUF file\n"
+            "  likely  : a model of another program given in its place\n"
+            "  try     : the adapter.lora that irq_train wrote");
   EXPECT_NE(base_error(".").find("is a folder"), std::string::npos);
   EXPECT_EQ(base_error("nothing.bin"), "nothing.bin: no such file");
 }

@@ -137,6 +137,31 @@ TEST(ConfigJson, RefusesWhatItWouldRunWrongly) {
   EXPECT_EQ(config_error(std::string(100000, '[')).find("is not valid JSON"), 0u);
 }
 
+// What is no file of these tools: the advice is never to inspect it, which has just been done.
+TEST(Inspect, AdviceForOtherFiles) {
+  const ScratchDir dir;
+  const std::string convert = "./irq_convert ", none = "not a model, adapter or training state of these tools\n";
+  const std::pair<std::string, std::string> cases[] = {
+      {"GGUF\x03", convert},
+      {"PK\x03\x04zip", convert},
+      {"hello", convert},
+      {"", "download or copy it again"},
+      {"<!DOCTYPE html>", "open it in a browser"},
+      {"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"},
+      {"[{\"instruction\": \"Say hello.\", \"output\": \"Hello.\"}]", convert}};
+  for (const auto& [bytes, advice] : cases) {
+    write_bytes(dir / "f", bytes);
+    for (const std::string& text :
+         {error_of([&] { inspect_summary(dir / "f"); }), error_of([&] { inspect_tensors(dir / "f"); }),
+          error_of([&] { dump_tensor(dir / "f", "embed", dir / "o.npy"); })}) {
+      EXPECT_EQ(text.find((dir / "f") + ": " + none), 0u) << text;
+      EXPECT_NE(text.find("  try     : "), std::string::npos) << text;
+      EXPECT_NE(text.find(advice), std::string::npos) << text;
+      EXPECT_EQ(text.find("irq_inspect"), std::string::npos) << text;
+    }
+  }
+}
+
 // ---- dumps -----------------------------------------------------------------------------------------------------------
 
 class Dump : public ::testing::Test {

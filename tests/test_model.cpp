@@ -1,6 +1,8 @@
 // Whole-model checks, on the CPU: the calculus by finite differences in F64, and everything that must not change a result.
 #include <gtest/gtest.h>
 
+#include "src/io/load_model.h"
+#include "src/io/synthetic.h"
 #include "src/train/memory_plan.h"
 #include "tests/tiny_model.h"
 
@@ -141,6 +143,71 @@ TEST(Model, EvaluationIsTheTrainingLossWithoutDropout) {
   EXPECT_NEAR(nll_dropped, nll, 1e-5 * nll);  // folded and apart: the same sum in another order
 }
 
+// A model with one token more, whose row is the mean of the others, written out in full: the same losses, gradients and
+// logits of the real tokens. F64, so that the other order of sums over 64 rows is all that differs.
+TEST(Model, PadRowIsOneMoreTokenInTheSoftmax) {
+  Backend& b = cpu_backend(DType::F64);
+  const std::vector<Example> examples = tiny_examples(4);
+  const Batch batch = pack_range(examples, 0, 4);
+  for (const bool tied : {false, true}) {
+    ModelPlan with = tiny_plan(true), without = with, wider = with;
+    with.pad_row = true, wider.config.vocab = 38;
+    for (ModelPlan* p : {&with, &without, &wider}) p->config.tied = tied;
+    TinyModel padded(b, with), plain(b, without), written(b, wider);
+    const int64_t cols = with.config.dim;
+    std::vector<double> rows = normals(5, 0, 37 * cols, 0.3), mean(static_cast<size_t>(cols));
+    for (size_t i = 0; i < rows.size(); ++i) mean[i % static_cast<size_t>(cols)] += rows[i] / 37;
+    const auto set_head = [&](TinyModel& m, int64_t mean_rows) {
+      put(b, m.model().head().value.slice_rows(0, 37), rows);
+      if (mean_rows > 0) put(b, m.model().head().value.slice_rows(37, 1), mean);
+    };
+    set_head(padded, 1), set_head(plain, 0), set_head(written, 1);
+    ASSERT_EQ(padded.model().head().value.rows, 64);
+    put(b, padded.model().head().value.slice_rows(38, 26), std::vector<double>(static_cast<size_t>(26 * cols), 9.0));
+    if (!tied)
+      for (TinyModel* m : {&padded, &written})
+        b.copy(m->model().embed().value.slice_rows(0, 37), plain.model().embed().value);
+    const auto same_frozen = [&](const Tensor& to, const Tensor& from) { b.copy(to, from); };
+    for (TinyModel* m : {&padded, &written}) {
+      same_frozen(m->model().norm().value, plain.model().norm().value);
+      for (size_t l = 0; l < 2; ++l) {
+        Layer &to = m->model().layers()[l], &from = plain.model().layers()[l];
+        same_frozen(to.attn_norm.value, from.attn_norm.value);
+        same_frozen(to.ffn_norm.value, from.ffn_norm.value);
+        for (size_t g = 0; g < 4; ++g) same_frozen(to.groups()[g]->resident, from.groups()[g]->resident);
+      }
+      m->model().refresh();
+    }
+    const double loss = padded.trainer->step({batch}, 1, frozen()).loss;
+    EXPECT_NEAR(loss, written.trainer->step({batch}, 1, frozen()).loss, 1e-13 * loss);
+    EXPECT_LT(relative_l2(padded.grads(), written.grads()), 1e-12);
+    EXPECT_GT(loss, plain.trainer->step({batch}, 1, frozen()).loss);
+    EXPECT_EQ(padded.trainer->evaluate(batch).first, written.trainer->evaluate(batch).first);
+    EXPECT_EQ(padded.trainer->logits(batch), plain.trainer->logits(batch));
+  }
+}
+
+TEST(Model, PadRowIsTheMeanOfTheHead) {
+  Backend& b = cpu_backend(DType::F32);
+  for (const bool tied : {false, true}) {
+    ModelPlan plan = tiny_plan(true);
+    plan.pad_row = true, plan.config.tied = tied;
+    SyntheticBase base("tiny/config.json", plan.config, DType::BF16, 3);
+    TinyModel tiny(b, plan);
+    load_base(b, tiny.model(), base);
+    const int64_t cols = plan.config.dim;
+    const Tensor head = tiny.model().head().value;
+    EXPECT_EQ(tiny.model().embed().value.rows, tied ? 64 : 37);
+    for (int64_t col = 0; col < cols; ++col) {
+      double sum = 0;
+      for (int64_t row = 0; row < 37; ++row) sum += static_cast<double>(head.row<float>(row)[col]);
+      ASSERT_NE(sum, 0.0);
+      EXPECT_EQ(head.row<float>(37)[col], static_cast<float>(sum / 37)) << col;
+      for (int64_t row = 38; row < 64; ++row) ASSERT_EQ(head.row<float>(row)[col], 0.0f);
+    }
+  }
+}
+
 TEST(Model, PlanIsThePeakToTheByte) {
   const std::vector<Example> examples = tiny_examples(40);
   const Batch batch = pack_range(examples, 0, 40);
@@ -148,6 +215,7 @@ TEST(Model, PlanIsThePeakToTheByte) {
     for (const double dropout : {0.0, 0.1}) {
       ModelPlan p = tiny_plan(true, dropout);
       p.recompute = level, p.recompute_layers = p.config.layers;
+      p.pad_row = dropout > 0;
       Backend& b = cpu_backend(DType::F32);
       const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
       void* memory = b.allocate(plan.peak_bytes);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <limits>
 
 #include "kernels/nf_codebook.h"
 #include "src/core/interrupt.h"
@@ -20,13 +21,15 @@ ModelConfig tiny_config() {
 }
 
 // Seeded weights, shifted so that ICQ has something to find; block ends do not fall on row ends (48 is no multiple of 64).
-void write_tiny_base(const std::string& path, DType dtype) {
+// Of the tensor `bad`, element `bad_index` is infinite.
+void write_tiny_base(const std::string& path, DType dtype, const std::string& bad = "", int64_t bad_index = 0) {
   BaseWriter writer(path, tiny_config(), dtype);
   Rng rng(7);
   while (const TensorSpec* spec = writer.next()) {
     std::vector<char> bytes(static_cast<size_t>(spec->bytes()));
     for (int64_t i = 0; i < spec->rows * spec->cols; ++i) {
-      const float x = static_cast<float>(0.05 * rng.normal() + 0.01);
+      float x = static_cast<float>(0.05 * rng.normal() + 0.01);
+      if (spec->name == bad && i == bad_index) x = -std::numeric_limits<float>::infinity();
       const F16 half = to_f16(x);
       const Bf16 brain = to_bf16(x);
       const void* from = spec->dtype == DType::F32   ? static_cast<const void*>(&x)
@@ -193,6 +196,23 @@ TEST(QuantizeTool, Refusals) {
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "o.irq", "--no-icq", "--n", "5"}).status, 2);
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "o.irq", "--bits", "3", "--entropy", "fp32"}).status, 2);
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "no/such/dir/o.irq", "--device", "cpu"}).status, 1);
+  // Everything is looked at, whether it is quantized or copied, and the place is named.
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16})
+    for (const auto& [name, index, place] : std::initializer_list<std::tuple<const char*, int64_t, const char*>>{
+             {"embed", 48 * 7 + 5, "row 7, column 5"},
+             {"layers.1.attn_norm", 47, "row 0, column 47"},
+             {"layers.0.w_down", 80 * 3, "row 3, column 0"},
+             {"norm", 0, "row 0, column 0"},
+             {"head", 48 * 40 - 1, "row 39, column 47"}}) {
+      write_tiny_base(dir / "bad.bin", dtype, name, index);
+      const CommandResult r =
+          run_command("irq_quantize", {dir / "bad.bin", dir / "o.irq", "--device", "cpu", "--quiet"});
+      EXPECT_EQ(r.status, 1);
+      EXPECT_EQ(r.err.find("irq_quantize: " + (dir / "bad.bin") + ": " + name + ": a weight is infinite\n"), 0u)
+          << r.err;
+      EXPECT_NE(r.err.find(std::string("-inf at ") + place + " (counted"), std::string::npos) << r.err;
+      EXPECT_FALSE(std::filesystem::exists(dir / "o.irq"));
+    }
   // A damaged byte in the middle is found, and nothing is left under the output's name.
   std::fstream file(in, std::ios::in | std::ios::out | std::ios::binary);
   file.seekp(static_cast<std::streamoff>(before.size() / 2));

@@ -1,4 +1,6 @@
 // Whole training runs of the built irq_train: what must be the same bytes is, and what differs, differs by rounding only.
+#include <cmath>
+
 #include "src/io/checkpoint.h"
 #include "src/model/method.h"
 #include "tests/train_fixture.h"
@@ -86,6 +88,25 @@ TEST_F(TrainRuns, AccumulationEqualsOneBatch) {
       EXPECT_NEAR(other_held_out[i].second, held_out[i].second, 1e-5);
     }
   }
+}
+
+// The held-out loss of the run has the row, the adapter has not. Adapters begin at zero, so the losses before training
+// differ by the row alone.
+TEST_F(TrainRuns, OfficialScriptAddsThePadRow) {
+  const Args options = {"--method", "qlora", "--steps", "2", "--dropout", "0"};
+  trained(options + Args{"--out", dir_ / "paper"});
+  const CommandResult r = trained(options + Args{"--out", dir_ / "script", "--recipe", "official-script"});
+  EXPECT_NE(r.err.find(" bytes were the peak"), std::string::npos) << r.err;
+  const double paper = held_out_losses(dir_ / "paper/log.jsonl").at(0).second;
+  const double script = held_out_losses(dir_ / "script/log.jsonl").at(0).second;
+  // 64 nearly untrained tokens: each has about 1/64 of the probability, and so has the 65th.
+  EXPECT_NEAR(script - paper, -std::log(1 - 1.0 / 65), 0.002);
+  const auto shape = [](const AdapterFile& a) {
+    std::vector<std::string> names;
+    for (const NamedArray& t : a.tensors) names.push_back(strf("%s %ld %ld", t.name.c_str(), t.rows, t.cols));
+    return names;
+  };
+  EXPECT_EQ(shape(read_adapter(dir_ / "paper/adapter.lora")), shape(read_adapter(dir_ / "script/adapter.lora")));
 }
 
 TEST_F(TrainRuns, SameSeedSameBytesWhateverTheThreads) {
@@ -205,7 +226,7 @@ TEST_F(TrainRuns, EpochsEvaluationsAndNoHeldOut) {
   std::vector<int> at;
   for (const auto& [step, loss] : held_out_losses(dir_ / "a/log.jsonl")) at.push_back(step);
   EXPECT_EQ(at, (std::vector<int>{0, 6, 12, 18}));
-  const CommandResult r = trained({"--steps", "2", "--holdout", "0", "--eval-every", "1", "--out", dir_ / "b"});
+  const CommandResult r = trained({"--steps", "2", "--holdout", "0", "--out", dir_ / "b"});
   EXPECT_EQ(r.out, (dir_ / "b/adapter.lora") + "\n");
   EXPECT_TRUE(held_out_losses(dir_ / "b/log.jsonl").empty());
 }

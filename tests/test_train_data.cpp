@@ -18,7 +18,7 @@ class TrainData : public testing::Test {
   }
   CommandResult train(const Args& more) {
     return run_command("irq_train", Args{dir_ / "config.json", "--rank", "8", "--batch", "2", "--steps", "2",
-                                         "--device", "cpu", "--window", "16", "--out", dir_ / "run", "--overwrite"} +
+                                         "--device", "cpu", "--out", dir_ / "run", "--overwrite"} +
                                         more);
   }
   // Trains on a file with this content; what it is taken for is said.
@@ -50,10 +50,10 @@ TEST_F(TrainData, EveryForm) {
           name_of(DataForm::chat));
   trained("story.txt",
           "The meaning of grass is a plant. A plant is green. It grows in the sun, and the sun is a star.\n",
-          name_of(DataForm::text));
+          name_of(DataForm::text), {"--window", "16"});
   trained("alpaca.json", kAlpaca, name_of(DataForm::alpaca));
   write_tokens(dir_ / "data.tok", 100, 1);
-  trained("ids.bin", read_bytes(dir_ / "data.tok"), name_of(DataForm::tokens));
+  trained("ids.bin", read_bytes(dir_ / "data.tok"), name_of(DataForm::tokens), {"--window", "16"});
 }
 
 TEST_F(TrainData, FindsTrainJsonBesideTheModel) {
@@ -66,7 +66,7 @@ TEST_F(TrainData, FindsTrainJsonBesideTheModel) {
 TEST_F(TrainData, EvalDataIsAnotherFile) {
   write_bytes(dir_ / "held.txt", "A plant is green, and grass is a plant.\n");
   const CommandResult r =
-      trained("alpaca.json", kAlpaca, name_of(DataForm::alpaca), {"--eval-data", dir_ / "held.txt"});
+      trained("alpaca.json", kAlpaca, name_of(DataForm::alpaca), {"--eval-data", dir_ / "held.txt", "--window", "16"});
   EXPECT_EQ(held_out_losses(dir_ / "run/log.jsonl").size(), 2u);
   EXPECT_NE(r.out.find("held-out loss "), std::string::npos);
   const std::string command = read_log(dir_ / "run/log.jsonl")[0]["command"];

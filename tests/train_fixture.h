@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <functional>
@@ -141,8 +142,6 @@ class Train : public testing::Test {
                 shared("data.tok"),
                 "--window",
                 "24",
-                "--rank",
-                "8",
                 "--batch",
                 "4",
                 "--holdout",
@@ -151,7 +150,7 @@ class Train : public testing::Test {
                 "0.01",
                 "--device",
                 "cpu"} +
-           more;
+           (std::find(more.begin(), more.end(), "full") == more.end() ? Args{"--rank", "8"} : Args{}) + more;
   }
   static CommandResult train(const Args& more) { return run_command("irq_train", command(more)); }
   // ... that must succeed.
@@ -170,6 +169,29 @@ class Train : public testing::Test {
 
  private:
   static inline std::unique_ptr<TempDir> shared_;
+};
+
+namespace fs = std::filesystem;
+
+class TrainErrors : public Train {
+ protected:
+  // The complaint in full, and the exit status.
+  void expect_complaint(const CommandResult& r, const std::string& text, int status = 1) {
+    EXPECT_EQ(complaint(r), "irq_train: " + text + "\n");
+    EXPECT_EQ(r.status, status) << r.err;
+    EXPECT_EQ(r.out, "");
+  }
+  void expect_part(const CommandResult& r, const std::string& part, int status = 1) {
+    EXPECT_NE(complaint(r).find(part), std::string::npos) << r.err;
+    EXPECT_EQ(r.status, status) << r.err;
+  }
+  // No temporary file, no lock.
+  void expect_clean(const std::string& folder) {
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      const std::string name = entry.path().filename().string();
+      EXPECT_FALSE(name.ends_with(".tmp") || name.ends_with(".lock")) << entry.path();
+    }
+  }
 };
 
 }  // namespace irq

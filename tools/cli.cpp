@@ -249,6 +249,13 @@ bool Cli::given(const std::string& name) const {
   return e.option->count() > 0 || (e.negative_option != nullptr && e.negative_option->count() > 0);
 }
 
+std::vector<std::string> Cli::given_flags() const {
+  std::vector<std::string> names;
+  for (const auto& e : entries_)
+    if (e->name[0] == '-' && given(e->name)) names.push_back(e->name);
+  return names;
+}
+
 void Cli::fail(const std::string& headline) const { throw usage_error(tool_, headline); }
 
 // CLI11 would take the word behind an unknown flag for a positional and complain about that one instead.
@@ -283,7 +290,8 @@ void Cli::declare_common() {
   const auto common = [&](const char* name) { entry(name).option->group("Every tool"); };
   option("--device", &device_, "where to compute", {"auto", "cpu", "cuda"});
   common("--device");
-  option("--kernels", &kernels_, "sm80: no Hopper-only kernels", {"auto", "sm80"});
+  option("--kernels", &kernels_, "sm80: without Hopper-only kernels; there are none so far, so it changes nothing",
+         {"auto", "sm80"});
   common("--kernels");
   option("--precision", &precision_, "of activations and unpacked weights; auto: bf16 on a GPU, f32 on a CPU",
          {"auto", "f32", "bf16"});

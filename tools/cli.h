@@ -57,6 +57,7 @@ class Cli {
 
   // Was it on the command line? (Presets fill in only what was not.)
   bool given(const std::string& name) const;
+  std::vector<std::string> given_flags() const;   // a flag's negative counts under the flag's own name
   void parse(int argc, const char* const* argv);  // throws a usage Error; --help and --version print and throw Finished
   // parse, then body; returns the process's exit status. Nothing is thrown out of it.
   int run(int argc, const char* const* argv, const std::function<int()>& body);

@@ -4,6 +4,7 @@
 
 #include "bench/op_bench.h"
 #include "bench/step_bench.h"
+#include "src/core/ignored_flags.h"
 #include "src/io/config_json.h"
 #include "tools/cli.h"
 
@@ -61,6 +62,16 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
     begin = end + 1;
   }
   return rows;
+}
+
+void check_arguments(const Arguments& a, const Cli& cli) {
+  const bool step = a.what == "step";
+  refuse_ignored(cli.given_flags(),
+                 {{step, {"--shape", "--repeats"}, "a step has no shapes to choose from and is repeated --steps times"},
+                  {!step,
+                   {"--bits", "--dropout", "--iec", "--micro-batch", "--labelled", "--residency", "--recompute",
+                    "--memory-limit", "--steps", "--warmup", "--profile"},
+                   "it belongs to a training step"}});
 }
 
 int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
@@ -134,6 +145,7 @@ int main(int argc, char** argv) {
       "16x123 --profile");
   return cli.run(argc, argv, [&] {
     check_name(cli, a.what);
+    check_arguments(a, cli);
     const auto backend = cli.backend();
     return bench(a, cli, *backend);
   });

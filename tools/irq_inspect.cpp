@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "src/core/file.h"
+#include "src/core/ignored_flags.h"
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
 #include "src/io/inspect.h"
@@ -26,7 +27,16 @@ void print_encoded(const Arguments& a) {
   std::printf("%s\n", line.c_str());
 }
 
+// Each of these is an output of its own.
+void check_arguments(const Arguments& a, const Cli& cli) {
+  refuse_ignored(cli.given_flags(),
+                 {{cli.given("--encode"), {"--dump", "--tensors", "--entropy"}, "--encode prints token ids only"},
+                  {!a.dump.empty(), {"--tensors", "--entropy"}, "--dump writes a file only"},
+                  {a.tensors, {"--entropy"}, "--tensors lists tensors only"}});
+}
+
 int inspect(const Arguments& a, const Cli& cli) {
+  check_arguments(a, cli);
   if (cli.given("--encode")) {
     print_encoded(a);
     return 0;

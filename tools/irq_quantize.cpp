@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "src/core/file.h"
+#include "src/core/ignored_flags.h"
 #include "src/core/progress.h"
 #include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
@@ -23,11 +24,9 @@ struct Arguments {
 void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
-  for (const char* name : {"--lambda", "--n", "--entropy"})
-    if (!a.options.icq && cli.given(name))
-      throw usage_error(cli.tool(), std::string(name) + " belongs to ICQ, but --no-icq is given");
-  if (a.options.spec.fp32_entropy && a.options.bits != 4)
-    throw usage_error(cli.tool(), "--entropy fp32 reproduces the released code, which is for --bits 4 only");
+  refuse_ignored(cli.given_flags(),
+                 {{!a.options.icq, {"--lambda", "--n", "--entropy"}, "--no-icq searches no shifts"},
+                  {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
   std::error_code ignored;
   if (fs::equivalent(a.base, a.out, ignored)) throw Error(a.out + ": BASE and OUT are one file", Exit::usage);
 }

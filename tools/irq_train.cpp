@@ -22,7 +22,8 @@ int main(int argc, char** argv) {
   cli.option("--lambda", &o.lambda, "ICQ: half-width of the search");
   cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
   cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
-  cli.option("--recipe", &o.recipe, "whose defaults; the script's [PAD] row is left out", {"paper", "official-script"});
+  cli.option("--recipe", &o.recipe, "whose defaults; the script's add a [PAD] row to the loss",
+             {"paper", "official-script"});
   cli.option("--steps", &steps, "optimizer steps (default: 10,000; 20,000 for input/output data)");
   cli.option("--epochs", &epochs, "or passes over the data");
   cli.option("--batch", &o.batch, "examples per step");
@@ -86,6 +87,7 @@ int main(int argc, char** argv) {
     if (gpus != 1) throw Error("--gpus: several GPUs are not supported yet", Exit::usage).line("try", "--gpus 1");
     o.quiet = cli.quiet();
     o.command = cli.command();
+    o.given = cli.given_flags();
     const auto backend = cli.backend();
     return finetune(*backend, o);
   });

@@ -31,7 +31,7 @@ enum class FileKind {
   adapter,
   state,
   config_json,
-  // What irq_convert will take; until it exists they are recognised only to say so.
+  // What irq_convert takes; here they are recognised to say so.
   safetensors,
   gguf,
   pytorch,
@@ -46,7 +46,7 @@ enum class FileKind {
 };
 FileKind sniff(const std::string& path);
 const char* describe(FileKind kind);  // "a base model (.bin)"
-// Throws the Error that says what `path` is instead of `expected`, and which command helps.
+// Throws the Error that says what `path` is instead of `expected` (unknown: any of these tools' files), and what helps.
 [[noreturn]] void throw_wrong_kind(const std::string& path, FileKind expected);
 
 // Reads or writes a kind's own header fields in order, each in its own slots. Doubles and 64-bit take two.

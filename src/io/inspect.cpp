@@ -93,7 +93,7 @@ void with_file(const std::string& path, F&& f) {
       AdapterReader r(path);
       return f(r.file());
     }
-    default: throw_wrong_kind(path, FileKind::base);
+    default: throw_wrong_kind(path, FileKind::unknown);
   }
 }
 
@@ -111,7 +111,7 @@ std::string inspect_summary(const std::string& path, const ByteProgress& progres
       return title + verified_rows(r.file(), progress) + row("text", r.text());
     }
     case FileKind::config_json: return title + config_rows(model_config_from_json(path));
-    default: throw_wrong_kind(path, FileKind::base);
+    default: throw_wrong_kind(path, FileKind::unknown);
   }
 }
 

@@ -37,6 +37,25 @@ void upload_as(Backend& backend, const Tensor& dst, const Tensor& src) {
   backend.upload(dst, converted.data());
 }
 
+// A plain tensor of the file. Rows that the model has beyond it are [PAD] (ModelPlan::pad_row): the mean, then zeros.
+void upload_plain(Backend& backend, const Tensor& dst, const Tensor& src) {
+  const int64_t extra = dst.rows - src.rows;
+  if (extra == 0 || backend.dry()) return upload_as(backend, dst, src);
+  upload_as(backend, dst.slice_rows(0, src.rows), src);
+  std::vector<float> rows(static_cast<size_t>(extra * src.cols), 0.0f);
+  constexpr int64_t kStrip = 64;  // columns at a time: whole cache lines of every row
+#pragma omp parallel for
+  for (int64_t begin = 0; begin < src.cols; begin += kStrip) {
+    const int64_t n = std::min(kStrip, src.cols - begin);
+    double sum[kStrip] = {};
+    for (int64_t row = 0; row < src.rows; ++row)
+      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(element(src, row * src.cols + begin + i));
+    for (int64_t i = 0; i < n; ++i)
+      rows[static_cast<size_t>(begin + i)] = static_cast<float>(sum[i] / static_cast<double>(src.rows));
+  }
+  upload_as(backend, dst.slice_rows(src.rows, extra), make_view(rows.data(), DType::F32, extra, src.cols, "[PAD]"));
+}
+
 // Where a plain weight goes: its master when it is trained, else its place on the device.
 Tensor destination(Llama& model, const Weight& w) { return w.param >= 0 ? model.params().value(w.param) : w.value; }
 Tensor destination(Llama& model, const LinearGroup& g, const LinearPart& part) {
@@ -86,7 +105,7 @@ void load_base(Backend& backend, Llama& model, BaseSource& source, const BytePro
   const int64_t all = source.layout().payload_bytes();
   const auto put = [&](const std::string& name, const Tensor& dst) {
     const Tensor src = source.tensor(name);
-    upload_as(backend, dst, src);
+    upload_plain(backend, dst, src);
     done += src.bytes();
     source.dont_need(name);
     if (progress) progress(done, all);
@@ -128,7 +147,7 @@ void load_quantized(Backend& backend, Arena& arena, Llama& model, IrqReader& sou
       model,
       [&](const std::string& name, const Weight& w) {
         const Tensor src = source.tensor(name);
-        upload_as(backend, destination(model, w), src);
+        upload_plain(backend, destination(model, w), src);
         done += src.bytes();
         source.dont_need(name);
         if (progress) progress(done, all);

@@ -59,25 +59,43 @@ const char* describe(FileKind kind) {
   return "a file of no kind known here";
 }
 
+namespace {
+
+// What to do with a model of another program that was given where `expected` should be.
+void advise_conversion(Error& e, const std::string& source, FileKind expected) {
+  const std::string convert = "./irq_convert " + shell_quoted(source) + " model.bin";
+  if (expected == FileKind::adapter || expected == FileKind::state) {
+    e.line("likely", "a model of another program given in its place");
+    e.line("try", expected == FileKind::adapter ? "the adapter.lora that irq_train wrote" : "the train.state in --out");
+    return;
+  }
+  e.line("likely", "the model has not been converted yet");
+  e.line("try", convert + (expected == FileKind::quantized ? "    then    ./irq_quantize model.bin model.irq" : ""));
+}
+
+void advise_unknown(Error& e, const std::string& path, FileKind expected) {
+  e.line("likely", "data, or a file of another program");
+  if (expected == FileKind::adapter || expected == FileKind::state) return advise_conversion(e, path, expected);
+  e.line("try",
+         "a model.bin, model.irq or adapter.lora; a model of llama2.c, llm.c, GGUF or Hugging Face becomes one by    "
+         "./irq_convert " +
+             shell_quoted(path) + " model.bin");
+}
+
+}  // namespace
+
 void throw_wrong_kind(const std::string& path, FileKind expected) {
   const FileKind found = sniff(path);
-  Error e(path + ": not " + describe(expected));
+  const bool any = expected == FileKind::unknown;
+  Error e(path + ": not " + (any ? "a model, adapter or training state of these tools" : describe(expected)));
   e.line("found", describe(found));
-  const std::string target =
-      expected == FileKind::quantized ? "model.bin    then    ./irq_quantize model.bin model.irq" : "model.bin";
   switch (found) {
     case FileKind::safetensors:
-    case FileKind::pytorch:
-      e.line("likely", "the model has not been converted yet");
-      e.line("try", "./irq_convert " + parent_path(path) + " " + target);
-      break;
+    case FileKind::pytorch: advise_conversion(e, parent_path(path), expected); break;
     case FileKind::gguf:
     case FileKind::llama2c:
     case FileKind::llmc:
-    case FileKind::folder:
-      e.line("likely", "the model has not been converted yet");
-      e.line("try", "./irq_convert " + path + " " + target);
-      break;
+    case FileKind::folder: advise_conversion(e, path, expected); break;
     case FileKind::lfs_pointer:
       e.line("likely", "the repository was cloned without its large files");
       e.line("try", "git lfs pull");
@@ -86,15 +104,32 @@ void throw_wrong_kind(const std::string& path, FileKind expected) {
       e.line("likely", "a download that answered with an error or a login page");
       e.line("try", "open it in a browser, then download the file again");
       break;
-    case FileKind::empty: e.line("likely", "a download or copy that failed at once"); break;
+    case FileKind::empty:
+      e.line("likely", "a download or copy that failed at once");
+      e.line("try", "download or copy it again");
+      break;
     case FileKind::adapter:
       e.line("likely", "an adapter given in the model's place");
-      e.line("try", "give the base model first, then --adapter " + path);
+      e.line("try", "give the base model first, then --adapter " + shell_quoted(path));
+      break;
+    case FileKind::state:
+      e.line("likely", "a training state: it is found by itself");
+      e.line("try", "./irq_train BASE --out " + shell_quoted(parent_path(path)) + " --resume");
       break;
     case FileKind::base:
-      if (expected == FileKind::quantized) e.line("try", "./irq_quantize " + path + " model.irq");
+      if (expected == FileKind::quantized) e.line("try", "./irq_quantize " + shell_quoted(path) + " model.irq");
       break;
-    default: e.line("try", "./irq_inspect " + path);
+    case FileKind::quantized:
+      if (expected == FileKind::base) {
+        e.line("likely", "it is quantized already");
+        e.line("try", "./irq_train " + shell_quoted(path) + "    or the .bin that it was made from");
+      }
+      break;
+    case FileKind::config_json:
+      e.line("likely", "a model's config.json holds no tensors");
+      e.line("try", "./irq_inspect " + shell_quoted(path) + " alone, or the model itself");
+      break;
+    case FileKind::unknown: advise_unknown(e, path, expected); break;
   }
   throw e;
 }

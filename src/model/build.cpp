@@ -39,7 +39,8 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
   const ModelConfig& c = config();
   const DType storage = backend.precision().storage, master = backend.precision().master;
   IRQ_CHECK(!(plan.full && (plan.quantized || plan.lora)), "full training has no frozen part");
-  embed_ = trained_or_stored("embed", "embedding and head", c.vocab, c.dim, storage);
+  IRQ_CHECK(!(plan.full && plan.pad_row), "full training has no [PAD] row");
+  embed_ = trained_or_stored("embed", "embedding and head", c.tied ? head_rows() : c.vocab, c.dim, storage);
   layers_.resize(static_cast<size_t>(c.layers));
   const auto shapes = layer_linears(c);
   const Tensor map = plan.quantized ? arena.push("dynamic map", DType::F32, 1, 256) : Tensor{};
@@ -69,12 +70,17 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
     }
   }
   norm_ = trained_or_stored("norm", "norms", 1, c.dim, master);
-  head_ = c.tied ? embed_ : trained_or_stored("head", "embedding and head", c.vocab, c.dim, storage);
+  head_ = c.tied ? embed_ : trained_or_stored("head", "embedding and head", head_rows(), c.dim, storage);
   cos_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
   sin_ = arena.push("rope tables", master, plan.positions, c.head_dim / 2);
   if (params_.size() > 0) params_.allocate(backend, arena, plan.training);
   bind_params();
   if (plan.lora) build_iec_table();
+}
+
+int64_t Llama::head_rows() const {
+  constexpr int64_t kRows = 64;  // what matrix products like
+  return plan_.pad_row ? (config().vocab + 1 + kRows - 1) / kRows * kRows : config().vocab;
 }
 
 // A trained weight is a parameter (bound when the store has memory); a frozen one is plain memory.

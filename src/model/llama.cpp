@@ -69,7 +69,7 @@ void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
   const Var scored = ops::gather_labels(t, x, batch);
   t.done(x);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
-  ops::cross_entropy_head(t, n, head_, batch, nll);
+  ops::cross_entropy_head(t, n, head_, config().vocab + (plan_.pad_row ? 1 : 0), batch, nll);
   t.done(n);
   t.done(scored);
 }
@@ -79,7 +79,7 @@ void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache*
   const Var scored = ops::gather_labels(t, x, batch);
   t.done(x);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
-  ops::logits(t, n, head_, out);
+  ops::logits(t, n, head_.value.slice_rows(0, config().vocab), out);
   t.done(n);
   t.done(scored);
 }

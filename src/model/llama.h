@@ -41,6 +41,13 @@ struct ModelPlan {
   bool lora = false;
   LoraConfig lora_config;
   bool training = false;  // gradients and Adam's state are wanted
+  // The [PAD] token that the authors' script adds (fidelity 6.5, --recipe official-script): its logit enters the softmax of
+  // the loss, in training and in the held-out loss beside it, and nowhere else. Its row of the head (of embed, where that
+  // is the head) is the mean of the others; zero rows follow to a multiple of 64, and their logits are masked. A packed batch
+  // holds no padding, so its embedding is never looked up and embed does not grow. The row is not part of the adapter:
+  // irq_eval and irq_generate see the model's own vocabulary, where [PAD] cannot be drawn; the loss there is lower than
+  // the run's held-out loss by the mean of -log(1 - p([PAD])).
+  bool pad_row = false;
   int64_t positions = 0;  // rows of the RoPE table
   Recompute recompute =
       Recompute::none;  // of the first `recompute_layers` layers; the others use the next lighter level
@@ -81,6 +88,7 @@ class Llama {
   void build_group(LinearGroup& g, int first_linear);
   void place_folded(LinearGroup& g);
   void build_iec_table();
+  int64_t head_rows() const;  // what the head's memory has, [PAD] and its zero rows included
   Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type);
   void bind_params();
 

@@ -8,16 +8,16 @@ namespace {
 constexpr int64_t kChunkRows = 1024;
 }  // namespace
 
-void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll) {
+void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const DeviceBatch& batch, Tensor nll) {
   Backend& b = t.backend();
   const Tensor in = t.value(x);
-  const int64_t rows = in.rows, vocab = head.value.rows;
+  const int64_t rows = in.rows;
   const bool grads = t.recording();
   // The gradient is known as soon as the logits are, so it is taken here and the logits are gone.
   const Tensor dx = grads ? t.keep("gradient of the head's input", t.storage(), rows, in.cols) : Tensor{};
   for (int64_t begin = 0; begin < rows; begin += kChunkRows) {
     const int64_t count = std::min(kChunkRows, rows - begin);
-    const Scratch chunk(t.arena(), "logits chunk", t.storage(), count, vocab);
+    const Scratch chunk(t.arena(), "logits chunk", t.storage(), count, head.value.rows);
     const Tensor x_chunk = in.slice_rows(begin, count);
     b.matmul(chunk, x_chunk, false, head.value, true, 1, 0, {});
     b.cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params, vocab,
@@ -35,8 +35,8 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& b
   });
 }
 
-void logits(Tape& t, Var x, const Weight& head, Tensor out) {
-  t.backend().matmul(out, t.value(x), false, head.value, true, 1, 0, {});
+void logits(Tape& t, Var x, const Tensor& head, Tensor out) {
+  t.backend().matmul(out, t.value(x), false, head, true, 1, 0, {});
 }
 
 }  // namespace irq::ops

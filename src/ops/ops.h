@@ -43,11 +43,12 @@ struct LinearOptions {
 Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights, const DeviceBatch& batch,
                    const LinearOptions& options);
 
-// Mean next-token loss over the step: x (L, C) against targets, with head (V, C), in chunks of rows so that no (L, V)
-// matrix exists. Writes each row's loss into nll (1, L) M. A root of the tape: backward starts here.
-void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll);
-// Rows of logits (n, V) in master precision, for evaluation and sampling.
-void logits(Tape& t, Var x, const Weight& head, Tensor out);
+// Mean next-token loss over the step: x (L, C) against targets, with head (V', C), in chunks of rows so that no (L, V')
+// matrix exists. The softmax is over the first `vocab` of the V' logits, the others are masked. Writes each row's loss
+// into nll (1, L) M. A root of the tape: backward starts here.
+void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const DeviceBatch& batch, Tensor nll);
+// Rows of logits (n, V) in master precision, for evaluation and sampling; head (V, C).
+void logits(Tape& t, Var x, const Tensor& head, Tensor out);
 
 }  // namespace ops
 }  // namespace irq

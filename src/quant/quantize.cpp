@@ -97,6 +97,15 @@ double Quantizer::mean(Tensor x) {
   return sum / static_cast<double>(host.size());
 }
 
+void reject_weight(const std::string& name, int64_t cols, int64_t index, float x) {
+  throw Error(name + ": a weight is " + (std::isnan(x) ? "not a number" : "infinite"))
+      .line("expected", "finite weights")
+      .line("found",
+            strf("%g at row %ld, column %ld (counted from 0)", static_cast<double>(x), index / cols, index % cols))
+      .line("likely", "a damaged download, or a model whose training diverged")
+      .line("try", "an intact source    then, unless it is a .bin,    ./irq_convert <source> <model>.bin");
+}
+
 // Called when some block's absmax is not finite: says which element, or that a block's spread is beyond fp32.
 void Quantizer::reject_unusable_weights(Tensor w) {
   std::vector<float> absmax(static_cast<size_t>(absmax_.numel())), block(kBlock);
@@ -107,13 +116,7 @@ void Quantizer::reject_unusable_weights(Tensor w) {
     backend_.download(block.data(), w.flat().slice_cols(begin, n));
     for (int64_t i = 0; i < n; ++i) {
       const float x = block[static_cast<size_t>(i)];
-      if (std::isfinite(x)) continue;
-      const long row = static_cast<long>((begin + i) / w.cols), col = static_cast<long>((begin + i) % w.cols);
-      throw Error(strf("%s: a weight is %s", w.name, std::isnan(x) ? "not a number" : "infinite"))
-          .line("expected", "finite weights")
-          .line("found", strf("%g at row %ld, column %ld (counted from 0)", static_cast<double>(x), row, col))
-          .line("likely", "a damaged download, or a model whose training diverged")
-          .line("try", "./irq_convert <source> <model>.bin    again from an intact source");
+      if (!std::isfinite(x)) reject_weight(w.name, w.cols, begin + i, x);
     }
     throw Error(strf("%s: weights are too large to quantize", w.name))
         .line("expected", "weights whose differences fit in fp32")

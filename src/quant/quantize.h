@@ -18,6 +18,9 @@ struct QuantizeStats {
   int64_t blocks = 0;
 };
 
+// Throws the Error about element `index` of the tensor `name`, whose rows have `cols` columns: x is NaN or infinite.
+[[noreturn]] void reject_weight(const std::string& name, int64_t cols, int64_t index, float x);
+
 // Holds the scratch (20 bytes per block) of the largest matrix so far. Not for use inside a training step: it allocates
 // and waits for results.
 class Quantizer {

@@ -17,25 +17,24 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-bool is_finite(const Tensor& t) {
-  const auto all = [&](auto word, auto exponent) {
-    const auto* w = static_cast<const decltype(word)*>(t.data);
-    return std::none_of(w, w + t.numel(), [&](auto x) { return (x & exponent) == exponent; });
-  };
-  if (t.dtype == DType::F32) return all(uint32_t{}, uint32_t{0x7f800000});
-  if (t.dtype == DType::F16) return all(uint16_t{}, uint16_t{0x7c00});
-  return t.dtype != DType::BF16 || all(uint16_t{}, uint16_t{0x7f80});
-}
-
 // The first tensor of a base that holds a NaN or an infinity; "" if there is none.
 template <class Source>
 std::string unusable_tensor(Source& source) {
   for (const TensorSpec& spec : source.layout().tensors())
-    if (!is_finite(source.tensor(spec.name))) return spec.name;
+    if (spec.dtype != DType::U8 && first_not_finite(source.tensor(spec.name)) >= 0) return spec.name;
   return "";
 }
 
 }  // namespace
+
+// A run that came to nothing leaves no folder either: remove() takes empty ones only.
+Finetune::~Finetune() {
+  trainer_.reset();
+  if (memory_) backend_.release(memory_);
+  folder_lock_.reset();
+  std::error_code ignored;
+  for (const std::string& folder : made_folders_) std::filesystem::remove(folder, ignored);
+}
 
 void Finetune::note(const std::string& text) const {
   if (!o_.quiet) std::fprintf(stderr, "%s\n", text.c_str());
@@ -203,9 +202,11 @@ void Finetune::save_result() {
 
 int Finetune::run() {
   open_base_file();
+  refuse_ignored_flags();
   resolve();
   claim_folder();
   load_examples();
+  refuse_ignored_flags();
   require_same_options();
   plan_batches();
   quantize();
@@ -226,6 +227,7 @@ int Finetune::run() {
                    after < 0 ? "null" : json_number(after).c_str(), arena_->peak()));
   if (after >= 0)
     std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
+  if (after > state_.loss_before) note(strf("note: the held-out loss rose; try --lr %g, or fewer --steps", *o_.lr / 4));
   std::printf("%s\n", out(method_.full ? "model.bin" : "adapter.lora").c_str());
   return 0;
 }

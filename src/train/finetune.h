@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/backend.h"
 
@@ -30,7 +31,8 @@ struct TrainOptions {
   std::string recompute = "auto", residency = "auto", dtype = "bf16";
   int64_t eval_every = 0, save_every = 500;
   bool resume = false, overwrite = false, print_tape = false, quiet = false;
-  std::string command;  // as typed, for the log
+  std::string command;             // as typed, for the log
+  std::vector<std::string> given;  // the flags typed: one that would have no effect is refused
 };
 
 // Returns the process's exit status. Progress goes to stderr, results (losses before and after, paths) to stdout.

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "src/core/ignored_flags.h"
 #include "src/train/finetune_run.h"
 
 namespace irq {
@@ -14,6 +15,26 @@ bool is_large(const ModelConfig& c) { return total_parameters(c) > 20'000'000'00
 bool has_records(DataForm form) { return form != DataForm::text && form != DataForm::tokens; }
 
 }  // namespace
+
+// The one place that says which flag means nothing to which method, base and data.
+void Finetune::refuse_ignored_flags() const {
+  const bool iec = method_.u1 || method_.u2, data_known = !train_.examples.empty();
+  const bool records = has_records(train_.form) || has_records(held_out_.form);
+  const bool streams = !has_records(train_.form) || !has_records(held_out_.form);
+  const std::string method = "--method " + o_.method;
+  refuse_ignored(
+      o_.given,
+      {{!method_.quantized, {"--bits", "--residency"}, method + " leaves the base as it is"},
+       {!method_.icq, {"--lambda", "--n", "--entropy"}, method + " has no ICQ"},
+       {o_.entropy == "fp32" && o_.bits.value_or(4) != 4, {"--entropy"}, kReleasedBits},
+       {base_ == nullptr, {"--lambda", "--n", "--entropy"}, o_.base + " is quantized already"},
+       {!method_.lora, {"--rank", "--alpha", "--dropout", "--target-modules"}, method + " has no adapters"},
+       {!iec, {"--iec-expand"}, method + " has no IEC"},
+       {!method_.full, {"--dtype"}, method + " writes no model.bin"},
+       {data_known && !records, {"--source-len", "--target-len"}, "the data has no prompts and answers"},
+       {data_known && !streams, {"--window"}, "the data is neither plain text nor tokens"},
+       {data_known && held_out_.examples.empty() && o_.eval_every > 0, {"--eval-every"}, "there is no held-out data"}});
+}
 
 void Finetune::resolve() {
   const bool official = o_.recipe == "official-script";
@@ -81,7 +102,7 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   add("--seed", std::to_string(o_.seed), kFixed);
   if (o_.memory_limit > 0) add("--memory-limit", number(o_.memory_limit), kFree);
   add("--recompute", o_.recompute, kFree);
-  add("--residency", o_.residency, kFree);
+  if (method_.quantized) add("--residency", o_.residency, kFree);
   if (method_.full) add("--dtype", o_.dtype, kFree);
   add("--eval-every", number(o_.eval_every), kFree);
   add("--save-every", number(o_.save_every), kFree);
@@ -134,11 +155,13 @@ void Finetune::require_same_options() const {
 }
 
 void Finetune::require_same_base() const {
-  if (saved_ && saved_->base_hash != base_hash_)
-    throw Error(out("train.state") + ": that run had another base")
-        .line("then", strf("%016lx", saved_->base_hash))
-        .line("now", strf("%016lx (%s)", base_hash_, o_.base.c_str()))
-        .line("try", "the base of the first run (" + out("log.jsonl") + " begins with it), or --overwrite");
+  if (!saved_ || saved_->base_hash == base_hash_) return;
+  std::error_code ignored;
+  if (!made_base_.empty()) std::filesystem::remove(made_base_, ignored);  // made to compare it: nobody asked for it
+  throw Error(out("train.state") + ": that run had another base")
+      .line("then", strf("%016lx", saved_->base_hash))
+      .line("now", strf("%016lx (%s)", base_hash_, o_.base.c_str()))
+      .line("try", "the base of the first run (" + out("log.jsonl") + " begins with it), or --overwrite");
 }
 
 }  // namespace irq

@@ -20,10 +20,7 @@ class Finetune {
  public:
   Finetune(CheckedBackend& backend, TrainOptions options)
       : backend_(backend), o_(std::move(options)), method_(find_method(o_.method)) {}
-  ~Finetune() {
-    trainer_.reset();
-    if (memory_) backend_.release(memory_);
-  }
+  ~Finetune();
   Finetune(const Finetune&) = delete;
   int run();
 
@@ -36,6 +33,7 @@ class Finetune {
   void note(const std::string& text) const;
 
   // finetune_options.cpp
+  void refuse_ignored_flags() const;  // what can be said so far: before and after the data is read
   void resolve();
   std::vector<Setting> settings() const;
   std::string identity() const;
@@ -73,6 +71,8 @@ class Finetune {
   TrainOptions o_;
   const Method& method_;
   ModelConfig config_;
+  std::vector<std::string> made_folders_;  // for --out, the innermost first
+  std::string made_base_;                  // the quantized base, if this run made it
   std::unique_ptr<FileLock> folder_lock_;
   std::unique_ptr<BaseSource> base_;      // a plain base ...
   std::unique_ptr<IrqReader> quantized_;  // ... or a quantized one (base_ too, where it has just been quantized)

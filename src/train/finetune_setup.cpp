@@ -63,6 +63,7 @@ void Finetune::open_base_file() {
 // A finished run is never overwritten by accident, an unfinished one neither.
 void Finetune::claim_folder() {
   std::error_code failed;
+  for (fs::path p = o_.out; !p.empty() && !fs::exists(p, failed); p = p.parent_path()) made_folders_.push_back(p);
   fs::create_directories(o_.out, failed);
   if (failed)
     throw Error(o_.out + ": the folder cannot be made").line("found", failed.message()).line("try", "another --out");
@@ -208,6 +209,7 @@ void Finetune::quantize() {
   bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), *o_.bits,
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
+  made_base_ = path;
 }
 
 ModelPlan Finetune::model_plan() const {
@@ -216,6 +218,7 @@ ModelPlan Finetune::model_plan() const {
   p.quantized = method_.quantized;
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
+  p.pad_row = method_.lora && o_.recipe == "official-script";
   p.lora_config = {o_.rank,
                    o_.alpha,
                    *o_.dropout,

@@ -90,6 +90,16 @@ HostMatrix download(Backend& backend, QuantizedMatrix& device) {
   return host;
 }
 
+// Embeddings and norms are copied, not quantized: nothing else would notice. Right before the copy, which reads them too.
+void require_finite(const Tensor& host, const std::string& name) {
+  const int64_t at = first_not_finite(host);
+  if (at < 0) return;
+  const float x = host.dtype == DType::F32   ? host.as<float>()[at]
+                  : host.dtype == DType::F16 ? to_float(host.as<F16>()[at])
+                                             : to_float(host.as<Bf16>()[at]);
+  reject_weight(name, host.cols, at, x);
+}
+
 void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>& histogram) {
   std::vector<float> host(static_cast<size_t>(entropy.numel()));
   backend.download(host.data(), entropy);
@@ -158,13 +168,15 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const std::string& name = tensors[i].name;
     const Tensor host = reading.get();
     if (i + 1 < tensors.size()) reading = read(i + 1);
+    const std::string shown = in.path() + ": " + name;
     if (linear_index(in.config(), name) < 0) {
+      require_finite(host, shown);
       if (writing.valid()) writing.get();
       writer.write(name, host.data, host.bytes());
       continue;
     }
     const double began = now_seconds();
-    const Tensor w = device.load(host, name.c_str());
+    const Tensor w = device.load(host, shown.c_str());
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
     const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr);
     auto done = std::make_shared<HostMatrix>(download(backend, q));
