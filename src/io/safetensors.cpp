@@ -22,9 +22,9 @@ struct TypeSize {
   const char* name;
   int64_t bytes;
 };
-constexpr TypeSize kTypes[] = {{"F32", 4},     {"F16", 2},     {"BF16", 2}, {"F64", 8}, {"U8", 1},  {"I8", 1},
-                               {"BOOL", 1},    {"I16", 2},     {"U16", 2},  {"I32", 4}, {"U32", 4}, {"I64", 8},
-                               {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U64", 8}};
+constexpr TypeSize kTypes[] = {{"F32", 4}, {"F16", 2},  {"BF16", 2},    {"F64", 8},     {"U8", 1},
+                               {"I8", 1},  {"BOOL", 1}, {"I16", 2},     {"U16", 2},     {"I32", 4},
+                               {"U32", 4}, {"I64", 8},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U64", 8}};
 
 int64_t bytes_of_type(const std::string& type) {
   for (const TypeSize& t : kTypes)
@@ -74,8 +74,8 @@ class HeaderHandler : public nlohmann::json_sax<Json> {
     if (place_ == Place::top) name_ = key_;
     if (place_ == Place::tensor && key_ != "dtype" && key_ != "shape" && key_ != "data_offsets")
       unexpected("the key \"" + printable(key_) + "\"");
-    const bool again = (key_ == "dtype" && has_type_) || (key_ == "shape" && has_shape_) ||
-                       (key_ == "data_offsets" && has_offsets_);
+    const bool again =
+        (key_ == "dtype" && has_type_) || (key_ == "shape" && has_shape_) || (key_ == "data_offsets" && has_offsets_);
     if (place_ == Place::tensor && again) unexpected("the key \"" + key_ + "\" twice");
     return true;
   }
@@ -217,8 +217,7 @@ void SafetensorsReader::check_offsets() const {
       throw Error(path() + ": the file is cut short")
           .line("header", strf("%zu tensors -> the file must have ", entries_.size()) +
                               with_commas(data_offset_ + entries_.back().begin + entries_.back().bytes) + " bytes")
-          .line("on disk",
-                with_commas(file_.size()) + " bytes; first incomplete tensor: " + printable(e.name))
+          .line("on disk", with_commas(file_.size()) + " bytes; first incomplete tensor: " + printable(e.name))
           .line("likely", "interrupted download or copy")
           .line("try", "download it again");
     at = e.begin + e.bytes, before = &e;
