@@ -116,7 +116,13 @@ TEST(ConfigJson, RefusesWhatItWouldRunWrongly) {
        refused + R"(rope_scaling = {"factor":2.0,"type":"linear"})"},
       {R"("rope_scaling": {"rope_type": "llama3", "factor": 8})", refused + "rope_scaling = "},
       {R"("rope_parameters": {"rope_type": "yarn"})", refused + "rope_parameters = "},
-      {R"("quantization_config": {})", refused + "it is quantized already"},
+      {R"("quantization_config": {})", refused + "it is quantized already (quant_method is unknown)"},
+      {R"("quantization_config": {"quant_method": "gptq", "bits": 4})",
+       refused + "it is quantized already (quant_method is gptq)"},
+      {R"("quantization_config": {"load_in_8bit": true, "quant_method": "bitsandbytes"})",
+       refused + "it is quantized already (bitsandbytes with 8 bits)"},
+      {R"("quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"})",
+       refused + "it is quantized already (bitsandbytes, NF4)"},
       {R"("num_attention_heads": 7)", refused + "hidden_size 576 is not a multiple of 7 heads"},
       {R"("num_key_value_heads": 2)", refused + "9 heads are not a multiple of 2 kv_heads"},
       {R"("num_hidden_layers": 0)", refused + "layers = 0"},
@@ -134,7 +140,12 @@ TEST(ConfigJson, RefusesWhatItWouldRunWrongly) {
   EXPECT_EQ(config_error(kConfig).find("is not valid JSON"), 0u);
   EXPECT_EQ(config_error("[1]").find("is not a model's config.json"), 0u);
   EXPECT_EQ(config_error("{}").find("has no hidden_size"), 0u);
-  EXPECT_EQ(config_error(std::string(100000, '[')).find("is not valid JSON"), 0u);
+  EXPECT_EQ(config_error("{\"a\": 1e999}").find("is not valid JSON"), 0u);
+  EXPECT_EQ(config_error(std::string(1000000, '[')).find("is nested too deeply"), 0u);
+  EXPECT_EQ(config_error(kConfig + ", \"rope_scaling\": " + std::string(1000000, '[') + std::string(1000000, ']') + "}")
+                .find("is nested too deeply"),
+            0u);
+  EXPECT_EQ(config_error(std::string(5 << 20, ' ')).find("too large for a text file of its kind"), 0u);
 }
 
 // What is no file of these tools: the advice is never to inspect it, which has just been done.

@@ -207,6 +207,11 @@ void IrqWriter::write_matrix(const std::string& name, const QuantizedMatrix& q, 
             name.c_str());
 }
 
+void IrqWriter::set_source_hash(uint64_t hash) {
+  info_.source_hash = hash;
+  file_.set_fields(irq_fields(info_));
+}
+
 uint64_t IrqWriter::finish() {
   file_.write("entropy", entropy_.data(), static_cast<int64_t>(entropy_.size() * sizeof(float)));
   if (file_.layout().find("map")) file_.write("map", map_.data(), 256 * sizeof(float));

@@ -69,7 +69,7 @@ struct IrqInfo {
   DType dtype = DType::F32;  // of embed and head: the source's
   QuantFormat format;
   IcqSpec icq;               // how tau was searched; without meaning where format.shift is none
-  uint64_t source_hash = 0;  // BaseReader::hash() of what was quantized
+  uint64_t source_hash = 0;  // BaseReader::hash() of what was quantized; of a converted NF4 folder, its tensors' hash
 };
 
 class IrqReader {
@@ -104,7 +104,9 @@ class IrqWriter {
   void write(const std::string& name, const void* data, int64_t bytes) { file_.write(name, data, bytes); }
   void write_matrix(const std::string& name, const QuantizedMatrix& q, double entropy_plain, double entropy_stored);
   const TensorSpec* next() const { return file_.next(); }
-  uint64_t finish();  // appends `entropy` and `map` by itself
+  const Layout& layout() const { return file_.layout(); }
+  void set_source_hash(uint64_t hash);  // instead of info.source_hash, before finish()
+  uint64_t finish();                    // appends `entropy` and `map` by itself
 
  private:
   IrqInfo info_;

@@ -5,11 +5,14 @@
 
 #include "src/core/check.h"
 #include "src/core/file.h"
+#include "src/io/json_file.h"
 
 namespace irq {
 namespace {
 
 using Json = nlohmann::json;
+
+constexpr int64_t kMaxConfigBytes = int64_t{4} << 20;  // real ones have a few kB
 
 class ConfigReader {
  public:
@@ -86,8 +89,31 @@ void refuse_other_models(const ConfigReader& r) {
   if (act != "silu" && act != "swish") throw r.refuse("hidden_act is " + act);
   if (r.flag("rope_interleaved", false)) throw r.refuse("rope_interleaved is set");
   if (r.number("partial_rotary_factor", 1.0) != 1.0) throw r.refuse("partial_rotary_factor is not 1");
-  if (r.given("quantization_config"))
-    throw r.refuse("it is quantized already (quantization_config)").line("try", "take the 16-bit original instead");
+}
+
+// quantization_config: only bitsandbytes' NF4, and that only where `nf4` says that the caller reads its tensors.
+void check_quantization(const ConfigReader& r, const std::string& path, bool nf4) {
+  if (!r.given("quantization_config")) {
+    if (nf4) throw r.refuse("it has no quantization_config").line("expected", "a model that bitsandbytes quantized");
+    return;
+  }
+  const Json& q = r.at("quantization_config");
+  const auto text = [&](const char* key, const char* fallback) {
+    if (!q.is_object() || !q.contains(key)) return std::string(fallback);
+    return q.at(key).is_string() ? q.at(key).get<std::string>() : q.at(key).dump().substr(0, 60);
+  };
+  const bool four_bits = text("load_in_4bit", "false") == "true";
+  const std::string method = text("quant_method", four_bits ? "bitsandbytes" : "unknown");
+  const std::string kind = text("bnb_4bit_quant_type", "fp4");  // what bitsandbytes takes where it is not said
+  std::string reason;
+  if (method != "bitsandbytes") reason = "quant_method is " + method;
+  else if (!four_bits) reason = "bitsandbytes with 8 bits";
+  else if (kind != "nf4") reason = "bnb_4bit_quant_type is " + kind;
+  if (reason.empty() && nf4) return;
+  Error e = r.refuse("it is quantized already (" + (reason.empty() ? "bitsandbytes, NF4" : reason) + ")");
+  e.line("try", reason.empty() ? "./irq_convert " + shell_quoted(parent_path(path)) + " model.irq"
+                               : "take the 16-bit original instead; of quantized models irq_convert reads NF4 only");
+  throw e;
 }
 
 // rope_scaling (and its successor rope_parameters): only the plain kind. Returns a theta given there, else `theta`.
@@ -104,19 +130,28 @@ double check_rope(const ConfigReader& r, const char* key, double theta) {
   return rope.contains("rope_theta") && rope.at("rope_theta").is_number() ? rope.at("rope_theta").get<double>() : theta;
 }
 
-}  // namespace
-
-ModelConfig model_config_from_json(const std::string& path) {
-  Json json;
-  try {
-    json = Json::parse(read_text_file(path, int64_t{16} << 20));
-  } catch (const Json::parse_error& e) {
-    throw Error(path + ": is not valid JSON").line("found", strf("an error at byte %zu", e.byte));
-  }
+Json read_config(const std::string& path) {
+  Json json = read_json_file(path, kMaxConfigBytes);
   if (!json.is_object())
     throw Error(path + ": is not a model's config.json").line("expected", "an object {\"hidden_size\": ...}");
+  return json;
+}
+
+}  // namespace
+
+bool says_bitsandbytes(const std::string& path) {
+  const Json json = read_config(path);
+  if (!json.contains("quantization_config") || !json.at("quantization_config").is_object()) return false;
+  const Json& q = json.at("quantization_config");
+  if (q.contains("quant_method")) return q.at("quant_method") == "bitsandbytes";
+  return q.contains("load_in_4bit") || q.contains("load_in_8bit");
+}
+
+ModelConfig model_config_from_json(const std::string& path, bool nf4) {
+  Json json = read_config(path);
   const ConfigReader r(path, std::move(json));
   refuse_other_models(r);
+  check_quantization(r, path, nf4);
   ModelConfig c;
   c.dim = r.integer("hidden_size", -1);
   c.ffn = r.integer("intermediate_size", -1);

@@ -272,6 +272,10 @@ void FlatWriter::put(const void* data, int64_t bytes) {
   }
 }
 
+void FlatWriter::set_fields(const HeaderFields& fields) {
+  std::copy(fields.slot.begin() + 16, fields.slot.begin() + 240, fields_.slot.begin() + 16);
+}
+
 const TensorSpec* FlatWriter::next() const {
   return tensor_ < layout_.tensors().size() ? &layout_.tensors()[tensor_] : nullptr;
 }

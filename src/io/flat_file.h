@@ -31,7 +31,7 @@ enum class FileKind {
   adapter,
   state,
   config_json,
-  // What irq_convert takes; here they are recognised to say so.
+  // What irq_convert takes (of PyTorch's files it says how to get safetensors).
   safetensors,
   gguf,
   pytorch,
@@ -118,6 +118,7 @@ class FlatWriter {
   const TensorSpec* next() const;  // the tensor whose bytes are due; null when all are there
   uint64_t finish();               // header and table, then the file gets its name; returns its hash
   const Layout& layout() const { return layout_; }
+  void set_fields(const HeaderFields& fields);  // the kind's own fields, where one becomes known while writing
 
  private:
   void put(const void* data, int64_t bytes);

@@ -27,6 +27,9 @@ class ImportedModel {
   // (rows, cols) of base_layout(config(), ...) in a plain float type of the reader's choice; the view is valid until the next
   // call. "head" is asked for only if the model is not tied. Throws an Error that names the file's own tensor.
   virtual Tensor tensor(const std::string& name) = 0;
+  // A hint while the last view is read from front to back: its first done_bytes will not be read again. A reader that gives
+  // mapped memory lets these pages go and fetches the next ones; for others there is nothing to do.
+  virtual void advance(int64_t /*done_bytes*/) {}
   virtual std::vector<SideFile> side_files() = 0;
 
  protected:
@@ -37,7 +40,8 @@ class ImportedModel {
 
 // Each checks the whole header (every name, shape, type and offset against the file's size) before it returns, and reads no
 // tensor's bytes. A model that this engine would run wrongly is refused with the reason.
-std::unique_ptr<ImportedModel> import_hugging_face(const std::string& folder);
+// path: the folder, or its config.json, or the one of its .safetensors files that holds the model.
+std::unique_ptr<ImportedModel> import_hugging_face(const std::string& path);
 std::unique_ptr<ImportedModel> import_gguf(const std::string& path);
 std::unique_ptr<ImportedModel> import_llama2c(const std::string& path);  // .bin versions 0 and 1
 std::unique_ptr<ImportedModel> import_llmc(const std::string& path);     // LLaMA .bin versions 3 and 5

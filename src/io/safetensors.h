@@ -17,7 +17,11 @@ struct SafetensorsEntry {
   int64_t count() const;         // elements
 };
 
-// Opening checks everything the header says: JSON, types, shapes against byte counts, no overlap, no gap beyond the file.
+// A name from a foreign file as it may stand in a message: no control characters, at most 120 bytes.
+std::string printable(const std::string& text);
+
+// Opening checks everything the header says: JSON, types, shapes against byte counts, that every byte of the data belongs to
+// exactly one tensor, and that there are as many bytes as it says. A header above 100 MB is refused, as the format has it.
 class SafetensorsReader {
  public:
   explicit SafetensorsReader(const std::string& path);
@@ -27,8 +31,13 @@ class SafetensorsReader {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const unsigned char* data(const SafetensorsEntry& entry) const;  // mapped bytes; not aligned to the element
   void dont_need(const SafetensorsEntry& entry) const;
+  // Hints about [begin, begin + bytes) of an entry: not read any more | read soon.
+  void dont_need(const SafetensorsEntry& entry, int64_t begin, int64_t bytes) const;
+  void will_need(const SafetensorsEntry& entry, int64_t begin, int64_t bytes) const;
 
  private:
+  void check_offsets() const;
+
   MappedFile file_;
   int64_t data_offset_ = 0;
   std::vector<SafetensorsEntry> entries_;
