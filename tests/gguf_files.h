@@ -21,6 +21,12 @@ std::string raw(const std::vector<T>& v) {
   return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
 }
 
+inline uint64_t fnv(const std::vector<float>& v) {  // FNV-1a, 64 bits, over the floats' bytes
+  uint64_t h = 0xcbf29ce484222325ull;
+  for (const unsigned char c : raw(v)) h = (h ^ c) * 0x100000001b3ull;
+  return h;
+}
+
 struct GgufBytes {
   uint32_t version = 3;
   uint64_t alignment = 32;

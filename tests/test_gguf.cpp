@@ -22,12 +22,6 @@ std::vector<unsigned char> from_hex(const std::string& hex) {
   return bytes;
 }
 
-uint64_t fnv(const std::vector<float>& v) {  // FNV-1a, 64 bits, over the floats' bytes
-  uint64_t h = 0xcbf29ce484222325ull;
-  for (const unsigned char c : raw(v)) h = (h ^ c) * 0x100000001b3ull;
-  return h;
-}
-
 std::vector<float> decoded(GgmlType type, const std::vector<unsigned char>& bytes, int64_t weights) {
   std::vector<float> out(static_cast<size_t>(weights), std::nanf(""));
   decode_ggml_row(type, bytes.data(), weights, out.data());

@@ -1,5 +1,7 @@
 // GGUF files of one small model: the tensors that come out, the logits they give, and every refusal.
+#include "src/core/file.h"
 #include "src/io/ggml_blocks.h"
+#include "src/io/gguf_keys.h"
 #include "tests/import_files.h"
 
 namespace irq {
@@ -160,6 +162,61 @@ TEST_F(ImportGguf, CutAnywhere) {
   const std::string whole = gguf_of(config_, weights_).bytes();
   for (size_t n = 0; n < whole.size() - 32; n += n < 4000 ? 61 : 10007)
     EXPECT_NE(error(import_gguf, whole.substr(0, n)).find("\n  expected: "), std::string::npos) << "cut at " << n;
+}
+
+TEST_F(ImportGguf, Vocabulary) {
+  const auto vocabulary = [&](const std::function<void(GgufBytes&)>& fill) {
+    GgufBytes g;
+    fill(g);
+    return gguf_vocabulary(GgufReader(save(g.bytes())));
+  };
+  EXPECT_EQ(vocabulary([](GgufBytes&) {}).model, "");
+  Vocabulary v = vocabulary([](GgufBytes& g) {  // what llama.cpp assumes where a SentencePiece vocabulary says nothing
+    g.string("tokenizer.ggml.model", "llama"), g.strings("tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", "a"});
+    g.array("tokenizer.ggml.scores", 6, 4, raw(std::vector<float>{0, 0, 0, -1.5f}));
+    g.array("tokenizer.ggml.token_type", 5, 4, raw(std::vector<int32_t>{2, 3, 3, 1}));
+  });
+  EXPECT_EQ(v.model, "llama");
+  EXPECT_EQ(v.tokens, (std::vector<std::string>{"<unk>", "<s>", "</s>", "a"}));
+  EXPECT_EQ(v.scores, (std::vector<float>{0, 0, 0, -1.5f}));
+  EXPECT_EQ(v.types, (std::vector<int32_t>{2, 3, 3, 1}));
+  EXPECT_EQ((std::vector<int32_t>{v.bos, v.eos, v.unknown, v.padding}), (std::vector<int32_t>{1, 2, 0, -1}));
+  EXPECT_TRUE(v.add_bos && v.add_space_prefix);
+  v = vocabulary([](GgufBytes& g) {
+    g.string("tokenizer.ggml.model", "gpt2"), g.string("tokenizer.ggml.pre", "smollm");
+    g.strings("tokenizer.ggml.tokens", {"<|end|>", "a", "b", "ab"}), g.strings("tokenizer.ggml.merges", {"a b"});
+    g.u32("tokenizer.ggml.bos_token_id", 0), g.u32("tokenizer.ggml.eos_token_id", 3);
+    g.u32("tokenizer.ggml.padding_token_id", 0xffffffffu), g.flag("tokenizer.ggml.add_bos_token", true);
+    g.string("tokenizer.chat_template", "{{x}}");
+  });
+  EXPECT_EQ(v.pre, "smollm");
+  EXPECT_EQ(v.merges, std::vector<std::string>{"a b"});
+  EXPECT_EQ((std::vector<int32_t>{v.bos, v.eos, v.unknown, v.padding}), (std::vector<int32_t>{0, 3, -1, -1}));
+  EXPECT_TRUE(v.add_bos && !v.add_space_prefix);
+  EXPECT_EQ(v.chat_template, "{{x}}");
+}
+
+// SmolLM2-135M-Instruct (Q4_1, Q8_0): three tensors against the gguf Python package, rows reordered as transformers does it.
+// FNV-1a over their floats, f32.
+TEST(ImportGgufReal, SmolLm2) {
+  const char* given = std::getenv("IRQ_SMOLLM2");
+  const std::string path = given ? given : "../smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!file_exists(path)) GTEST_SKIP() << "SmolLM2's GGUF file is not at $IRQ_SMOLLM2 or in ../smollm2";
+  const auto model = import_gguf(path);
+  const ModelConfig& c = model->config();
+  EXPECT_EQ(describe(c), "LLaMA, 30 layers, dim 576, ffn 1536, 9 heads (3 kv), vocabulary 49152");
+  EXPECT_TRUE(c.tied);
+  EXPECT_EQ(c.rope_theta, 100000.0);
+  EXPECT_EQ(c.norm_eps, 1e-5);
+  EXPECT_EQ(c.max_seq, 8192);
+  EXPECT_EQ(c.bos, 1);
+  EXPECT_EQ(c.eos, 2);
+  EXPECT_TRUE(model->notes().empty());
+  const std::pair<const char*, uint64_t> hashes[] = {{"layers.0.wk", 0xb4fbce04947b99da},
+                                                     {"layers.13.w_down", 0x72e08b72f40b7e7c},
+                                                     {"layers.29.wq", 0x79e00de42ce5876d}};
+  for (const auto& [name, hash] : hashes) EXPECT_EQ(fnv(values_of(model->tensor(name))), hash) << name;
+  EXPECT_EQ(model->tensor("embed").rows, 49152);
 }
 
 }  // namespace
