@@ -1,4 +1,5 @@
 // llama2.c and llm.c files of one small model: the tensors that come out, the logits they give, and every refusal.
+#include "src/io/sequential_import.h"
 #include "tests/import_files.h"
 
 namespace irq {
@@ -77,16 +78,39 @@ TEST_F(ImportLlama2c, WrongSizes) {
       EXPECT_NE(error(import_llama2c, whole.substr(0, n)), "") << "cut at " << n;
 }
 
-// tokenizer.bin: 259 pieces, ids 3 to 258 the bytes. What it becomes is tokenizer_files()'s business; here: that it is taken
-// where it is whole and says so where it is not.
+TEST_F(ImportLlama2c, VersionWithoutMagicIsRecognised) {
+  const std::string v0 = llama2c_of(config_, weights_, 0);
+  EXPECT_TRUE(is_llama2c_v0(save(v0)));
+  EXPECT_FALSE(is_llama2c_v0(save(v0 + "x")));
+  EXPECT_FALSE(is_llama2c_v0(save(llama2c_of(config_, weights_, 1))));
+  EXPECT_FALSE(is_llama2c_v0(save("")));
+  EXPECT_FALSE(is_llama2c_v0(save("{\"hidden_size\": 64, \"intermediate_size\": 96}")));
+}
+
+// tokenizer.bin: 259 pieces. Taken where it is whole; where it is not, that is said.
 TEST_F(ImportLlama2c, TokenizerBin) {
   const auto piece = [](const std::string& s) { return raw(-1.0f) + raw(static_cast<int32_t>(s.size())) + s; };
   std::string bin = raw<uint32_t>(8) + piece("<unk>") + piece("\n<s>\n") + piece("\n</s>\n");
-  for (int b = 0; b < 256; ++b) bin += piece(strf("<0x%02X>", b));
+  for (int b = 0; b < 253; ++b) bin += piece(strf("<0x%02X>", b));
+  bin += piece(" a b") + piece("<0x12") + piece("\xE2\x96\x82");
   const std::string model = llama2c_of(config_, weights_, 0);
   const std::string missing = "tokenizer.bin does not have this model's 259 tokens";
   folder_.write("tokenizer.bin", bin);
-  EXPECT_FALSE(notes_say(*import_llama2c(save(model)), missing));
+  const auto whole = import_llama2c(save(model));
+  EXPECT_FALSE(notes_say(*whole, missing));
+  const Vocabulary v = dynamic_cast<SequentialModel&>(*whole).vocabulary().value();
+  EXPECT_EQ(v.model, "llama");
+  EXPECT_EQ(std::vector<std::string>(v.tokens.begin(), v.tokens.begin() + 4),
+            (std::vector<std::string>{"<unk>", "<s>", "</s>", "<0x00>"}));
+  EXPECT_EQ(std::vector<std::string>(v.tokens.end() - 3, v.tokens.end()),
+            (std::vector<std::string>{"\xE2\x96\x81"
+                                      "a\xE2\x96\x81"
+                                      "b",
+                                      "<0x12", "\xE2\x96\x82"}));
+  std::vector<int32_t> types(259, 6);
+  types[0] = 2, types[1] = types[2] = 3, types[256] = types[257] = types[258] = 1;
+  EXPECT_EQ(v.types, types);
+  EXPECT_EQ(v.scores, std::vector<float>(259, -1));
   std::string lying = bin;
   lying.replace(8, 4, raw<int32_t>(INT32_MAX));
   for (const std::string& bad : {bin + "x", bin.substr(0, bin.size() - 1), std::string(), lying}) {

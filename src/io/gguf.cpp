@@ -65,7 +65,7 @@ class Cursor {
     return x;
   }
   std::string text(uint64_t limit, const std::string& what) {
-    const uint64_t length = get<uint64_t>("the length of " + what);
+    const uint64_t length = get<uint64_t>(what);
     need(length, what);
     if (length > limit) throw damaged(strf("%s of at most %lu bytes", what.c_str(), limit), strf("%lu bytes", length));
     std::string s(reinterpret_cast<const char*>(file_.data()) + at_, static_cast<size_t>(length));

@@ -49,6 +49,7 @@ class Llama2cModel final : public SequentialModel {
     notes_.push_back("llama2.c files do not say their epsilon and RoPE base: 1e-5 and 10,000 are assumed, as in run.c");
     take_tokenizer();
   }
+  int version() const { return slot(0) == kMagic ? slot(1) : 0; }
 
  private:
   void read_config(int64_t first_slot) {
@@ -139,6 +140,12 @@ class Llama2cModel final : public SequentialModel {
 };
 
 }  // namespace
+
+bool is_llama2c_v0(const std::string& path) {
+  try {
+    return Llama2cModel(path).version() == 0;
+  } catch (const Error&) { return false; }
+}
 
 std::unique_ptr<ImportedModel> import_llama2c(const std::string& path) { return std::make_unique<Llama2cModel>(path); }
 

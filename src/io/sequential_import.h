@@ -16,6 +16,7 @@ class SequentialModel : public ImportedModel {
   Tensor tensor(const std::string& name) override;
   // The tokenizer files that lie beside the model, as they are; else those of its own vocabulary.
   std::vector<SideFile> side_files() override;
+  const std::optional<Vocabulary>& vocabulary() const { return vocabulary_; }  // its own, where side_files() needs one
 
  protected:
   explicit SequentialModel(const std::string& path) : file_(path) {}
