@@ -57,7 +57,7 @@ TEST_F(ImportLlama2c, Refusals) {
   starts({66, 96, 2, 4, 2, 259, 64}, "not a LLaMA this engine can run");
   starts({-64, 96, 2, 4, 2, 259, 64}, "not a LLaMA this engine can run: dim = -64");
   starts({64, 96, 2, 4, 2, INT32_MIN, 64}, "not a LLaMA this engine can run: vocab = 2147483648");
-  const MemoryLimit limit(64 << 20);
+  const MemoryLimit limit(512 << 20);
   starts({65536, 262144, 1024, 1024, 1024, 2000000, 16777216}, "checkpoint is cut short");  // a petabyte claimed
 }
 
