@@ -12,7 +12,7 @@ namespace irq {
 
 enum class GgufType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
 // Tensor types by their number in the file; others are known by number only.
-enum class GgmlType : uint32_t { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, bf16 = 30 };
+enum class GgmlType : uint32_t { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q6_k = 14, bf16 = 30 };
 
 struct GgufValue {
   GgufType type = GgufType::u32;  // of a scalar
@@ -29,7 +29,7 @@ struct GgufTensor {
   std::string name;
   uint32_t type = 0;              // GgmlType where it is a known one
   std::vector<int64_t> shape;     // as in the file: the fastest dimension first, (cols, rows) of a matrix
-  int64_t offset = 0, bytes = 0;  // in the data part
+  int64_t offset = 0, bytes = 0;  // in the data part; bytes is 0 where the type's number is unknown
 };
 
 // Opening checks every length, count, type and offset against the file's size before anything is allocated for it.
@@ -41,10 +41,13 @@ class GgufReader {
   const std::map<std::string, GgufValue>& values() const { return values_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* tensor(const std::string& name) const;
+  // Mapped bytes, perhaps not aligned to the element. An Error naming the type unless it is one of GgmlType's.
   const unsigned char* data(const GgufTensor& tensor) const;
   void dont_need(const GgufTensor& tensor) const;
 
  private:
+  void check_offsets(int64_t alignment) const;
+
   MappedFile file_;
   int64_t data_offset_ = 0;
   std::map<std::string, GgufValue> values_;

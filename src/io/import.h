@@ -45,6 +45,8 @@ std::unique_ptr<ImportedModel> import_hugging_face(const std::string& path);
 std::unique_ptr<ImportedModel> import_gguf(const std::string& path);
 std::unique_ptr<ImportedModel> import_llama2c(const std::string& path);  // .bin versions 0 and 1
 std::unique_ptr<ImportedModel> import_llmc(const std::string& path);     // LLaMA .bin versions 3 and 5
+// Version 0 has no magic: true if the first seven int32 are a possible configuration whose size is the file's.
+bool is_llama2c_v0(const std::string& path);
 // Finds out which of these it is.
 std::unique_ptr<ImportedModel> open_import(const std::string& path);
 

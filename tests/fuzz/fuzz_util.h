@@ -1,0 +1,72 @@
+// What the fuzz targets of the importers share. An input's first byte chooses: even: the rest is the file; odd: the rest is a
+// list of changes (u16 offset, u8 value) to a small valid file, so that no corpus is needed to get behind the header's checks.
+#pragma once
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "src/core/check.h"
+#include "src/io/import.h"
+#include "src/io/layout.h"
+
+namespace irq {
+
+inline std::string changed(std::string file, const uint8_t* data, size_t size) {
+  for (size_t i = 0; i + 3 <= size; i += 3) {
+    uint16_t offset;
+    std::memcpy(&offset, data + i, 2);
+    if (offset == 0xffff) file.resize(file.size() * data[i + 2] / 256);  // cut
+    else if (!file.empty()) file[offset % file.size()] = static_cast<char>(data[i + 2]);
+  }
+  return file;
+}
+
+inline std::string fuzz_file(const std::string& valid, const uint8_t* data, size_t size) {
+  if (size == 0) return "";
+  if (data[0] % 2 == 0) return {reinterpret_cast<const char*>(data) + 1, size - 1};
+  return changed(valid, data + 1, size - 1);
+}
+
+// A file in memory under a name that can be opened.
+class MemoryFile {
+ public:
+  explicit MemoryFile(const std::string& bytes) : fd_(memfd_create("fuzz", 0)) {
+    if (write(fd_, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) std::abort();
+  }
+  MemoryFile(const MemoryFile&) = delete;
+  ~MemoryFile() { close(fd_); }
+  std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
+
+ private:
+  int fd_;
+};
+
+// Only an Error is a good way to fail. Every tensor is read to its last byte.
+inline void open_and_read(const std::function<std::unique_ptr<ImportedModel>(const std::string&)>& import,
+                          const std::string& path) {
+  static std::vector<uint8_t> copy;  // one memcpy: the sanitizer checks its whole range at once
+  try {
+    const auto model = import(path);
+    const Layout layout = base_layout(model->config(), model->dtype(), path);
+    for (const TensorSpec& spec : layout.tensors()) {
+      const Tensor t = model->tensor(spec.name);
+      if (t.rows != spec.rows || t.cols != spec.cols) std::abort();
+      copy.resize(static_cast<size_t>(t.bytes()));
+      std::memcpy(copy.data(), t.data, copy.size());
+    }
+    for (const SideFile& f : model->side_files()) copy.assign(f.content.begin(), f.content.end());
+  } catch (const Error&) {}
+}
+
+inline ModelConfig fuzz_config() {
+  ModelConfig c;
+  c.dim = 32, c.ffn = 32, c.layers = 1, c.heads = 2, c.kv_heads = 1, c.head_dim = 16, c.vocab = 8, c.max_seq = 4;
+  return c;
+}
+
+}  // namespace irq
