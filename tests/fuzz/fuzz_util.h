@@ -1,18 +1,15 @@
 // What the fuzz targets of the importers share. An input's first byte chooses: even: the rest is the file; odd: the rest is a
 // list of changes (u16 offset, u8 value) to a small valid file, so that no corpus is needed to get behind the header's checks.
 #pragma once
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
-#include "src/core/check.h"
 #include "src/io/import.h"
 #include "src/io/layout.h"
+#include "tests/fuzz/fuzz_file.h"
 
 namespace irq {
 
@@ -31,20 +28,6 @@ inline std::string fuzz_file(const std::string& valid, const uint8_t* data, size
   if (data[0] % 2 == 0) return {reinterpret_cast<const char*>(data) + 1, size - 1};
   return changed(valid, data + 1, size - 1);
 }
-
-// A file in memory under a name that can be opened.
-class MemoryFile {
- public:
-  explicit MemoryFile(const std::string& bytes) : fd_(memfd_create("fuzz", 0)) {
-    if (write(fd_, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) std::abort();
-  }
-  MemoryFile(const MemoryFile&) = delete;
-  ~MemoryFile() { close(fd_); }
-  std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
-
- private:
-  int fd_;
-};
 
 // Only an Error is a good way to fail. Every tensor is read to its last byte.
 inline void open_and_read(const std::function<std::unique_ptr<ImportedModel>(const std::string&)>& import,
