@@ -36,7 +36,7 @@ struct Builder {
   }
   // fidelity.md 6.5: source and target are tokenized separately; "<s>" + prompt is one string, the answer begins another.
   void source(const std::string& prompt, bool first, int64_t limit) {
-    append(tokenizer->encode(prompt, first, Before::special), limit, false, source_cut);
+    append(tokenizer->encode(prompt, first && tokenizer->adds_bos(), Before::special), limit, false, source_cut);
     chars += count_code_points(prompt);
   }
   void target(const std::string& answer, int64_t limit) {
@@ -218,7 +218,7 @@ LoadedData load_data(const std::string& path, const Tokenizer* tokenizer, const 
         .line("found", "'" + content.substr(0, std::min<size_t>(content.find('\n'), 20)) + "'");
   } else {
     data.form = DataForm::text;
-    load_stream(data, needed(tokenizer, path, data.form).encode_long(content, /*add_bos=*/true), options);
+    load_stream(data, needed(tokenizer, path, data.form).encode_long(content, tokenizer->adds_bos()), options);
   }
   if (data.labels == 0)
     throw Error(path + ": the file holds no token to train on")

@@ -1,10 +1,8 @@
 #include "src/text/tokenizer.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "src/core/check.h"
-#include "src/core/file.h"
 
 namespace irq {
 namespace {
@@ -42,11 +40,23 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, Befo
   return ids;
 }
 
+std::vector<int32_t> Tokenizer::encode_with_specials(std::string_view text, Before before) const {
+  return text.empty() ? std::vector<int32_t>{} : encode_special_text(text, before);
+}
+
+std::vector<int32_t> Tokenizer::end_ids() const {
+  std::vector<int32_t> ids;
+  if (eos() >= 0) ids.push_back(eos());
+  for (const char* end : {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>"})
+    if (const int32_t id = special_id(end); id >= 0 && id != eos()) ids.push_back(id);
+  return ids;
+}
+
 std::vector<int32_t> Tokenizer::encode_long(std::string_view text, bool add_bos) const {
-  if (!splits_at_newline()) return encode(text, add_bos);
   std::vector<std::string_view> chunks;  // each but the first begins with a line break
   for (size_t begin = 0; begin < text.size();) {
     size_t end = begin + kChunkBytes < text.size() ? text.find('\n', begin + kChunkBytes) : std::string_view::npos;
+    while (end != std::string_view::npos && !splits_before(text, end)) end = text.find('\n', end + 1);
     if (end == std::string_view::npos) end = text.size();
     chunks.push_back(text.substr(begin, end - begin));
     begin = end;
@@ -104,43 +114,6 @@ bool is_utf8(std::string_view bytes) {
     bytes.remove_prefix(length);
   }
   return true;
-}
-
-std::string find_tokenizer(const std::string& model_path) {
-  namespace fs = std::filesystem;
-  const fs::path folder = fs::path(model_path).parent_path();
-  const auto found = [&](const std::string& name) {
-    std::error_code ignored;
-    return fs::is_regular_file(folder / name, ignored) ? (folder / name).string() : std::string();
-  };
-  // llama7b.bits4.irq: llama7b.bits4.tokenizer.model, llama7b.tokenizer.model, tokenizer.model
-  std::string stem = fs::path(model_path).filename().string();
-  for (size_t dot = stem.rfind('.'); dot != std::string::npos && dot > 0; dot = stem.rfind('.')) {
-    stem.resize(dot);
-    if (std::string path = found(stem + ".tokenizer.model"); !path.empty()) return path;
-  }
-  return found("tokenizer.model");
-}
-
-std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, bool legacy) {
-  const std::string path = find_tokenizer(model_path);
-  if (!path.empty()) return open_tokenizer(path, legacy);
-  const std::filesystem::path model(model_path);
-  throw Error(model_path + ": no tokenizer beside it")
-      .line("expected", "tokenizer.model or " + model.stem().string() + ".tokenizer.model in " +
-                            (model.has_parent_path() ? model.parent_path().string() : std::string(".")))
-      .line("likely", "the model was converted or copied without its tokenizer")
-      .line("try", "put the model's tokenizer.model there; without one only token files and --ids work");
-}
-
-std::string carry_tokenizer(const std::string& from_model, const std::string& to_model) {
-  const std::string from = find_tokenizer(from_model);
-  if (from.empty() || !find_tokenizer(to_model).empty()) return "";
-  const std::string to = parent_path(to_model) + "/" + base_name(from);
-  std::error_code problem;
-  std::filesystem::copy_file(from, to, problem);
-  return problem ? "note: " + from + " could not be copied to " + to + ": " + problem.message()
-                 : "tokenizer copied to " + to;
 }
 
 }  // namespace irq
