@@ -25,12 +25,12 @@ size_t space_at(std::string_view text, size_t at) {
   if ((byte(0) >= 0x09 && byte(0) <= 0x0D) || byte(0) == ' ') return 1;
   if (byte(0) == 0xC2) return left >= 2 && (byte(1) == 0x85 || byte(1) == 0xA0) ? 2 : 0;
   if (left < 3) return 0;
-  const bool ogham = byte(0) == 0xE1 && byte(1) == 0x9A && byte(2) == 0x80;                           // U+1680
-  const bool ideographic = byte(0) == 0xE3 && byte(1) == 0x80 && byte(2) == 0x80;                     // U+3000
-  const bool medium = byte(0) == 0xE2 && byte(1) == 0x81 && byte(2) == 0x9F;                          // U+205F
-  const bool general = byte(0) == 0xE2 && byte(1) == 0x80 &&                                          // U+2000..200A,
-                       ((byte(2) >= 0x80 && byte(2) <= 0x8A) || byte(2) == 0xA8 || byte(2) == 0xA9 || // 2028, 2029,
-                        byte(2) == 0xAF);                                                             // 202F
+  const bool ogham = byte(0) == 0xE1 && byte(1) == 0x9A && byte(2) == 0x80;                            // U+1680
+  const bool ideographic = byte(0) == 0xE3 && byte(1) == 0x80 && byte(2) == 0x80;                      // U+3000
+  const bool medium = byte(0) == 0xE2 && byte(1) == 0x81 && byte(2) == 0x9F;                           // U+205F
+  const bool general = byte(0) == 0xE2 && byte(1) == 0x80 &&                                           // U+2000..200A,
+                       ((byte(2) >= 0x80 && byte(2) <= 0x8A) || byte(2) == 0xA8 || byte(2) == 0xA9 ||  // 2028, 2029,
+                        byte(2) == 0xAF);                                                              // 202F
   return ogham || ideographic || medium || general ? 3 : 0;
 }
 

@@ -11,8 +11,8 @@ struct AddedToken {
   std::string content;
   int32_t id = -1;
   bool special = true;
-  bool normalized = false;       // looked for after those that are not (tokenizer.json's two passes)
-  bool single_word = false;      // only where no letter, digit or _ stands beside it
+  bool normalized = false;              // looked for after those that are not (tokenizer.json's two passes)
+  bool single_word = false;             // only where no letter, digit or _ stands beside it
   bool lstrip = false, rstrip = false;  // takes the white space before, after it along
 };
 

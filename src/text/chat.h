@@ -17,6 +17,7 @@ const char* name_of(ChatKind kind);  // "Alpaca's prompt", "ChatML", "LLaMA-2's 
 struct ChatForm {
   ChatKind kind = ChatKind::alpaca;
   std::string system;  // the template's own default system message, "" if it has none
+  bool bos = false;    // ChatML: the template begins with the tokenizer's BOS
 };
 
 // What the tokenizer's chat template is, if it is one of the above (and the vocabulary has the special tokens that it

@@ -3,14 +3,18 @@
 #include <algorithm>
 
 #include "src/core/check.h"
+#include "src/core/parallel.h"
 
 namespace irq {
 namespace {
 
 constexpr int64_t kChunkBytes = 64 << 10;  // of encode_long: small enough to keep SentencePiece's queue in cache
 
-// Length of the UTF-8 character that begins at s[0]: 1..4; 0 if s is the beginning of a longer one; -1 if it cannot be one.
-int character_length(std::string_view s) {
+constexpr const char* kReplacement = "\xEF\xBF\xBD";  // U+FFFD
+
+}  // namespace
+
+int utf8_length(std::string_view s) {
   const auto at = [&](size_t i) { return static_cast<uint8_t>(s[i]); };
   const uint8_t first = at(0);
   if (first < 0x80) return 1;
@@ -25,10 +29,6 @@ int character_length(std::string_view s) {
   }
   return length;
 }
-
-constexpr const char* kReplacement = "\xEF\xBF\xBD";  // U+FFFD
-
-}  // namespace
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_bos, Before before) const {
   std::vector<int32_t> ids;
@@ -62,9 +62,10 @@ std::vector<int32_t> Tokenizer::encode_long(std::string_view text, bool add_bos)
     begin = end;
   }
   std::vector<std::vector<int32_t>> parts(chunks.size());
-#pragma omp parallel for schedule(dynamic)
-  for (size_t i = 0; i < chunks.size(); ++i)
-    parts[i] = encode(chunks[i], false, i == 0 ? Before::nothing : Before::text);
+  parallel_for(static_cast<int64_t>(chunks.size()), 1, [&](int64_t i) {
+    const auto c = static_cast<size_t>(i);
+    parts[c] = encode(chunks[c], false, c == 0 ? Before::nothing : Before::text);
+  });
   std::vector<int32_t> ids = encode("", add_bos);
   for (const auto& part : parts) ids.insert(ids.end(), part.begin(), part.end());
   return ids;
@@ -86,7 +87,7 @@ std::string StreamDecoder::push(int32_t id) {
   std::string text;
   size_t at = 0;
   while (at < pending_.size()) {
-    const int length = character_length(std::string_view(pending_).substr(at));
+    const int length = utf8_length(std::string_view(pending_).substr(at));
     if (length == 0) break;
     if (length < 0) text += kReplacement;
     if (length > 0) text.append(pending_, at, length);
@@ -109,7 +110,7 @@ int64_t count_code_points(std::string_view utf8) {
 
 bool is_utf8(std::string_view bytes) {
   while (!bytes.empty()) {
-    const int length = character_length(bytes);
+    const int length = utf8_length(bytes);
     if (length <= 0) return false;
     bytes.remove_prefix(length);
   }

@@ -81,6 +81,9 @@ class StreamDecoder {
 
 int64_t count_code_points(std::string_view utf8);
 bool is_utf8(std::string_view bytes);
+// Length of the UTF-8 character that s (not empty) begins with: 1..4; 0 if s is the beginning of a longer one; -1 if it
+// cannot be one.
+int utf8_length(std::string_view s);
 
 // Reads a SentencePiece model or a tokenizer.json (byte-level BPE, or LLaMA's BPE); the kind is seen from the content. The
 // tokenizer_config.json beside it (of the same name, "tokenizer.model" replaced) says which tokens are BOS and EOS, whether

@@ -6,7 +6,7 @@
 namespace irq {
 
 struct TokenizerConfig {
-  std::string path;                   // of the file that was read, "" if there is none
+  std::string path;  // of the file that was read, "" if there is none
   std::optional<bool> legacy, add_bos;
   std::string bos, eos, unknown, padding;  // as spelled, "" where nothing is said
   std::string chat_template;
