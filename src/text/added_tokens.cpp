@@ -2,18 +2,30 @@
 
 #include <algorithm>
 
+#include "src/text/regex.h"
+#include "src/text/tokenizer.h"
+
 namespace irq {
 namespace {
 
-// A letter, digit or underscore of ASCII, or any character beyond it that is no white space: what decides single_word.
-bool word_byte(char c) {
-  const auto u = static_cast<unsigned char>(c);
-  return u >= 0x80 || (u >= '0' && u <= '9') || (u >= 'A' && u <= 'Z') || (u >= 'a' && u <= 'z') || u == '_';
+// \w as tokenizer.json means it; PCRE2's own takes other numbers (one half) along and leaves marks out.
+bool is_word(std::string_view character) {
+  static const Regex word("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]", "single_word");
+  size_t begin = 0, end = 0;
+  Regex::Matches matches(word);
+  matches.start(character);
+  return matches.next(begin, end);
 }
 
+// Does a letter, digit or underscore stand directly in front of text[begin] or at text[end]?
 bool beside_words(std::string_view text, size_t begin, size_t end) {
-  return (begin > 0 && word_byte(text[begin - 1]) && space_before(text, begin) == 0) ||
-         (end < text.size() && word_byte(text[end]) && space_at(text, end) == 0);
+  for (size_t n = 1; n <= 4 && n <= begin; ++n)
+    if (utf8_length(text.substr(begin - n)) == static_cast<int>(n)) {
+      if (is_word(text.substr(begin - n, n))) return true;
+      break;
+    }
+  const int n = end < text.size() ? utf8_length(text.substr(end)) : 0;
+  return n > 0 && is_word(text.substr(end, static_cast<size_t>(n)));
 }
 
 }  // namespace
