@@ -14,7 +14,7 @@ namespace irq {
 namespace {
 
 struct Arguments {
-  std::string model, adapter, loss, json;
+  std::string model, adapter, loss, json, legacy = "auto";
   int64_t window = 0, stride = 0;
   std::vector<std::string> logits;  // {ids, file}
 };
@@ -34,7 +34,7 @@ LoadedData read_data(const Arguments& a, const Cli& cli, const ModelConfig& conf
   if (options.stride > options.window)
     throw usage_error(cli.tool(),
                       strf("--stride: %ld is more than the window of %ld tokens", options.stride, options.window));
-  const auto tokenizer = find_and_open_tokenizer(a.model);
+  const auto tokenizer = find_and_open_tokenizer(a.model, legacy_of(a.legacy));
   LoadedData data = load_data(a.loss, tokenizer.get(), options);
   const bool stream = data.form == DataForm::text || data.form == DataForm::tokens;
   if (!stream && (a.window > 0 || a.stride > 0))
@@ -117,6 +117,7 @@ int main(int argc, char** argv) {
   cli.range("--stride", 0, 1 << 24);
   cli.option("--logits", &a.logits,
              "token ids (1,2,3) and a .npy file: the logits of every position, (tokens, vocabulary) f32", 2);
+  declare_legacy(cli, &a.legacy);
   cli.option("--json", &a.json, "write the results to this file as well");
   cli.footer(
       "./irq_eval llama7b.irq --adapter runs/llama7b/adapter.lora --loss heldout.json --json loss.json\n"

@@ -6,24 +6,25 @@
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
 #include "src/io/inspect.h"
-#include "src/text/tokenizer.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 namespace irq {
 namespace {
 
 struct Arguments {
-  std::string file, text;
+  std::string file, text, legacy = "auto";
   std::vector<std::string> dump;
-  bool tensors = false, entropy = false;
+  bool tensors = false, entropy = false, specials = false;
 };
 
 // The text's token ids in one line, as --ids takes them. FILE is a model or a tokenizer itself.
 void print_encoded(const Arguments& a) {
   const bool itself = base_name(a.file).find("tokenizer") != std::string::npos;
-  const auto tokenizer = itself ? open_tokenizer(a.file) : require_tokenizer(a.file);
+  const std::optional<bool> legacy = legacy_of(a.legacy);
+  const auto tokenizer = itself ? open_tokenizer(a.file, legacy) : require_tokenizer(a.file, legacy);
   std::string line;
-  for (const int32_t id : tokenizer->encode(a.text)) line += (line.empty() ? "" : ",") + std::to_string(id);
+  for (const int32_t id : a.specials ? tokenizer->encode_with_specials(a.text) : tokenizer->encode(a.text))
+    line += (line.empty() ? "" : ",") + std::to_string(id);
   std::printf("%s\n", line.c_str());
 }
 
@@ -32,6 +33,7 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   refuse_ignored(cli.given_flags(),
                  {{cli.given("--encode"), {"--dump", "--tensors", "--entropy"}, "--encode prints token ids only"},
                   {!a.dump.empty(), {"--tensors", "--entropy"}, "--dump writes a file only"},
+                  {!cli.given("--encode"), {"--specials", "--legacy"}, "they belong to --encode"},
                   {a.tensors, {"--entropy"}, "--tensors lists tensors only"}});
 }
 
@@ -72,5 +74,7 @@ int main(int argc, char** argv) {
   cli.flag("--entropy", &a.entropy, "one line per quantized matrix: entropy as recorded and as recomputed");
   cli.option("--dump", &a.dump, "write tensor NAME (NAME.codes, NAME.dequant, ...) as .npy: NAME OUT.npy", 2);
   cli.option("--encode", &a.text, "the text's token ids by the model's tokenizer");
+  cli.flag("--specials", &a.specials, "--encode: special tokens spelled out in the text are these tokens");
+  declare_legacy(cli, &a.legacy);
   return cli.run(argc, argv, [&] { return inspect(a, cli); });
 }
