@@ -11,10 +11,10 @@
 namespace irq {
 
 struct ExportOptions {
-  std::optional<DType> dtype;           // of the matrices, f32, f16 or bf16; see export_dtype()
-  bool overwrite = false;               // replace what a former export left
-  std::string base_name;                // PEFT's base_model_name_or_path; "" = null
-  int64_t shard_bytes = 5'000'000'000;  // most bytes of tensors in one .safetensors
+  std::optional<DType> dtype = std::nullopt;  // of the matrices, f32, f16 or bf16; see export_dtype()
+  bool overwrite = false;                     // replace what a former export left
+  std::string base_name = "";                 // PEFT's base_model_name_or_path; "" = null
+  int64_t shard_bytes = 5'000'000'000;        // most bytes of tensors in one .safetensors
 };
 
 struct ExportReport {
