@@ -10,6 +10,7 @@
 
 #include "src/core/check.h"
 #include "src/text/tokenizer.h"
+#include "tests/scratch_dir.h"
 
 namespace irq {
 
@@ -58,16 +59,6 @@ inline std::string shared_path(const std::string& file) {
   const char* folder = std::getenv("IRQ_SHARED_DATA");
   const auto path = std::filesystem::path(folder != nullptr ? folder : "../shared/data") / file;
   return std::filesystem::exists(path) ? path.string() : "";
-}
-
-// The Error that `f` throws; a test failure if it throws none.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) { return e.what(); }
-  ADD_FAILURE() << "no Error was thrown";
-  return "";
 }
 
 }  // namespace irq

@@ -1,15 +1,13 @@
 #include "src/eval/model_session.h"
 
 #include <algorithm>
-#include <filesystem>
 
+#include "src/io/adapter_base.h"
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
 
 namespace irq {
 namespace {
-
-std::string hex(uint64_t hash) { return strf("%016llx", static_cast<unsigned long long>(hash)); }
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -18,19 +16,6 @@ bool ends_with(const std::string& text, const std::string& end) {
 bool has_tensor(const AdapterFile& adapter, const char* suffix) {
   return std::any_of(adapter.tensors.begin(), adapter.tensors.end(),
                      [&](const NamedArray& t) { return ends_with(t.name, suffix); });
-}
-
-// The quantized base with this hash among the files of a folder, "" if it is not there: irq_train keeps it beside its BASE.
-std::string find_quantized(const std::string& folder, uint64_t hash) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    if (entry.path().extension() != ".irq") continue;
-    try {
-      if (IrqReader(entry.path().string()).hash() == hash) return entry.path().string();
-    } catch (const Error&) {  // a broken file is not the one
-    }
-  }
-  return "";
 }
 
 // Keys and values of every layer, (capacity, G D) each.
@@ -53,7 +38,9 @@ ModelSession::ModelSession(Backend& backend, const std::string& model_path, cons
   else base_ = open_base(path_, seed);
   if (adapter_path_.empty()) return;
   adapter_ = std::make_unique<AdapterFile>(read_adapter(adapter_path_));
-  check_adapter_base();
+  require_adapter_base(quantized_ ? BaseIdentity{path_, quantized_->hash(), true, quantized_->source_hash()}
+                                  : BaseIdentity{path_, base_->hash()},
+                       adapter_->base_hash, adapter_path_);
 }
 
 ModelSession::~ModelSession() {
@@ -62,27 +49,6 @@ ModelSession::~ModelSession() {
 }
 
 const ModelConfig& ModelSession::config() const { return quantized_ ? quantized_->config() : base_->config(); }
-uint64_t ModelSession::base_hash() const { return quantized_ ? quantized_->hash() : base_->hash(); }
-
-// The trainer writes the hash of the file it trained on. On a .irq an adapter fits as well that was trained on the .bin
-// this .irq was made from.
-void ModelSession::check_adapter_base() const {
-  const uint64_t wanted = adapter_->base_hash;
-  if (wanted == base_hash() || (quantized_ && wanted == quantized_->source_hash())) return;
-  std::string found = hex(base_hash()) + " (" + path_ + ")";
-  if (quantized_) found += ", made from " + hex(quantized_->source_hash());
-  std::string right = find_quantized(parent_path(path_), wanted);
-  if (right.empty()) right = find_quantized(parent_path(adapter_path_), wanted);
-  const char* likely = !right.empty() ? "it was trained on the quantized base, which is a file of its own"
-                       : quantized_   ? "a base quantized with other options, or another model"
-                                      : "it was trained on a quantized base (.irq), or on another model";
-  throw Error(adapter_path_ + ": this adapter was trained on another base")
-      .line("expected", "base " + hex(wanted))
-      .line("found", found)
-      .line("likely", likely)
-      .line("try", !right.empty() ? right + "    in the place of    " + path_
-                                  : "the base that irq_train named; ./irq_inspect FILE shows a file's hash");
-}
 
 std::string ModelSession::describe() const {
   std::string text = path_ + ": " + irq::describe(config());

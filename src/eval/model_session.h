@@ -52,8 +52,6 @@ class ModelSession {
   int64_t cache_tokens() const { return cache_.capacity; }
 
  private:
-  uint64_t base_hash() const;
-  void check_adapter_base() const;
   ModelPlan model_plan(int64_t positions) const;
   MemoryPlan try_plan(const Workload& work, Residency residency) const;
   [[noreturn]] void throw_too_large(const MemoryPlan& plan, int64_t budget_bytes) const;

@@ -65,7 +65,10 @@ class GgufWriter {
   void finish();
 
  private:
+  void pad();
+
   std::vector<GgufTensor> tensors_;
+  std::string header_;
   AtomicFile file_;
   size_t tensor_ = 0;
   int64_t tensor_written_ = 0;

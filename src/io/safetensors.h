@@ -45,8 +45,9 @@ class SafetensorsReader {
   std::map<std::string, std::string> metadata_;
 };
 
-// Streams: entries are announced at once (begin is filled in here, in the given order), their bytes follow in that order, whole
-// or in pieces. The file has its name only after finish().
+// Streams: entries are announced at once (begin and bytes are filled in here, in the given order), their bytes follow in that
+// order, whole or in pieces. The file has its name only after finish(). The data begin at a multiple of 8; put the wider
+// types first where types mix, so that every element is aligned in the file (some readers map it).
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const std::string& path, std::vector<SafetensorsEntry> entries,
@@ -56,6 +57,7 @@ class SafetensorsWriter {
 
  private:
   std::vector<SafetensorsEntry> entries_;
+  std::string header_;
   AtomicFile file_;
   size_t entry_ = 0;
   int64_t entry_written_ = 0;

@@ -49,6 +49,11 @@ void Finetune::load_weights() {
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
   else if (!from_scratch()) load_base(backend_, model, *base_, progress);
   bar.finish();
+  if (initial_) {
+    upload_adapter(backend_, model, initial_->adapter, o_.init_adapter);
+    initial_->adapter.tensors.clear();  // they are on the device now
+    return;
+  }
   if (!method_.full) return model.init_adapters(o_.seed);
   if (from_scratch()) model.init_full(o_.seed);
 }
@@ -189,8 +194,8 @@ void Finetune::save_result() {
     if (const std::string carried = carry_tokenizer(o_.base, out("model.bin")); !carried.empty()) note(carried);
   } else {
     AdapterFile a;
-    a.method = o_.method, a.rank = o_.rank, a.alpha = o_.alpha, a.dropout = *o_.dropout;
-    a.targets = parse_targets(o_.targets), a.tile = o_.iec_expand == "tile", a.base_hash = base_hash_;
+    a.method = o_.method, a.rank = *o_.rank, a.alpha = *o_.alpha, a.dropout = *o_.dropout;
+    a.targets = parse_targets(*o_.targets), a.tile = *o_.iec_expand == "tile", a.base_hash = base_hash_;
     a.tensors = download_params(backend_, model.params());
     write_adapter(out("adapter.lora"), a);
   }
@@ -203,6 +208,7 @@ void Finetune::save_result() {
 int Finetune::run() {
   open_base_file();
   refuse_ignored_flags();
+  open_init_adapter();
   resolve();
   claim_folder();
   load_examples();
@@ -212,6 +218,7 @@ int Finetune::run() {
   quantize();
   base_hash_ = quantized_ ? quantized_->hash() : base_->hash();
   require_same_base();
+  require_init_base();
   build();
   restore_or_init();
   open_log();

@@ -22,9 +22,10 @@ struct TrainOptions {
   std::optional<int64_t> holdout;
   int64_t batch = 16, micro_batch = 0, warmup = 0;
   std::string schedule = "constant";  // constant | cosine
-  int64_t rank = 64;
-  double alpha = 16;
-  std::string targets = "all", iec_expand = "interleave";
+  std::string init_adapter;           // a PEFT folder or a .lora to start from
+  std::optional<int64_t> rank;
+  std::optional<double> alpha;
+  std::optional<std::string> targets, iec_expand;
   int64_t source_len = 384, target_len = 128, window = 512;
   std::optional<bool> legacy;  // open_tokenizer()'s; unset: as the tokenizer's files say
   uint64_t seed = 42;

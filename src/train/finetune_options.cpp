@@ -49,14 +49,18 @@ void Finetune::resolve() {
     const std::string stem = std::filesystem::path(o_.base).stem().string();
     o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", *o_.bits) : "");
   }
-  if (method_.lora && o_.rank % 8 != 0)
-    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
-        .line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
+  if (!o_.rank) o_.rank = 64;
+  if (!o_.alpha) o_.alpha = 16;
+  if (!o_.targets) o_.targets = "all";
+  if (!o_.iec_expand) o_.iec_expand = "interleave";
+  const std::string rank = initial_ ? o_.init_adapter + strf(": its rank %ld does not fit", *o_.rank)
+                                    : strf("--rank %ld does not fit", *o_.rank);
+  if (method_.lora && *o_.rank % 8 != 0)
+    throw Error(rank, Exit::usage).line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
   const int64_t narrowest = std::min({config_.dim, config_.kv_width(), config_.ffn});
-  if (method_.lora && o_.rank > narrowest)
-    throw Error(strf("--rank %ld does not fit", o_.rank), Exit::usage)
-        .line("expected", strf("at most %ld, the narrowest linear of this model", narrowest));
-  if (method_.lora) parse_targets(o_.targets);  // complains about a name that is no linear
+  if (method_.lora && *o_.rank > narrowest)
+    throw Error(rank, Exit::usage).line("expected", strf("at most %ld, the narrowest linear of this model", narrowest));
+  if (method_.lora) parse_targets(*o_.targets);  // complains about a name that is no linear
 }
 
 std::vector<Finetune::Setting> Finetune::settings() const {
@@ -87,12 +91,13 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   add("--schedule", o_.schedule, kFixed);
   add("--clip", json_number(*o_.clip), kFixed);
   if (method_.lora) {
-    add("--rank", number(o_.rank), kFixed);
-    add("--alpha", json_number(o_.alpha), kFixed);
+    if (initial_) add("--init-adapter", o_.init_adapter, kFree);  // its content is compared instead
+    add("--rank", number(*o_.rank), kFixed);
+    add("--alpha", json_number(*o_.alpha), kFixed);
     add("--dropout", json_number(*o_.dropout), kFixed);
-    const uint32_t targets = parse_targets(o_.targets);
+    const uint32_t targets = parse_targets(*o_.targets);
     add("--target-modules", targets == kAllTargets ? "all" : targets_text(targets), kFixed);
-    if (method_.u1 || method_.u2) add("--iec-expand", o_.iec_expand, kFixed);
+    if (method_.u1 || method_.u2) add("--iec-expand", *o_.iec_expand, kFixed);
   }
   if (has_records(train_.form) || has_records(held_out_.form)) {
     add("--source-len", number(o_.source_len), kFree);  // the examples say what was cut
@@ -117,6 +122,7 @@ std::string Finetune::identity() const {
   std::string text;
   for (const Setting& s : settings())
     if (s.fixed) text += s.flag + " " + s.value + "\n";
+  if (initial_) text += strf("init-adapter %016lx\n", initial_->hash);
   return text + strf("data %016lx (%s examples)\n", data_hash_,
                      with_commas(static_cast<long long>(train_.examples.size())).c_str());
 }

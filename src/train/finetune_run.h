@@ -1,11 +1,12 @@
 // The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
-// gets everything ready, finetune.cpp trains.
+// gets everything ready, finetune.cpp trains. finetune_init.cpp: the adapter to start from.
 #pragma once
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "src/core/file.h"
+#include "src/io/initial_adapter.h"
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
 #include "src/text/instruct.h"
@@ -41,6 +42,10 @@ class Finetune {
   void require_same_options() const;
   void require_same_base() const;
 
+  // finetune_init.cpp
+  void open_init_adapter();
+  void require_init_base() const;
+
   // finetune_setup.cpp
   void open_base_file();
   void claim_folder();
@@ -74,8 +79,9 @@ class Finetune {
   std::vector<std::string> made_folders_;  // for --out, the innermost first
   std::string made_base_;                  // the quantized base, if this run made it
   std::unique_ptr<FileLock> folder_lock_;
-  std::unique_ptr<BaseSource> base_;      // a plain base ...
-  std::unique_ptr<IrqReader> quantized_;  // ... or a quantized one (base_ too, where it has just been quantized)
+  std::unique_ptr<BaseSource> base_;       // a plain base ...
+  std::unique_ptr<IrqReader> quantized_;   // ... or a quantized one (base_ too, where it has just been quantized)
+  std::optional<InitialAdapter> initial_;  // its tensors only until they are loaded
   uint64_t base_hash_ = 0, data_hash_ = 0;
   int64_t steps_ = 0;
   LoadedData train_, held_out_;

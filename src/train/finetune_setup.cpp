@@ -219,13 +219,13 @@ ModelPlan Finetune::model_plan() const {
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
   p.pad_row = method_.lora && o_.recipe == "official-script";
-  p.lora_config = {o_.rank,
-                   o_.alpha,
+  p.lora_config = {*o_.rank,
+                   *o_.alpha,
                    *o_.dropout,
-                   method_.lora ? parse_targets(o_.targets) : 0,
+                   method_.lora ? parse_targets(*o_.targets) : 0,
                    method_.u1,
                    method_.u2,
-                   o_.iec_expand == "tile"};
+                   *o_.iec_expand == "tile"};
   for (const LoadedData* d : {&train_, &held_out_})
     for (const Example& e : d->examples) p.positions = std::max(p.positions, static_cast<int64_t>(e.ids.size()));
   return p;

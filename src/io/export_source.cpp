@@ -1,0 +1,184 @@
+#include "src/io/export_source.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "src/io/inspect.h"
+#include "src/io/synthetic.h"
+
+namespace irq {
+namespace {
+
+constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights
+constexpr int64_t kPieceBytes = int64_t{8} << 20;
+constexpr int64_t kTile = 256;  // columns of A~ that stay in the cache while all rows of B~ pass
+
+// Users merge a LoRA of a quantized model into the 16-bit original and wonder where the accuracy went.
+constexpr const char* kWhyMerge =
+    "an adapter of a quantized base has learned to correct its rounding: merged into the 16-bit original it loses "
+    "accuracy";
+constexpr const char* kWhyPeft =
+    "an adapter of a quantized base has learned to correct its rounding: on another base it loses accuracy";
+
+float widened(const void* data, DType type, int64_t i) {
+  switch (type) {
+    case DType::F32: return static_cast<const float*>(data)[i];
+    case DType::F16: return to_float(static_cast<const F16*>(data)[i]);
+    case DType::BF16: return to_float(static_cast<const Bf16*>(data)[i]);
+    default: IRQ_CHECK(false, "weights in %s", name_of(type));
+  }
+}
+
+// Rounds once and writes; returns the value that is written.
+float store(float x, DType type, unsigned char* to) {
+  if (type == DType::F32) {
+    std::memcpy(to, &x, 4);
+    return x;
+  }
+  const uint16_t bits = type == DType::F16 ? to_f16(x).bits : to_bf16(x).bits;
+  std::memcpy(to, &bits, 2);
+  return type == DType::F16 ? to_float(F16{bits}) : to_float(Bf16{bits});
+}
+
+struct Sums {
+  double weight = 0, change = 0, rounding = 0;  // of squares
+};
+
+}  // namespace
+
+// A tensor whose rows are about to be asked for.
+struct ExportSource::Opened {
+  int64_t rows = 0, cols = 0;
+  Tensor plain;               // either a view of the file ...
+  std::vector<float> values;  // ... or a dequantized matrix
+  bool merged = false;
+  FoldedAdapter lora;
+  float scale = 0;
+
+  const float* fetch(int64_t r, float* space) const {
+    if (!values.empty()) return values.data() + r * cols;
+    const unsigned char* row = static_cast<const unsigned char*>(plain.data) + r * cols * size_of(plain.dtype);
+    for (int64_t i = 0; i < cols; ++i) space[i] = widened(row, plain.dtype, i);
+    return space;
+  }
+  // The row of s B~ A~: for each column the sum over k in ascending order, in F32.
+  void product(int64_t r, float* out) const {
+    const float* b = lora.b.data() + r * lora.rank;
+    for (int64_t begin = 0; begin < cols; begin += kTile) {
+      const int64_t count = std::min(kTile, cols - begin);
+      float* to = out + begin;
+      std::fill(to, to + count, 0.0f);
+      for (int64_t k = 0; k < lora.rank; ++k) {
+        const float w = b[k];
+        const float* a = lora.a.data() + k * cols + begin;
+        for (int64_t i = 0; i < count; ++i) to[i] += w * a[i];
+      }
+      for (int64_t i = 0; i < count; ++i) to[i] *= scale;
+    }
+  }
+};
+
+ExportSource::ExportSource(const std::string& model, const std::string& adapter, bool merge)
+    : path_(model), merge_(merge) {
+  if (sniff(model) == FileKind::quantized) quantized_ = std::make_unique<IrqReader>(model);
+  else base_ = open_base(model, kSyntheticSeed);
+  if (adapter.empty()) return;
+  adapter_ = std::make_unique<AdapterReader>(adapter);
+  const BaseIdentity base{path_, hash(), quantized(), quantized_ ? quantized_->source_hash() : 0};
+  require_adapter_base(base, adapter_->info().base_hash, adapter, merge ? kWhyMerge : kWhyPeft);
+}
+
+ExportSource::Opened ExportSource::open(const std::string& name) {
+  Opened o;
+  if (quantized_ && quantized_->is_matrix(name)) {
+    const QuantizedMatrix q = quantized_->matrix(name);
+    o.values = dequantize_on_host(q);
+    o.rows = q.rows, o.cols = q.cols;
+  } else {
+    o.plain = quantized_ ? quantized_->tensor(name) : base_->tensor(name);
+    o.rows = o.plain.rows, o.cols = o.plain.cols;
+  }
+  LinearShape shape{};
+  const int64_t index = linear_index(config(), name, &shape);
+  if (merge_ && adapter_ && index >= 0 && adapter_->info().targets >> (index % 7) & 1u) {
+    o.merged = true;
+    o.lora = fold_adapter(*adapter_, name, shape);
+    o.scale = static_cast<float>(adapter_->info().alpha / static_cast<double>(o.lora.rank));
+  }
+  return o;
+}
+
+void ExportSource::close(const std::string& name) {
+  if (quantized_) quantized_->dont_need(name);
+  else base_->dont_need(name);
+}
+
+void ExportSource::stream(const std::string& name, DType to, const RowOrder& order, const Sink& sink) {
+  const Opened source = open(name);
+  const int64_t cols = source.cols, row_bytes = cols * size_of(to);
+  const bool copies = source.plain && source.plain.dtype == to && !source.merged;
+  const int64_t piece = std::clamp<int64_t>(kPieceBytes / row_bytes, 1, source.rows);
+  std::vector<unsigned char> bytes(static_cast<size_t>(piece * row_bytes));
+  std::vector<Sums> sums(
+      static_cast<size_t>(source.merged ? source.rows : 0));  // per row, so that threads do not matter
+  std::atomic<bool> overflow{false};
+  for (int64_t begin = 0; begin < source.rows; begin += piece) {
+    const int64_t count = std::min(piece, source.rows - begin);
+#pragma omp parallel
+    {
+      std::vector<float> space(static_cast<size_t>(cols)), change(static_cast<size_t>(source.merged ? cols : 0));
+#pragma omp for schedule(static)
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t from = order ? order(begin + r) : begin + r;
+        unsigned char* out = bytes.data() + r * row_bytes;
+        if (copies) {
+          std::memcpy(out, static_cast<const unsigned char*>(source.plain.data) + from * row_bytes,
+                      static_cast<size_t>(row_bytes));
+          continue;
+        }
+        const float* w = source.fetch(from, space.data());
+        if (source.merged) source.product(from, change.data());
+        Sums sum;
+        for (int64_t i = 0; i < cols; ++i) {
+          const float x = source.merged ? w[i] + change[static_cast<size_t>(i)] : w[i];
+          const float stored = store(x, to, out + i * size_of(to));
+          if (std::isinf(stored) && std::isfinite(x)) overflow = true;
+          if (!source.merged) continue;
+          const double d = change[static_cast<size_t>(i)], e = static_cast<double>(stored) - static_cast<double>(x);
+          sum.weight += static_cast<double>(w[i]) * static_cast<double>(w[i]), sum.change += d * d,
+              sum.rounding += e * e;
+        }
+        if (source.merged) sums[static_cast<size_t>(begin + r)] = sum;
+      }
+    }
+    if (overflow)
+      throw Error(path_ + ": a weight of " + name + " does not fit " + name_of(to))
+          .line("expected", "at most 65504 in f16")
+          .line("try", "--dtype bf16");
+    sink(bytes.data(), count * row_bytes);
+  }
+  if (source.merged) {
+    Sums all;
+    for (const Sums& s : sums) all.weight += s.weight, all.change += s.change, all.rounding += s.rounding;
+    const double norm = all.weight > 0 ? std::sqrt(all.weight) : 1;
+    changes_.push_back({name, std::sqrt(all.change) / norm, std::sqrt(all.rounding) / norm});
+  }
+  close(name);
+}
+
+bool ExportSource::norms_fit(DType to) {
+  const Layout layout = base_layout(config(), to, path_);
+  for (const TensorSpec& t : layout.tensors()) {
+    if (t.rows != 1 || !t.name.ends_with("norm")) continue;
+    const Opened norm = open(t.name);
+    std::vector<float> space(static_cast<size_t>(norm.cols));
+    const float* w = norm.fetch(0, space.data());
+    unsigned char stored[4];
+    for (int64_t i = 0; i < norm.cols; ++i)
+      if (!(store(w[i], to, stored) == w[i])) return false;
+  }
+  return true;
+}
+
+}  // namespace irq
