@@ -35,6 +35,19 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& b
   });
 }
 
+void row_losses(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll) {
+  IRQ_CHECK(!t.recording(), "%s", "row_losses has no gradient");
+  const Tensor in = t.value(x);
+  const int64_t vocab = head.value.rows;
+  for (int64_t begin = 0; begin < in.rows; begin += kChunkRows) {
+    const int64_t count = std::min(kChunkRows, in.rows - begin);
+    const Scratch chunk(t.arena(), "logits chunk", t.master(), count, vocab);
+    t.backend().matmul(chunk, in.slice_rows(begin, count), false, head.value, true, 1, 0, {});
+    t.backend().cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params,
+                              vocab, false);
+  }
+}
+
 void logits(Tape& t, Var x, const Weight& head, Tensor out) {
   t.backend().matmul(out, t.value(x), false, head.value, true, 1, 0, {});
 }

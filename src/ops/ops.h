@@ -46,6 +46,9 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
 // Mean next-token loss over the step: x (L, C) against targets, with head (V, C), in chunks of rows so that no (L, V)
 // matrix exists. Writes each row's loss into nll (1, L) M. A root of the tape: backward starts here.
 void cross_entropy_head(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll);
+// Each row's loss without gradients, from logits in master precision (in bf16 they would be rounded to 2^-9 of their size):
+// x (L, C), nll (1, L) M. In chunks, as above.
+void row_losses(Tape& t, Var x, const Weight& head, const DeviceBatch& batch, Tensor nll);
 // Rows of logits (n, V) in master precision, for evaluation and sampling.
 void logits(Tape& t, Var x, const Weight& head, Tensor out);
 
