@@ -18,7 +18,7 @@ void ResultTable::add(const std::string& task, int64_t shots, const std::string&
 
 std::string ResultTable::text() const {
   const std::vector<bool> right = {false, true, true, false, true, false, true};
-  std::vector<size_t> width(right.size(), 1);
+  std::vector<size_t> width = {1, 2, 1, 1, 1, 1, 1};  // "-:" under n
   const auto columns = [](const std::string& cell) { return static_cast<size_t>(count_code_points(cell)); };
   for (const auto& row : rows_)
     for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));

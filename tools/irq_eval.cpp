@@ -109,11 +109,12 @@ void read_mmlu(const Arguments& a, const Cli& cli, const Tokenizer& tokenizer, i
   if (q.mmlu.changed_cells > 0)
     cli.note(
         strf("note: %ld cells are printed as pandas prints them (--csv raw: as they stand)", q.mmlu.changed_cells));
+  int64_t fewer = 0, cut = 0, all = 0;
   for (const MmluSubject& s : q.mmlu.subjects)
-    if (s.fewer_shots + s.cut > 0)
-      cli.note(
-          strf("note: %s: of %zu prompts %ld have fewer shots and %ld lose their beginning: longer than %ld tokens",
-               s.name.c_str(), s.gold.size(), s.fewer_shots, s.cut, max_tokens));
+    fewer += s.fewer_shots, cut += s.cut, all += static_cast<int64_t>(s.gold.size());
+  if (fewer + cut > 0)
+    cli.note(strf("note: of %s prompts %s have fewer shots and %s lose their beginning: longer than %ld tokens",
+                  with_commas(all).c_str(), with_commas(fewer).c_str(), with_commas(cut).c_str(), max_tokens));
 }
 
 Questions read_questions(const Arguments& a, const Cli& cli, const ModelConfig& config) {

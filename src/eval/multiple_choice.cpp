@@ -177,6 +177,7 @@ TokenQuestion share_beginning(std::vector<Continuation> sequences, int64_t max_r
     shared = std::min({shared, size_of_ids(s.ids) - 1, common_length(first, s.ids)});
   q.shared.assign(first.begin(), first.begin() + shared);
   for (Continuation& s : sequences) q.endings.push_back({{s.ids.begin() + shared, s.ids.end()}, s.scored});
+  if (is_single(q)) q.alone_rows = shared;
   return q;
 }
 

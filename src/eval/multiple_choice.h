@@ -20,7 +20,7 @@ struct Continuation {
 struct TokenQuestion {
   std::vector<int32_t> shared;        // what all endings begin with
   std::vector<Continuation> endings;  // what follows; at least one id each. `scored` may reach back into shared
-  int64_t alone_rows = 0;             // rows that these sequences take one by one
+  int64_t alone_rows = 0;             // rows that these sequences take one by one, equal ones once
   bool cut = false;                   // is one of them without its beginning?
 };
 

@@ -31,7 +31,7 @@ std::string_view trimmed(std::string_view cell) {
   return cell.substr(begin, cell.find_last_not_of(" \t\n\v\f\r") - begin + 1);
 }
 
-// "+05" -> "5"; nothing for what is no integer of 64 bits.
+// "+05" -> "5"; nothing for what is no integer. Its size is not looked at.
 std::optional<std::string> as_integer(std::string_view cell) {
   cell = trimmed(cell);
   const bool negative = !cell.empty() && cell[0] == '-';
@@ -39,10 +39,14 @@ std::optional<std::string> as_integer(std::string_view cell) {
   if (cell.empty() || !std::all_of(cell.begin(), cell.end(), [](char c) { return c >= '0' && c <= '9'; }))
     return std::nullopt;
   cell.remove_prefix(std::min(cell.find_first_not_of('0'), cell.size() - 1));
-  const std::string text = (negative && cell != "0" ? "-" : "") + std::string(cell);
-  int64_t value;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && stop == text.data() + text.size() ? std::optional(text) : std::nullopt;
+  return (negative && cell != "0" ? "-" : "") + std::string(cell);
+}
+
+template <class T>
+bool fits(const std::string& integer) {
+  T value;
+  const auto [stop, error] = std::from_chars(integer.data(), integer.data() + integer.size(), value);
+  return error == std::errc() && stop == integer.data() + integer.size();
 }
 
 std::optional<double> as_number(std::string_view cell) {
@@ -57,7 +61,10 @@ std::optional<double> as_number(std::string_view cell) {
   double value;
   const auto [stop, error] = std::from_chars(lower.data(), lower.data() + lower.size(), value);
   if (error == std::errc::invalid_argument || stop != lower.data() + lower.size()) return std::nullopt;
-  if (error == std::errc::result_out_of_range) return std::nullopt;
+  if (error == std::errc::result_out_of_range) {  // too large, or as good as zero: the exponent's sign tells
+    const size_t e = lower.find('e');
+    value = e != std::string::npos && lower[e + 1] == '-' ? 0 : INFINITY;
+  }
   return negative ? -value : value;
 }
 
@@ -81,9 +88,27 @@ std::string python_repr(double value) {
          digits.substr(static_cast<size_t>(exponent) + 1);
 }
 
+// The column if it is one of integers: of 64 bits with a sign or, where one is too large for that, without. Digits that fit
+// neither make it a column of text, of which nothing is missing.
+std::optional<std::vector<std::string>> integer_column(const std::vector<std::string>& cells) {
+  std::vector<std::string> printed;
+  bool wide = false, missing = false;
+  for (const std::string& cell : cells) {
+    const auto integer = as_integer(cell);
+    missing = missing || is_missing(cell);
+    if (!integer && is_missing(cell)) continue;
+    if (!integer && wide) return cells;
+    if (!integer) return std::nullopt;
+    wide = wide || !fits<int64_t>(*integer);
+    printed.push_back(*integer);
+  }
+  if (!wide) return missing ? std::nullopt : std::optional(printed);
+  if (missing || !std::all_of(printed.begin(), printed.end(), fits<uint64_t>)) return cells;
+  return printed;
+}
+
 // The cells of one column as pandas prints them: whole numbers, else numbers, else truth values, else text.
 std::vector<std::string> column_as_pandas(const std::vector<std::string>& cells) {
-  const auto missing = static_cast<size_t>(std::count_if(cells.begin(), cells.end(), is_missing));
   const auto convert = [&](auto&& read, auto&& print) -> std::optional<std::vector<std::string>> {
     std::vector<std::string> printed;
     for (const std::string& cell : cells) {
@@ -98,8 +123,7 @@ std::vector<std::string> column_as_pandas(const std::vector<std::string>& cells)
     return printed;
   };
   const auto same = [](const std::string& text) { return text; };
-  if (missing == 0)
-    if (auto integers = convert(as_integer, same)) return *integers;
+  if (auto integers = integer_column(cells)) return *integers;
   if (auto numbers = convert(as_number, python_repr)) return *numbers;
   if (auto bools = convert(as_bool, [](bool b) { return std::string(b ? "True" : "False"); })) return *bools;
   return *convert([](const std::string& cell) { return std::optional(cell); }, same);
