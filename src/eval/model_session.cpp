@@ -18,10 +18,14 @@ bool has_tensor(const AdapterFile& adapter, const char* suffix) {
                      [&](const NamedArray& t) { return ends_with(t.name, suffix); });
 }
 
-// Keys and values of every layer, (capacity, G D) each.
-KvCache push_cache(Arena& arena, const ModelConfig& config, DType storage, int64_t capacity) {
+// Keys and values of every layer, (capacity, G D) each, and room for one layer's of batches that pass.
+KvCache push_cache(Arena& arena, const ModelConfig& config, DType storage, const Workload& work) {
   KvCache cache;
-  cache.capacity = capacity;
+  const int64_t capacity = cache.capacity = work.cache_tokens;
+  if (work.passing_rows > 0) {
+    cache.passing_keys = arena.push("KV cache", storage, capacity + work.passing_rows, config.kv_width());
+    cache.passing_values = arena.push("KV cache", storage, capacity + work.passing_rows, config.kv_width());
+  }
   for (int64_t l = 0; capacity > 0 && l < config.layers; ++l) {
     cache.keys.push_back(arena.push("KV cache", storage, capacity, config.kv_width()));
     cache.values.push_back(arena.push("KV cache", storage, capacity, config.kv_width()));
@@ -83,14 +87,16 @@ ModelPlan ModelSession::model_plan(int64_t positions) const {
 MemoryPlan ModelSession::try_plan(const Workload& work, Residency residency) const {
   MemoryPlan plan{model_plan(work.positions), 0, 0, {}};
   plan.model.residency = residency;
-  for (const StepShape& s : work.evaluate) plan.max_labels = std::max(plan.max_labels, s.labels);
+  for (const auto* shapes : {&work.evaluate, &work.scores})
+    for (const StepShape& s : *shapes) plan.max_labels = std::max(plan.max_labels, s.labels);
   CheckedBackend dry(backend_.device(), backend_.precision());
   Arena arena = Arena::planning(backend_.device());
   Trainer trainer(dry, arena, plan.model, plan.max_labels);
-  const KvCache cache = push_cache(arena, config(), backend_.precision().storage, work.cache_tokens);
+  const KvCache cache = push_cache(arena, config(), backend_.precision().storage, work);
   stage_largest_matrix(arena, plan.model);
   for (const StepShape& s : work.evaluate) trainer.evaluate(hollow_batch(s));
   for (const StepShape& s : work.logits) trainer.logits(hollow_batch(s), work.cache_tokens > 0 ? &cache : nullptr);
+  for (const StepShape& s : work.scores) trainer.row_losses(hollow_batch(s));
   plan.peak_bytes = arena.peak();
   plan.ledger = arena.ledger();
   return plan;
@@ -126,7 +132,7 @@ size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgre
   memory_ = backend_.allocate(plan_.peak_bytes);
   arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
-  cache_ = push_cache(*arena_, config(), backend_.precision().storage, choices[chosen].cache_tokens);
+  cache_ = push_cache(*arena_, config(), backend_.precision().storage, choices[chosen]);
   Llama& model = trainer_->model();
   model.init_rope();
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
@@ -140,6 +146,15 @@ size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgre
 }
 
 std::pair<double, int64_t> ModelSession::evaluate(const Batch& batch) { return trainer_->evaluate(batch); }
+std::vector<double> ModelSession::row_losses(const Batch& batch) { return trainer_->row_losses(batch); }
+std::vector<double> ModelSession::row_losses(const Batch& batch, int64_t kept) {
+  IRQ_CHECK(kept <= cache_.capacity && kept + batch.rows() <= cache_.passing_keys.rows, "%ld cached rows, %ld more",
+            kept, batch.rows());
+  cache_.kept = kept;
+  std::vector<double> losses = trainer_->row_losses(batch, &cache_);
+  cache_.kept = -1;
+  return losses;
+}
 std::vector<float> ModelSession::logits(const Batch& batch) { return trainer_->logits(batch); }
 std::vector<float> ModelSession::logits(const Batch& batch, std::vector<KvCache::Write> writes) {
   cache_.writes = std::move(writes);

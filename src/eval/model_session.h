@@ -17,10 +17,12 @@ namespace irq {
 
 // What a session will be asked to do: the largest batches, and the cache it needs.
 struct Workload {
-  std::vector<StepShape> evaluate;  // batches whose losses are wanted
-  std::vector<StepShape> logits;    // batches whose logits are wanted (with the cache where there is one)
-  int64_t positions = 0;            // tokens of the longest sequence
-  int64_t cache_tokens = 0;         // capacity of the KV cache, 0 = none
+  std::vector<StepShape> evaluate;     // batches whose losses are wanted
+  std::vector<StepShape> logits;       // batches whose logits are wanted (with the cache where there is one)
+  int64_t positions = 0;               // tokens of the longest sequence
+  int64_t cache_tokens = 0;            // capacity of the KV cache, 0 = none
+  std::vector<StepShape> scores = {};  // batches whose rows' losses are wanted one by one
+  int64_t passing_rows = 0;            // the largest of them that goes on from the cache's first rows, 0 = none does
 };
 
 class ModelSession {
@@ -45,6 +47,11 @@ class ModelSession {
 
   // Sum of the losses (natural log) and number of scored tokens.
   std::pair<double, int64_t> evaluate(const Batch& batch);
+  // The loss (natural log) of each of the batch's label rows.
+  std::vector<double> row_losses(const Batch& batch);
+  // The same behind the first `kept` rows of the cache: the key ranges of the batch's seqs count in [those rows | the batch].
+  // The cache stays as it is.
+  std::vector<double> row_losses(const Batch& batch, int64_t kept);
   // Logits (n, V) row-major of the batch's label rows.
   std::vector<float> logits(const Batch& batch);
   // The same, with keys and values in the cache: writes says where the batch's own go, its seqs count in cache rows.

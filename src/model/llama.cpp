@@ -3,17 +3,31 @@
 
 namespace irq {
 
+// [the cache's first rows | the batch's own], of one layer.
+void Llama::gather_passing(const KvCache& cache, size_t index, const Tensor& keys, const Tensor& values) {
+  const auto gather = [&](const Tensor& all, const Tensor& cached, const Tensor& own) {
+    if (cache.kept > 0) backend_.copy(all.slice_rows(0, cache.kept), cached.slice_rows(0, cache.kept));
+    backend_.copy(all.slice_rows(cache.kept, own.rows), own);
+  };
+  gather(cache.passing_keys, cache.keys[index], keys);
+  gather(cache.passing_values, cache.values[index], values);
+}
+
 Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache) {
   const ModelConfig& c = config();
   const int head_dim = static_cast<int>(c.head_dim);
   ops::rope(t, qkv, c.q_width() + c.kv_width(), head_dim, cos_, sin_, batch);
   if (cache == nullptr) return ops::attention(t, qkv, c.heads, c.kv_heads, head_dim, batch, layer.o.rank);
-  const Tensor now = t.value(qkv);
+  const Tensor keys = t.value(qkv).slice_cols(c.q_width(), c.kv_width());
+  const Tensor values = t.value(qkv).slice_cols(c.q_width() + c.kv_width(), c.kv_width());
+  if (cache->kept >= 0) {
+    gather_passing(*cache, index, keys, values);
+    return ops::cached_attention(t, qkv, c.heads, head_dim, cache->passing_keys, cache->passing_values, batch,
+                                 layer.o.rank);
+  }
   for (const KvCache::Write& w : cache->writes) {
-    const Tensor rows = now.slice_rows(w.row, w.count);
-    backend_.copy(cache->keys[index].slice_rows(w.cache_row, w.count), rows.slice_cols(c.q_width(), c.kv_width()));
-    backend_.copy(cache->values[index].slice_rows(w.cache_row, w.count),
-                  rows.slice_cols(c.q_width() + c.kv_width(), c.kv_width()));
+    backend_.copy(cache->keys[index].slice_rows(w.cache_row, w.count), keys.slice_rows(w.row, w.count));
+    backend_.copy(cache->values[index].slice_rows(w.cache_row, w.count), values.slice_rows(w.row, w.count));
   }
   return ops::cached_attention(t, qkv, c.heads, head_dim, cache->keys[index], cache->values[index], batch,
                                layer.o.rank);
@@ -70,6 +84,16 @@ void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
   t.done(x);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::cross_entropy_head(t, n, head_, config().vocab + (plan_.pad_row ? 1 : 0), batch, nll);
+  t.done(n);
+  t.done(scored);
+}
+
+void Llama::row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCache* cache) {
+  const Var x = hidden(t, batch, cache);
+  const Var scored = ops::gather_labels(t, x, batch);
+  t.done(x);
+  const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
+  ops::row_losses(t, n, head_.value.slice_rows(0, config().vocab), batch, nll);
   t.done(n);
   t.done(scored);
 }

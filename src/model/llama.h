@@ -29,6 +29,10 @@ struct KvCache {
     int64_t row, cache_row, count;  // batch rows [row, +count) go to cache rows [cache_row, +count)
   };
   std::vector<Write> writes;  // of the batch about to run
+  // For batches that go on from the cache's first rows and leave nothing behind: attention reads one layer's keys and values
+  // [the first `kept` rows of the cache | the batch's own], gathered here. kept = -1: the batch is written, as above.
+  Tensor passing_keys, passing_values;  // (rows, kv_width)
+  int64_t kept = -1;
 };
 
 // What a model is built for.
@@ -79,12 +83,15 @@ class Llama {
   Var hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache = nullptr);
   // Next-token loss of every label row into nll (1, L).
   void loss(Tape& t, const DeviceBatch& batch, Tensor nll);
+  // The same without gradients, from logits in master precision: each row's loss counts for itself, none is averaged.
+  void row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCache* cache = nullptr);
   // Logits (n, V) of the batch's label rows, master precision.
   void logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache = nullptr);
 
  private:
   Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
+  void gather_passing(const KvCache& cache, size_t index, const Tensor& keys, const Tensor& values);
   void build_group(LinearGroup& g, int first_linear);
   void place_folded(LinearGroup& g);
   void build_iec_table();

@@ -35,6 +35,18 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const
   });
 }
 
+void row_losses(Tape& t, Var x, const Tensor& head, const DeviceBatch& batch, Tensor nll) {
+  IRQ_CHECK(!t.recording(), "%s", "row_losses has no gradient");
+  const Tensor in = t.value(x);
+  for (int64_t begin = 0; begin < in.rows; begin += kChunkRows) {
+    const int64_t count = std::min(kChunkRows, in.rows - begin);
+    const Scratch chunk(t.arena(), "logits chunk", t.master(), count, head.rows);
+    t.backend().matmul(chunk, in.slice_rows(begin, count), false, head, true, 1, 0, {});
+    t.backend().cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params,
+                              head.rows, false);
+  }
+}
+
 void logits(Tape& t, Var x, const Tensor& head, Tensor out) {
   t.backend().matmul(out, t.value(x), false, head, true, 1, 0, {});
 }

@@ -47,6 +47,9 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
 // matrix exists. The softmax is over the first `vocab` of the V' logits, the others are masked. Writes each row's loss
 // into nll (1, L) M. A root of the tape: backward starts here.
 void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const DeviceBatch& batch, Tensor nll);
+// Each row's loss without gradients, from logits in master precision (in bf16 they would be rounded to 2^-9 of their size):
+// x (L, C), head (V, C), nll (1, L) M. In chunks, as above.
+void row_losses(Tape& t, Var x, const Tensor& head, const DeviceBatch& batch, Tensor nll);
 // Rows of logits (n, V) in master precision, for evaluation and sampling; head (V, C).
 void logits(Tape& t, Var x, const Tensor& head, Tensor out);
 

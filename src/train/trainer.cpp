@@ -82,6 +82,28 @@ std::pair<double, int64_t> Trainer::evaluate(const Batch& batch) {
   return {read_scalar(backend_, nll_sum_), batch.real_labels};
 }
 
+std::vector<double> Trainer::row_losses(const Batch& batch, const KvCache* cache) {
+  const int64_t mark = arena_.mark();
+  std::vector<double> out(static_cast<size_t>(batch.real_labels));
+  if (out.empty()) return out;
+  {
+    const DeviceBatch d = upload_batch(backend_, arena_, batch, params_);
+    Tape tape(backend_, arena_, &model_.params(), false);
+    const Tensor nll = nll_.slice_cols(0, d.labels);
+    model_.row_losses(tape, d, nll, cache);
+    const Tensor real = nll.slice_cols(0, batch.real_labels);
+    if (real.dtype == DType::F64) {
+      backend_.download(out.data(), real);
+    } else {
+      std::vector<float> narrow(out.size());
+      backend_.download(narrow.data(), real);
+      out.assign(narrow.begin(), narrow.end());
+    }
+  }
+  arena_.pop_to(mark);
+  return out;
+}
+
 std::vector<float> Trainer::logits(const Batch& batch, const KvCache* cache) {
   const int64_t mark = arena_.mark(), vocab = model_.config().vocab;
   std::vector<float> out;

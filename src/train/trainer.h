@@ -31,6 +31,8 @@ class Trainer {
   StepResult step(const std::vector<Batch>& window, int64_t step, const OptimizerConfig& config);
   // Sum of the losses and number of labels of a batch; no gradients.
   std::pair<double, int64_t> evaluate(const Batch& batch);
+  // The loss (natural log) of each label row, dead ones dropped; from logits in master precision.
+  std::vector<double> row_losses(const Batch& batch, const KvCache* cache = nullptr);
   // Logits (n, V) row-major of the batch's label rows, dead ones dropped.
   std::vector<float> logits(const Batch& batch, const KvCache* cache = nullptr);
 
