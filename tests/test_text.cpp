@@ -239,6 +239,7 @@ TEST(Records, MalformedFilesNameTheLine) {
        {"p.jsonl: line 1", "message 2 is out of turn", "role \"tool\"", "\"assistant\""}},
       {"q.jsonl", "{\"messages\": [{\"role\": \"user\"}]}", {"q.jsonl: line 1", "no \"content\""}},
       {"r.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", {"r.jsonl", "no token to train on"}},
+      {"null.json", "[{\"instruction\": null, \"output\": \"c\"}]", {"null.json: line 1", "\"instruction\" is null"}},
       {"s.txt", " \n", {"s.txt", "empty"}},
       {"t.txt", "caf\xE9", {"t.txt", "UTF-8"}},
   };

@@ -127,6 +127,7 @@ TEST_F(TrainErrors, Data) {
               "plain text files need the model's tokenizer\n  likely  : no tokenizer.model or tokenizer.json beside");
   write_bytes(dir_ / "empty.json", "");
   expect_part(with_data("empty.json"), (dir_ / "empty.json") + ": the data file is empty");
+  expect_part(train(out + Args{"--data", "/dev/zero"}), "/dev/zero: is not a regular file\n");
   expect_part(with_data("absent.json"), (dir_ / "absent.json") + ": cannot be read");
   expect_part(run_command("irq_train", Args{shared("model.bin"), "--rank", "8", "--device", "cpu"} + out),
               "no training data\n", 2);

@@ -105,10 +105,7 @@ void advise_unknown(Error& e, const std::string& path, FileKind expected) {
     return;
   }
   if (expected == FileKind::adapter || expected == FileKind::state) return advise_conversion(e, path, expected);
-  e.line("try",
-         "a model.bin, model.irq or adapter.lora; a model of llama2.c, llm.c, GGUF or Hugging Face becomes one by    "
-         "./irq_convert " +
-             shell_quoted(path) + " model.bin");
+  e.line("try", "./irq_convert " + shell_quoted(path) + " model.bin    if it is a model of llama2.c, llm.c or GGUF");
 }
 
 }  // namespace

@@ -168,6 +168,8 @@ std::string read_content(const std::string& path) {
   if (std::filesystem::is_directory(path, ignored))
     throw Error(path + ": a folder, not a data file")
         .line("expected", "JSON, JSONL, plain text or an llm.c token file");
+  if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))  // may never end
+    throw Error(path + ": is not a regular file").line("try", "write its content to a file first");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(path + ": cannot be read").line("likely", "the name is misspelt or the file is not readable");
   std::string content(std::istreambuf_iterator<char>(file), {});

@@ -83,7 +83,7 @@ struct Parser {
     const auto it = object.find(key);
     if (it == object.end() || it->is_null()) {
       if (optional) return "";
-      throw error_at(path, line, strf("the record has no \"%s\"", key))
+      throw error_at(path, line, strf(it == object.end() ? "the record has no \"%s\"" : "\"%s\" is null", key))
           .line("expected", kForms)
           .line("found", keys_of(object));
     }
