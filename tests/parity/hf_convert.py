@@ -16,6 +16,7 @@ import tempfile
 try:
     import numpy as np
     import torch
+    import transformers
     from transformers import LlamaConfig, LlamaForCausalLM
 except ImportError as e:
     print(f"hf_convert: skipped: {e}", file=sys.stderr)
@@ -81,6 +82,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default="build")
     args = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
         results = [compare(args.build, work, name, case, i) for i, (name, case) in enumerate(CASES.items())]
     print(f"hf_convert: {len(results)} models, {results.count(False)} failed (tolerance {TOLERANCE:g})")
