@@ -228,6 +228,11 @@ TEST(Bitsandbytes, RefusesWhatAnIrqCannotSay) {
               }),
               up + ".absmax is not what bitsandbytes writes\n  expected: U8, 320 elements\n  found   : U8 [319]");
   EXPECT_SAYS(changed([&](Folder& f) {
+                RawTensor& t = named(f.tensors, up);
+                t.bytes.pop_back(), t.shape[0] -= 1;
+              }),
+              "tensor " + up + " is not what bitsandbytes writes\n  expected: 10240 bytes for [320, 64]");
+  EXPECT_SAYS(changed([&](Folder& f) {
                 named(f.tensors, up + ".quant_state.bitsandbytes__nf4").name = up + ".quant_state.bitsandbytes__fp4";
               }),
               "only NF4 can be taken over");
@@ -258,6 +263,18 @@ TEST(Bitsandbytes, RefusesWhatAnIrqCannotSay) {
               " has no double quantization, unlike the linears before it");
   EXPECT_SAYS(refused(dir, good, R"(, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true})"),
               "bnb_4bit_quant_type is fp4");
+}
+
+// bnb_4bit_quant_storage: the same bytes under another type.
+TEST(Bitsandbytes, CodesStoredAsBf16) {
+  ScratchDir dir;
+  Folder folder(nf4_config(), true, canonical_map());
+  RawTensor& t = named(folder.tensors, foreign_name("layers.0.wq"));
+  t.dtype = "BF16", t.shape[0] /= 2;
+  folder.write(dir / "hf");
+  BitsandbytesFolder(dir / "hf").write(dir / "m.irq");
+  IrqReader r(dir / "m.irq");
+  EXPECT_EQ(bytes_of(r.matrix("layers.0.wq").codes), t.bytes);
 }
 
 TEST(Bitsandbytes, Command) {

@@ -161,7 +161,10 @@ void BitsandbytesFolder::Impl::add_matrix(const LinearShape& shape, const std::s
   state.expect("blocksize", kBlock);
   state.expect("shape", nlohmann::json::array({m.rows, m.cols}));
   const int64_t weights = m.rows * m.cols, blocks = (weights + kBlock - 1) / kBlock;
-  require_type(*m.codes, "U8", (weights + 1) / 2);
+  if (m.codes->entry->bytes != (weights + 1) / 2)  // under any type: bnb_4bit_quant_storage only renames the bytes
+    throw Error(m.codes->where() + " is not what bitsandbytes writes")
+        .line("expected", strf("%ld bytes for [%ld, %ld]", (weights + 1) / 2, m.rows, m.cols))
+        .line("found", m.codes->shape());
   require_type(*m.quant_map, "F32", 16);
   const bool is_nested = state.has("nested_offset");
   if (matrices.empty()) nested = is_nested;

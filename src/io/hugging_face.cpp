@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kMaxIndexBytes = int64_t{32} << 20;
+constexpr int64_t kMaxIndexBytes = int64_t{8} << 20;
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
 bool ends_with(const std::string& s, const std::string& end) {
@@ -69,6 +69,9 @@ std::map<std::string, std::string> read_index(const std::string& path) {
   } else if (any([](const std::string& n) { return n == "adapter_model.safetensors"; })) {
     e.line("found", "adapter_model.safetensors: a PEFT adapter, not a model");
     e.line("try", "./irq_train BASE --init-adapter " + shell_quoted(folder));
+  } else if (any([](const std::string& n) { return starts_with(n, "consolidated"); })) {
+    e.line("found", "consolidated.*: Meta's own layout, which is not read here");
+    e.line("try", "take the model in Hugging Face's layout (often the same repository has it)");
   } else if (gguf) {
     e.line("try", "name the .gguf file itself");
   } else {
@@ -212,6 +215,20 @@ int64_t FolderTensors::refuse_unknown(const std::map<std::string, bool>& known) 
   return ignored;
 }
 
+// Compared in pieces whose pages are let go, so that two large tables need no memory.
+bool same_values(const FolderTensor& a, const FolderTensor& b) {
+  constexpr int64_t kPiece = int64_t{8} << 20;
+  if (a.entry->dtype != b.entry->dtype || a.entry->shape != b.entry->shape) return false;
+  for (int64_t begin = 0; begin < a.entry->bytes; begin += kPiece) {
+    const int64_t bytes = std::min(kPiece, a.entry->bytes - begin);
+    const bool same = std::memcmp(a.data() + begin, b.data() + begin, static_cast<size_t>(bytes)) == 0;
+    a.file->dont_need(*a.entry, begin, bytes);
+    b.file->dont_need(*b.entry, begin, bytes);
+    if (!same) return false;
+  }
+  return true;
+}
+
 void resolve_head(const FolderTensors& folder, ModelConfig& config, std::vector<std::string>& notes) {
   const FolderTensor* head = folder.find("lm_head.weight");
   const FolderTensor* embed = folder.find("model.embed_tokens.weight");
@@ -221,11 +238,7 @@ void resolve_head(const FolderTensors& folder, ModelConfig& config, std::vector<
         .line("likely", "a model with tied embeddings, or files missing from the download")
         .line("try", "if it is tied, write \"tie_word_embeddings\": true into " + folder.config_path());
   if (!head || !config.tied || !embed) return;
-  const bool same = head->entry->dtype == embed->entry->dtype && head->entry->shape == embed->entry->shape &&
-                    std::memcmp(head->data(), embed->data(), static_cast<size_t>(head->entry->bytes)) == 0;
-  head->file->dont_need(*head->entry);
-  embed->file->dont_need(*embed->entry);
-  if (same) {
+  if (same_values(*head, *embed)) {
     notes.push_back("lm_head.weight equals model.embed_tokens.weight and is stored once (tie_word_embeddings)");
     return;
   }

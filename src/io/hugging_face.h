@@ -48,6 +48,7 @@ class FolderTensors {
   std::map<std::string, FolderTensor> tensors_;
 };
 
+bool same_values(const FolderTensor& a, const FolderTensor& b);  // type, shape and every bit
 // A tied model may carry lm_head.weight all the same. Equal to embed_tokens it is left out. Different, it is the head and
 // config.tied becomes false: dropping trained weights silently would be the worse guess. An untied model must have one.
 void resolve_head(const FolderTensors& folder, ModelConfig& config, std::vector<std::string>& notes);
