@@ -17,6 +17,9 @@ struct SafetensorsEntry {
   int64_t count() const;         // elements
 };
 
+// A name from a foreign file as it may stand in a message: no control characters, at most 120 bytes.
+std::string printable(const std::string& text);
+
 // Opening checks everything the header says: JSON, types, shapes against byte counts, no overlap, no gap beyond the file.
 class SafetensorsReader {
  public:

@@ -8,6 +8,13 @@
 
 namespace irq {
 
+std::string printable(const std::string& text) {
+  std::string shown = text.substr(0, 120);
+  std::replace_if(
+      shown.begin(), shown.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+  return shown;
+}
+
 int64_t SafetensorsEntry::count() const {
   int64_t n = 1;
   for (const int64_t x : shape) n *= x;
