@@ -179,7 +179,8 @@ TEST_F(ExportFiles, TheTokenizerGoesAlong) {
   export_hugging_face(source, dir_ / "hf", {});
   EXPECT_EQ(read_bytes(dir_ / "hf/tokenizer.model"), read_bytes(demo_path("tokenizer.model")));
   EXPECT_EQ(json_of(dir_ / "hf/tokenizer_config.json")["tokenizer_class"], "LlamaTokenizer");
-  write_bytes(dir_ / "tokenizer_config.json", "{\"legacy\": false}");
+  write_bytes(dir_ / "tokenizer_config.json", "{}");  // of another model
+  write_bytes(dir_ / "m.tokenizer_config.json", "{\"legacy\": false}");
   export_hugging_face(source, dir_ / "hf", {.overwrite = true});
   EXPECT_EQ(json_of(dir_ / "hf/tokenizer_config.json"), nlohmann::json({{"legacy", false}}));
 

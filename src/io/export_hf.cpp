@@ -109,7 +109,7 @@ void write_shard(ExportSource& source, const std::string& path, const Shard& sha
   writer.finish();
 }
 
-// tokenizer.model or tokenizer.json under its plain name, and its configuration.
+// The tokenizer under its plain name, and its configuration.
 void copy_tokenizer(const std::string& model, const OutputFolder& out, ExportReport& report) {
   namespace fs = std::filesystem;
   const std::string from = find_tokenizer(model);
@@ -121,17 +121,11 @@ void copy_tokenizer(const std::string& model, const OutputFolder& out, ExportRep
     write_text_file(out.file(name), text);
     report.files.emplace_back(name, static_cast<int64_t>(text.size()));
   };
-  const std::string kind = from.ends_with(".json") ? "tokenizer.json" : "tokenizer.model";
-  put(kind, read_text_file(from));
-  const std::string stem = from.substr(0, from.size() - kind.size());  // "DIR/" or "DIR/NAME."
-  bool configured = false;
-  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"})
-    for (const std::string& path : {stem + name, parent_path(from) + "/" + name})
-      if (file_exists(path) && !file_exists(out.file(name))) {
-        put(name, read_text_file(path));
-        configured |= std::string(name) == "tokenizer_config.json";
-      }
-  if (configured || kind == "tokenizer.json") return;
+  // The files of this name belong together: "DIR/NAME.tokenizer.model" and "DIR/NAME.tokenizer_config.json".
+  const std::string stem = from.substr(0, from.rfind("tokenizer."));
+  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+    if (file_exists(stem + name)) put(name, read_text_file(stem + name));
+  if (file_exists(out.file("tokenizer_config.json")) || file_exists(out.file("tokenizer.json"))) return;
   Json json;  // what this engine's SentencePiece tokenizer does by default
   json["tokenizer_class"] = "LlamaTokenizer";
   json["legacy"] = true;

@@ -62,7 +62,8 @@ std::vector<float> values_of(const SafetensorsReader& file, const SafetensorsEnt
   const unsigned char* from = file.data(e);
   const int64_t width = e.dtype == "F32" ? 4 : 2, count = e.bytes / width;
   if (e.dtype != "F32" && e.dtype != "F16" && e.dtype != "BF16")
-    throw Error(file.path() + ": " + e.name + " is " + e.dtype).line("expected", "F32, F16 or BF16");
+    throw Error(file.path() + ": " + printable(e.name) + " is " + printable(e.dtype))
+        .line("expected", "F32, F16 or BF16");
   std::vector<float> values(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     uint32_t bits = 0;
@@ -72,7 +73,8 @@ std::vector<float> values_of(const SafetensorsReader& file, const SafetensorsEnt
                                      : e.dtype == "F16" ? to_float(F16{half})
                                                         : to_float(Bf16{half});
     if (!std::isfinite(values[static_cast<size_t>(i)]))
-      throw Error(file.path() + ": a weight of " + e.name + " is not finite").line("likely", "its training diverged");
+      throw Error(file.path() + ": a weight of " + printable(e.name) + " is not finite")
+          .line("likely", "its training diverged");
   }
   return values;
 }
@@ -85,13 +87,13 @@ void read_parts(const SafetensorsReader& file, const ModelConfig& c, int64_t ran
     const std::optional<Meaning> m = meaning_of(e.name, c, rank);
     if (!m)
       throw Error(file.path() + ": holds what is no LoRA on a linear of this model")
-          .line("found", e.name + " " + shape_text(e.shape))
+          .line("found", printable(e.name) + " " + shape_text(e.shape))
           .line("expected", strf("lora_A and lora_B of the seven linears in layers 0 to %ld", c.layers - 1))
           .line("likely", "an adapter of another model, or of other kinds of layers");
     const std::string name = m->linear + "." + m->part;
     if (!has_shape(e, *m))
       throw Error(file.path() + ": this adapter does not fit the model")
-          .line("tensor", e.name + " " + shape_text(e.shape))
+          .line("tensor", printable(e.name) + " " + shape_text(e.shape))
           .line("expected", m->part.size() > 1 ? "(1)" : strf("(%ld, %ld)", m->rows, m->cols))
           .line("likely", "an adapter of another model");
     if (const SafetensorsEntry*& first = seen[name]; first == nullptr) {
@@ -99,7 +101,8 @@ void read_parts(const SafetensorsReader& file, const ModelConfig& c, int64_t ran
     } else {  // under a second prefix: it must say the same
       if (first->dtype != e.dtype || first->bytes != e.bytes ||
           std::memcmp(file.data(*first), file.data(e), static_cast<size_t>(e.bytes)) != 0)
-        throw Error(file.path() + ": two keys for one weight that differ").line("found", first->name + ", " + e.name);
+        throw Error(file.path() + ": two keys for one weight that differ")
+            .line("found", printable(first->name) + ", " + printable(e.name));
       continue;
     }
     parts[name] = {name, m->rows, m->cols, values_of(file, e)};

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/io/initial_adapter.h"
+#include "src/io/safetensors.h"
 #include "src/model/method.h"
 
 namespace irq {
@@ -32,7 +33,7 @@ void refuse_other_kinds(const Json& j, const std::string& path) {
   const auto text = [&](const char* key, const std::string& fallback) {
     return j.contains(key) && j.at(key).is_string() ? j.at(key).get<std::string>() : fallback;
   };
-  if (text("peft_type", "LORA") != "LORA") throw refusal(path, "its peft_type is " + text("peft_type", ""));
+  if (text("peft_type", "LORA") != "LORA") throw refusal(path, "its peft_type is " + printable(text("peft_type", "")));
   const std::pair<const char*, const char*> switches[] = {
       {"use_rslora", "use_rslora divides alpha by the root of the rank"},
       {"use_dora", "use_dora adds a trained norm to every weight (DoRA)"},
@@ -41,7 +42,8 @@ void refuse_other_kinds(const Json& j, const std::string& path) {
       {"fan_in_fan_out", "fan_in_fan_out transposes the weights"}};
   for (const auto& [key, reason] : switches)
     if (is_on(j, key)) throw refusal(path, reason);
-  if (text("bias", "none") != "none") throw refusal(path, "bias is \"" + text("bias", "") + "\": it trains biases");
+  if (text("bias", "none") != "none")
+    throw refusal(path, "bias is \"" + printable(text("bias", "")) + "\": it trains biases");
   const std::pair<const char*, const char*> lists[] = {
       {"modules_to_save", "modules_to_save holds whole weights beside the adapter"},
       {"rank_pattern", "rank_pattern gives linears different ranks"},
@@ -56,7 +58,8 @@ void refuse_other_kinds(const Json& j, const std::string& path) {
   const std::string init = text("init_lora_weights", "");
   for (const char* changes_base : {"pissa", "olora", "loftq", "corda"})
     if (init.rfind(changes_base, 0) == 0)
-      throw refusal(path, "init_lora_weights is \"" + init + "\": it belongs to a base whose weights were changed")
+      throw refusal(path,
+                    "init_lora_weights is \"" + printable(init) + "\": it belongs to a base whose weights were changed")
           .line("try",
                 "convert it to plain LoRA with PEFT first (save_pretrained, path_initial_model_for_weight_conversion)");
 }
@@ -80,7 +83,7 @@ uint32_t targets_of(const Json& j, const std::string& path) {
     const size_t dot = name.rfind('.');
     try {
       mask |= parse_targets(dot == std::string::npos ? name : name.substr(dot + 1));
-    } catch (const Error&) { throw refusal(path, "it adapts " + name); }
+    } catch (const Error&) { throw refusal(path, "it adapts " + printable(name)); }
   }
   return mask;
 }
