@@ -136,6 +136,26 @@ def write_base(path, config, dtype, weights):
     return _write(path, b"IRQB", fields, tensors)
 
 
+def read_base(path):
+    """Returns (config, name -> f32 weights)."""
+    _, head, payload = _read(path, b"IRQB")
+    values = struct.unpack_from("<12i2d", head)
+    c = dict(zip(CONFIG_INTS, values)) | {"rope_theta": values[12], "norm_eps": values[13]}
+    c["tied"] = bool(c["tied"])
+    weights, shapes, at = {}, linear_shapes(c), 0
+    for name in tensor_names(c):
+        norm = "norm" in name
+        shape = (c["dim"],) if norm else shapes.get(name.split(".")[-1], (c["vocab"], c["dim"]))
+        dtype = F32 if norm else values[11]
+        at = _round_up(at)
+        a = np.frombuffer(payload, {F32: "<f4", F16: "<f2", BF16: "<u2"}[dtype], int(np.prod(shape)), at)
+        at += a.nbytes
+        wide = (a.astype(np.uint32) << np.uint32(16)).view(np.float32) if dtype == BF16 else a.astype(np.float32)
+        weights[name] = wide.reshape(shape)
+    assert at == len(payload), f"{path}: {len(payload)} bytes of tensors, expected {at}"
+    return c, weights
+
+
 # ---- adapter (.lora) -------------------------------------------------------------------------------------------------
 
 
