@@ -125,9 +125,11 @@ TEST(TokenizerFiles, JsonIsFoundAndCarried) {
   const std::string json = folder.write("from/tokenizer.json", read_text_file(golden_path("bpe_tokenizer.json")));
   folder.write("from/tokenizer_config.json", R"({"eos_token": "<|im_end|>"})");
   EXPECT_EQ(find_tokenizer(folder.name("from/llama.bin")), json);
+  folder.write("from/chat_template.jinja", "T");
   std::filesystem::create_directories(folder.name("to"));
   EXPECT_CONTAINS(carry_tokenizer(folder.name("from/llama.bin"), folder.name("to/x.irq")), "tokenizer copied to");
   EXPECT_EQ(require_tokenizer(folder.name("to/x.irq"))->eos(), 2);
+  EXPECT_EQ(require_tokenizer(folder.name("to/x.irq"))->chat_template(), "T");
   EXPECT_EQ(carry_tokenizer(folder.name("from/llama.bin"), folder.name("to/x.irq")), "");
   // Of the same name the SentencePiece model wins; a model's own file wins over the folder's.
   const std::string own = folder.write("from/llama.tokenizer.json", "{}");
@@ -163,7 +165,7 @@ TEST(GenerateCommand, ChatInTheModelsOwnForm) {
   write_weights(folder.name("m.bin"), c, random_weights(c, 1));
   write_tokenizer(folder, kChatml);
   const auto generate = [&](std::vector<std::string> args) {
-    args.insert(args.begin(), {folder.name("m.bin"), "--device", "cpu", "--max-tokens", "6"});
+    args.insert(args.begin(), {folder.name("m.bin"), "--device", "cpu", "--threads", "1", "--max-tokens", "6"});
     return run_command("irq_generate", args);
   };
   const auto t = require_tokenizer(folder.name("m.bin"));

@@ -137,6 +137,8 @@ TEST(Vocabulary, Refuses) {
   EXPECT_CONTAINS(refused(llama, [](auto& v) { v.types[7] = 9; }), "token types from 1 to 6");
   EXPECT_CONTAINS(refused(llama, [](auto& v) { v.types[0] = 1, v.unknown = -1; }), "of the type unknown");
   EXPECT_CONTAINS(refused(llama, [](auto& v) { v.types[300] = 2; }), "of the type unknown");
+  EXPECT_CONTAINS(refused(llama, [](auto& v) { v.types[7] = 1; }), "256 byte tokens or none");
+  EXPECT_CONTAINS(refused(llama, [](auto& v) { v.tokens[7] = "<0xZZ>"; }), "not a SentencePiece model");
   const TempFolder folder;
   const auto file = [&](const Json& change) {
     return folder.write("tokenizer.json", small_json({{"/pre_tokenizer", change}}).dump());
