@@ -1,4 +1,4 @@
-// The loops that every importer shares.
+// The loops over values that converting is made of.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -24,14 +24,6 @@ TEST(FloatPieces, FindsTheFirstThatIsNotFinite) {
     EXPECT_EQ(first_not_finite(&bits, DType::F16, 1), std::isfinite(to_float(F16{bits})) ? -1 : 0);
     EXPECT_EQ(first_not_finite(&bits, DType::BF16, 1), std::isfinite(to_float(Bf16{bits})) ? -1 : 0);
   }
-}
-
-TEST(FloatPieces, HalfSplit) {
-  // Two heads of six rows, two bytes a row: pairs (2j, 2j + 1) become (j, j + 3).
-  const char in[] = "a0b0c0d0e0f0A1B1C1D1E1F1";
-  char out[25] = {};
-  half_split_rows(out, in, 2, 6, 2);
-  EXPECT_STREQ(out, "a0c0e0b0d0f0A1C1E1B1D1F1");
 }
 
 }  // namespace

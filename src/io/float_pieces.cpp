@@ -74,16 +74,4 @@ int64_t first_not_finite(const void* values, DType type, int64_t count) {
                                        count);
 }
 
-void half_split_rows(void* out, const void* in, int64_t heads, int64_t head_dim, int64_t row_bytes) {
-  const int64_t half = head_dim / 2, head_bytes = head_dim * row_bytes;
-#pragma omp parallel for if (heads * head_bytes > (1 << 20))
-  for (int64_t h = 0; h < heads; ++h) {
-    char* to = static_cast<char*>(out) + h * head_bytes;
-    const char* from = static_cast<const char*>(in) + h * head_bytes;
-    for (int64_t j = 0; j < half; ++j)
-      for (int64_t p = 0; p < 2; ++p)
-        std::memcpy(to + (j + p * half) * row_bytes, from + (2 * j + p) * row_bytes, static_cast<size_t>(row_bytes));
-  }
-}
-
 }  // namespace irq

@@ -1,4 +1,4 @@
-// What every importer does to a piece of a tensor: values to another float type, rows to another order, a look for NaN.
+// What converting does to a piece of a tensor: values to another float type, and a look for NaN.
 #pragma once
 #include <cstdint>
 
@@ -12,9 +12,5 @@ void convert_values(void* out, DType to, const void* in, DType from, int64_t cou
 
 // The index of the first value that is NaN or infinite; -1 if all are finite.
 int64_t first_not_finite(const void* values, DType type, int64_t count);
-
-// Interleaved RoPE (Meta, llama2.c, llm.c, GGUF: pairs 2j, 2j+1) -> half-split (Hugging Face, here: pairs j, j + D/2), head by
-// head: out row j + p D/2 = in row 2j + p, p in {0, 1}. (heads * head_dim) rows of row_bytes each, no overlap.
-void half_split_rows(void* out, const void* in, int64_t heads, int64_t head_dim, int64_t row_bytes);
 
 }  // namespace irq
