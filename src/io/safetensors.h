@@ -20,7 +20,8 @@ struct SafetensorsEntry {
 // A name from a foreign file as it may stand in a message: no control characters, at most 120 bytes.
 std::string printable(const std::string& text);
 
-// Opening checks everything the header says: JSON, types, shapes against byte counts, no overlap, no gap beyond the file.
+// Opening checks everything the header says: JSON, types, shapes against byte counts, that every byte of the data belongs to
+// exactly one tensor, and that there are as many bytes as it says. A header above 100 MB is refused, as the format has it.
 class SafetensorsReader {
  public:
   explicit SafetensorsReader(const std::string& path);
