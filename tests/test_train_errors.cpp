@@ -148,7 +148,7 @@ TEST_F(TrainErrors, Data) {
   expect_part(with_data("large.tok"), (dir_ / "large.tok") + ": token id outside the model's vocabulary\n");
   write_bytes(dir_ / "text.txt", "A line.\n");
   expect_part(with_data("text.txt"),
-              "plain text files need the model's tokenizer\n  likely  : no tokenizer.model beside");
+              "plain text files need the model's tokenizer\n  likely  : no tokenizer.model or tokenizer.json beside");
   write_bytes(dir_ / "empty.json", "");
   expect_part(with_data("empty.json"), (dir_ / "empty.json") + ": the data file is empty");
   expect_part(with_data("absent.json"), (dir_ / "absent.json") + ": cannot be read");

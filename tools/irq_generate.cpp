@@ -7,14 +7,14 @@
 
 #include "src/core/interrupt.h"
 #include "src/eval/generate.h"
-#include "src/text/instruct.h"
+#include "src/text/chat.h"
 #include "tools/session.h"
 
 namespace irq {
 namespace {
 
 struct Arguments {
-  std::string model, adapter, prompt, ids;
+  std::string model, adapter, prompt, ids, form = "auto", legacy = "auto";
   bool chat = false, has_prompt = false, has_ids = false;
   std::vector<std::string> stops;
   SamplingOptions sampling;
@@ -27,6 +27,7 @@ void check_arguments(Arguments& a, const Cli& cli) {
     throw usage_error(cli.tool(), "nothing to continue: give --prompt, --chat or --ids");
   if (a.has_ids && (a.has_prompt || a.chat))
     throw usage_error(cli.tool(), "--ids stands alone: it takes the place of --prompt and --chat");
+  if (cli.given("--template") && !a.chat) throw usage_error(cli.tool(), "--template belongs to --chat");
   for (const char* name : {"--top-p", "--top-k"})
     if (cli.given(name) && a.sampling.temperature == 0)
       throw usage_error(cli.tool(),
@@ -46,26 +47,31 @@ class Generate {
   Generate(const Arguments& a, Cli& cli, Backend& backend)
       : a_(a), cli_(cli), session_(backend, a.model, a.adapter), sampler_(a.sampling), generator_(session_) {
     const std::string path = find_tokenizer(a.model);
-    tokenizer_ = a.has_ids && a.stops.empty() && path.empty() ? nullptr : require_tokenizer(a.model);
+    tokenizer_ =
+        a.has_ids && a.stops.empty() && path.empty() ? nullptr : require_tokenizer(a.model, legacy_of(a.legacy));
+    if (a.chat) choose_form();
     options_.max_tokens = a.max_tokens;
     // BOS ends a text as well: a model trained on a stream of documents puts it where the next one would begin.
     options_.end_ids = {session_.config().eos, session_.config().bos};
-    if (tokenizer_ && tokenizer_->eos() >= 0) options_.end_ids.push_back(tokenizer_->eos());
+    if (tokenizer_)
+      for (const int32_t id : tokenizer_->end_ids()) options_.end_ids.push_back(id);
   }
 
   int run() {
     if (a_.chat && !a_.has_prompt) return converse();
     if (a_.has_ids) return complete(parse_ids("--ids", a_.ids, session_.config().vocab));
-    return complete(a_.chat ? first_turn(a_.prompt) : encode(a_.prompt, tokenizer_->bos() >= 0, Before::nothing));
+    return complete(a_.chat ? turn(a_.prompt, true)
+                            : in_vocabulary(tokenizer_->encode(a_.prompt, tokenizer_->adds_bos())));
   }
 
  private:
   int complete(const std::vector<int32_t>& prompt);
   int converse();
   Generated answer(const std::vector<int32_t>& context, bool goes_on);
-  std::vector<int32_t> encode(const std::string& text, bool add_bos, Before before) const;
-  std::vector<int32_t> first_turn(const std::string& instruction) const {
-    return encode(alpaca_prompt(instruction, ""), tokenizer_->bos() >= 0, Before::special);
+  std::vector<int32_t> in_vocabulary(std::vector<int32_t> ids) const;
+  void choose_form();
+  std::vector<int32_t> turn(const std::string& user, bool first) const {
+    return in_vocabulary(chat_turn(*tokenizer_, form_, user, first));
   }
 
   const Arguments& a_;
@@ -75,12 +81,31 @@ class Generate {
   Sampler sampler_;
   Generator generator_;
   GenerateOptions options_;
+  ChatForm form_;
 };
 
-std::vector<int32_t> Generate::encode(const std::string& text, bool add_bos, Before before) const {
-  std::vector<int32_t> ids = tokenizer_->encode(text, add_bos, before);
+// An adapter that irq_train made knows Alpaca's prompt, in which all of its data are put; a model alone knows its own form.
+void Generate::choose_form() {
+  const ChatForm own = recognise_chat(*tokenizer_);
+  const bool known = own.kind != ChatKind::alpaca, has_one = !tokenizer_->chat_template().empty();
+  if (a_.form == "model" && !known)
+    throw Error(a_.model + (has_one ? ": its chat template is none that this engine knows"
+                                    : ": no chat template beside it (tokenizer_config.json)"))
+        .line("expected", "ChatML or LLaMA-2's [INST]; a template language is not built in")
+        .line("try", "--template alpaca, or --prompt with the conversation written out");
+  if (known && (a_.form == "model" || (a_.form == "auto" && a_.adapter.empty()))) form_ = own;
+  if (known || has_one)
+    cli_.note(strf("chat form: %s%s", name_of(form_.kind),
+                   form_.kind != ChatKind::alpaca ? ", the model's own"
+                   : a_.form == "alpaca"          ? ""
+                   : known                        ? ", as for every adapter (--template model: the model's own)"
+                                                  : "; the model's chat template is none that this engine knows"));
+}
+
+std::vector<int32_t> Generate::in_vocabulary(std::vector<int32_t> ids) const {
   if (ids.empty())
-    throw usage_error(cli_.tool(), "--prompt: the prompt is empty, and this tokenizer has no begin-of-text mark");
+    throw usage_error(cli_.tool(),
+                      "--prompt: the prompt is empty, and this tokenizer puts no begin-of-text mark in front");
   for (const int32_t id : ids)
     if (id < 0 || id >= session_.config().vocab)
       throw Error(a_.model + ": the tokenizer beside it gives ids outside the model's vocabulary")
@@ -135,16 +160,17 @@ int Generate::converse() {
     if (terminal) std::fputs("> ", stderr);
     if (!std::getline(std::cin, line)) break;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::vector<int32_t> turn =
-        context.empty() ? first_turn(line) : encode(chat_prompt("", line, false), false, Before::special);
-    context.insert(context.end(), turn.begin(), turn.end());
+    const std::vector<int32_t> next = turn(line, context.empty());
+    context.insert(context.end(), next.begin(), next.end());
     if (static_cast<int64_t>(context.size()) > session_.cache_tokens())
       throw Error("the conversation is too long for this model")
           .line("expected", strf("at most %s tokens", with_commas(session_.cache_tokens()).c_str()))
           .line("found", with_commas(static_cast<long long>(context.size())) + " tokens with this turn");
     const Generated g = answer(context, false);
     context.insert(context.end(), g.ids.begin(), g.ids.end());
-    context.push_back(options_.end_ids.back());  // an answer ends with EOS, as in training, also one that was cut short
+    // An answer ends with its end mark, as in training, also one that was cut short.
+    const int32_t end = end_of_answer(*tokenizer_, form_);
+    context.push_back(end >= 0 ? end : session_.config().eos);
   }
   throw_if_interrupted();
   return 0;
@@ -160,7 +186,12 @@ int main(int argc, char** argv) {
   cli.positional("MODEL", &a.model, "a .bin, a .irq, or a config.json (random weights)");
   cli.option("--adapter", &a.adapter, "a .lora trained on this model");
   cli.option("--prompt", &a.prompt, "the text to continue; with --chat, an instruction to answer");
-  cli.flag("--chat", &a.chat, "put instructions into the Alpaca prompt; without --prompt: one per line of stdin");
+  cli.flag("--chat", &a.chat, "put instructions into a chat form; without --prompt: one per line of stdin");
+  cli.option(
+      "--template", &a.form,
+      "chat form: the model's own (ChatML or LLaMA-2's [INST], no others), or Alpaca's prompt; auto = the model's "
+      "own where it is one of these and there is no --adapter",
+      {"auto", "alpaca", "model"});
   cli.option("--ids", &a.ids, "token ids (1,2,3) to continue; prints token ids");
   cli.option("--temperature", &a.sampling.temperature, "0 = always the likeliest token");
   cli.range("--temperature", 0, 100);
@@ -171,6 +202,7 @@ int main(int argc, char** argv) {
   cli.option("--repetition-penalty", &a.sampling.repetition_penalty, "above 1: against tokens that occurred already");
   cli.range("--repetition-penalty", 0.01, 100);
   cli.option("--stop", &a.stops, "strings that end the completion (they are not shown)");
+  declare_legacy(cli, &a.legacy);
   cli.option("--seed", &a.sampling.seed, "of the sampling");
   cli.option("--max-tokens", &a.max_tokens, "most tokens of a completion");
   cli.range("--max-tokens", 1, 1e9);

@@ -5,28 +5,30 @@
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
 #include "src/io/inspect.h"
-#include "src/text/tokenizer.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 namespace irq {
 namespace {
 
 struct Arguments {
-  std::string file, text;
+  std::string file, text, legacy = "auto";
   std::vector<std::string> dump;
-  bool tensors = false, entropy = false;
+  bool tensors = false, entropy = false, specials = false;
 };
 
 // The text's token ids in one line, as --ids takes them. FILE is a model or a tokenizer itself.
 void print_encoded(const Arguments& a) {
   const bool itself = base_name(a.file).find("tokenizer") != std::string::npos;
-  const auto tokenizer = itself ? open_tokenizer(a.file) : require_tokenizer(a.file);
+  const std::optional<bool> legacy = legacy_of(a.legacy);
+  const auto tokenizer = itself ? open_tokenizer(a.file, legacy) : require_tokenizer(a.file, legacy);
   std::string line;
-  for (const int32_t id : tokenizer->encode(a.text)) line += (line.empty() ? "" : ",") + std::to_string(id);
+  for (const int32_t id : a.specials ? tokenizer->encode_with_specials(a.text) : tokenizer->encode(a.text))
+    line += (line.empty() ? "" : ",") + std::to_string(id);
   std::printf("%s\n", line.c_str());
 }
 
 int inspect(const Arguments& a, const Cli& cli) {
+  if (a.specials && !cli.given("--encode")) throw usage_error(cli.tool(), "--specials belongs to --encode");
   if (cli.given("--encode")) {
     print_encoded(a);
     return 0;
@@ -62,5 +64,7 @@ int main(int argc, char** argv) {
   cli.flag("--entropy", &a.entropy, "one line per quantized matrix: entropy as recorded and as recomputed");
   cli.option("--dump", &a.dump, "write tensor NAME (NAME.codes, NAME.dequant, ...) as .npy: NAME OUT.npy", 2);
   cli.option("--encode", &a.text, "the text's token ids by the model's tokenizer");
+  cli.flag("--specials", &a.specials, "--encode: special tokens spelled out in the text are these tokens");
+  declare_legacy(cli, &a.legacy);
   return cli.run(argc, argv, [&] { return inspect(a, cli); });
 }

@@ -1,7 +1,7 @@
 // irq_train: quantize with ICQ, finetune LoRA adapters with IEC, evaluate, save.
 #include "src/model/method.h"
 #include "src/train/finetune.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 using namespace irq;
 
@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   int64_t steps = 0, holdout = 0, gpus = 1;
   int bits = 4;
   double epochs = 0, lr = 0, dropout = 0, clip = 0;
+  std::string legacy = "auto";
   std::vector<std::string> names;
   for (const Method& m : methods()) names.push_back(m.name);
   cli.positional("BASE", &o.base, "model: a .bin, a .irq, or a config.json (random weights)");
@@ -39,6 +40,7 @@ int main(int argc, char** argv) {
   cli.option("--source-len", &o.source_len, "tokens of a prompt that are kept");
   cli.option("--target-len", &o.target_len, "tokens of an answer that are kept");
   cli.option("--window", &o.window, "tokens per example of plain text and token files");
+  declare_legacy(cli, &legacy);
   cli.option("--seed", &o.seed, "of everything random");
   cli.option("--gpus", &gpus, "GPUs to use: 1");
   cli.size_option("--memory-limit", &o.memory_limit, "most memory to use, e.g. 10GiB");
@@ -84,6 +86,7 @@ int main(int argc, char** argv) {
     if (cli.given("--dropout")) o.dropout = dropout;
     if (cli.given("--clip")) o.clip = clip;
     if (gpus != 1) throw Error("--gpus: several GPUs are not supported yet", Exit::usage).line("try", "--gpus 1");
+    o.legacy = legacy_of(legacy);
     o.quiet = cli.quiet();
     o.command = cli.command();
     const auto backend = cli.backend();

@@ -35,9 +35,19 @@ std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list,
   return ids;
 }
 
-std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path) {
+void declare_legacy(Cli& cli, std::string* value) {
+  cli.option("--legacy", value,
+             "LLaMA-1's space in front of text behind BOS or EOS: auto = as the tokenizer's own files say",
+             {"auto", "on", "off"});
+}
+
+std::optional<bool> legacy_of(const std::string& value) {
+  return value == "auto" ? std::nullopt : std::optional<bool>(value == "on");
+}
+
+std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy) {
   const std::string path = find_tokenizer(model_path);
-  return path.empty() ? nullptr : open_tokenizer(path);
+  return path.empty() ? nullptr : open_tokenizer(path, legacy);
 }
 
 size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Workload>& choices) {

@@ -1,6 +1,7 @@
 // What the tools that open a model share.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,8 +13,11 @@ namespace irq {
 
 // "1,15043,3186" (commas or spaces) -> ids; a usage Error names `flag` where one is no number or outside the vocabulary.
 std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list, int64_t vocab);
+// The flag --legacy auto|on|off of the tools that encode text, and what open_tokenizer() is told for its value.
+void declare_legacy(Cli& cli, std::string* value);
+std::optional<bool> legacy_of(const std::string& value);
 // The model's tokenizer, null if there is none beside it.
-std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path);
+std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy = {});
 // ModelSession::load with a progress bar and a note on what was loaded into how much memory.
 size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Workload>& choices);
 

@@ -16,9 +16,6 @@ constexpr const char* kSocial = "social sciences";
 constexpr const char* kOther = "other";
 constexpr size_t kColumns = 6;  // question, A, B, C, D, letter
 
-// Does this tokenizer put a BOS in front of a text of its own accord?
-bool adds_bos(const Tokenizer& tokenizer) { return tokenizer.bos() >= 0; }
-
 using Rows = std::vector<std::vector<std::string>>;
 
 std::string folder_with_tests(const std::string& dir) {
@@ -209,7 +206,7 @@ std::string mmlu_prompt(const std::string& subject, const Rows& shots, size_t co
 Mmlu load_mmlu(const std::string& dir, const Tokenizer& tokenizer, const MmluOptions& options) {
   const std::string folder = folder_with_tests(dir);
   Mmlu mmlu;
-  mmlu.bos = adds_bos(tokenizer);
+  mmlu.bos = tokenizer.adds_bos();
   for (char c = 'A'; c <= 'D'; ++c) mmlu.letters[c - 'A'] = letter_ids(tokenizer, c);
   mmlu.unknown = unknown_files(folder);
   for (const MmluSubjectName& which : kMmluSubjects) {

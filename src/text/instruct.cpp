@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "src/core/check.h"
+#include "src/core/parallel.h"
 #include "src/core/rng.h"
 #include "src/text/token_file.h"
 
@@ -36,7 +37,9 @@ struct Builder {
   }
   // fidelity.md 6.5: source and target are tokenized separately; "<s>" + prompt is one string, the answer begins another.
   void source(const std::string& prompt, bool first, int64_t limit) {
-    append(tokenizer->encode(prompt, first, Before::special), limit, false, source_cut);
+    const bool bos = first && tokenizer->adds_bos();
+    const Before before = bos || !first ? Before::special : Before::nothing;
+    append(tokenizer->encode(prompt, bos, before), limit, false, source_cut);
     chars += count_code_points(prompt);
   }
   void target(const std::string& answer, int64_t limit) {
@@ -100,12 +103,15 @@ void keep(LoadedData& data, Example example, int64_t chars) {
 }
 
 void load_records(LoadedData& data, const std::string& content, const Tokenizer& tokenizer, const DataOptions& o) {
+  if (tokenizer.eos() < 0)
+    throw Error(data.path + ": the model's tokenizer has no end-of-text token, which every answer ends with")
+        .line("found", tokenizer.describe())
+        .line("likely", "tokenizer_config.json, which names it under \"eos_token\", is not beside tokenizer.json");
   const Records records = parse_records(data.path, content);
   data.form = records.form;
   const auto count = static_cast<int64_t>(records.list.size());
   std::vector<Builder> built(records.list.size());
-#pragma omp parallel for schedule(dynamic, 64)
-  for (int64_t i = 0; i < count; ++i) built[i] = build(records.list[i], records.form, tokenizer, o);
+  parallel_for(count, 64, [&](int64_t i) { built[i] = build(records.list[i], records.form, tokenizer, o); });
   for (Builder& b : built) {
     data.truncated_sources += b.source_cut;
     data.truncated_targets += b.target_cut;
@@ -153,7 +159,7 @@ const Tokenizer& needed(const Tokenizer* tokenizer, const std::string& path, Dat
   if (tokenizer == nullptr)
     throw Error(path + ": " + (form == DataForm::text ? "plain text" : "instruction") +
                 " files need the model's tokenizer")
-        .line("likely", "no tokenizer.model beside the model; without one only token files work");
+        .line("likely", "no tokenizer.model or tokenizer.json beside the model; without one only token files work");
   return *tokenizer;
 }
 
@@ -218,7 +224,7 @@ LoadedData load_data(const std::string& path, const Tokenizer* tokenizer, const 
         .line("found", "'" + content.substr(0, std::min<size_t>(content.find('\n'), 20)) + "'");
   } else {
     data.form = DataForm::text;
-    load_stream(data, needed(tokenizer, path, data.form).encode_long(content, /*add_bos=*/true), options);
+    load_stream(data, needed(tokenizer, path, data.form).encode_long(content, tokenizer->adds_bos()), options);
   }
   if (data.labels == 0)
     throw Error(path + ": the file holds no token to train on")

@@ -21,6 +21,8 @@ std::string alpaca_prompt(const std::string& instruction, const std::string& inp
 // turn. A conversation of one turn is exactly the Alpaca example without input. This is what stands before an answer:
 std::string chat_prompt(const std::string& system, const std::string& user, bool first_turn);
 
+// Every example begins with BOS where the tokenizer's own default adds one (LLaMA), and without where it adds none (SmolLM2,
+// whose BOS is <|im_start|>): what such a model saw in front of a text when it was trained.
 struct DataOptions {
   int64_t source_len = 384;  // ids of a prompt that are kept, BOS included
   int64_t target_len = 128;  // ids of an answer that are kept, EOS included (a longer answer loses its EOS)

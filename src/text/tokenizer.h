@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +23,11 @@ class Tokenizer {
 
   // Empty text -> no ids (with add_bos: BOS alone). Special tokens spelled out in the text are plain characters.
   // add_bos puts BOS in front and changes nothing else. Thread-safe.
+  // (Added tokens that are not special, SentencePiece's user-defined pieces, are recognised everywhere.)
   std::vector<int32_t> encode(std::string_view text, bool add_bos = false, Before before = Before::nothing) const;
+  // The same with special tokens spelled out in the text read as these tokens, as chat templates need it and as
+  // transformers' encode(text, add_special_tokens=False) does it.
+  std::vector<int32_t> encode_with_specials(std::string_view text, Before before = Before::nothing) const;
   // The same ids for a text of any size: encoded in parallel chunks, cut where no piece can reach across.
   std::vector<int32_t> encode_long(std::string_view text, bool add_bos = false) const;
   // Special tokens vanish, the dummy space in front vanishes, bytes that are not UTF-8 become U+FFFD each.
@@ -37,10 +42,28 @@ class Tokenizer {
   virtual int64_t vocab_size() const = 0;
   virtual std::string describe() const = 0;  // "SentencePiece, 32,000 pieces"
 
+  // True if the tokenizer's own default puts BOS in front of a text: "add_bos_token" of tokenizer_config.json where it is
+  // given, else the post-processor of tokenizer.json; a SentencePiece model that has a BOS adds it. LLaMA: true;
+  // SmolLM2: false. Training examples, --prompt and plain text get a BOS exactly where this is true.
+  virtual bool adds_bos() const { return bos() >= 0; }
+  // Every token that ends an answer: EOS (if there is one) and the known end-of-turn tokens of the vocabulary.
+  virtual std::vector<int32_t> end_ids() const;
+  // The id of a special token by its spelling ("<|im_start|>"), -1 if the vocabulary has no such special token.
+  virtual int32_t special_id(std::string_view) const { return -1; }
+  // The model's own chat template, as its tokenizer_config.json has it; "" if there is none.
+  virtual std::string chat_template() const { return ""; }
+
  protected:
   virtual std::vector<int32_t> encode_text(std::string_view text, Before before) const = 0;
+  virtual std::vector<int32_t> encode_special_text(std::string_view text, Before before) const {
+    return encode_text(text, before);
+  }
   // True if a text may be cut in front of any line break without changing its ids.
   virtual bool splits_at_newline() const = 0;
+  // The same for the one line break at text[at].
+  virtual bool splits_before(std::string_view text, size_t at) const {
+    return static_cast<void>(text), static_cast<void>(at), splits_at_newline();
+  }
 };
 
 // Decodes token by token; gives out only whole UTF-8 characters. decode() = all push() results + finish().
@@ -58,19 +81,29 @@ class StreamDecoder {
 
 int64_t count_code_points(std::string_view utf8);
 bool is_utf8(std::string_view bytes);
+// Length of the UTF-8 character that s (not empty) begins with: 1..4; 0 if s is the beginning of a longer one; -1 if it
+// cannot be one.
+int utf8_length(std::string_view s);
 
-// Reads a SentencePiece model; the kind of file is seen from its content. Throws an Error that names the file.
-// legacy: see Before::special. Needs a vocabulary with byte fallback if legacy is false.
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path, bool legacy = true);
+// Reads a SentencePiece model or a tokenizer.json (byte-level BPE, or LLaMA's BPE); the kind is seen from the content. The
+// tokenizer_config.json beside it (of the same name, "tokenizer.model" replaced) says which tokens are BOS and EOS, whether
+// BOS is added, and the chat template. Throws an Error that names the file and, where a tokenizer is of a kind that would
+// not be reproduced exactly, the reason.
+// legacy (see Before::special): absent = what tokenizer_config.json says under "legacy", true where it says nothing; a
+// tokenizer.json says it itself. Needs a vocabulary with byte fallback if false. No byte-level BPE has it.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path, std::optional<bool> legacy = {});
 
 // The tokenizer file that goes with a model: beside DIR/NAME.bin (or NAME.bits4.irq, or DIR/config.json) it is
-// DIR/NAME.bits4.tokenizer.model, DIR/NAME.tokenizer.model or DIR/tokenizer.model, the first that exists; "" if none does.
+// DIR/NAME.bits4.tokenizer.model, .json, DIR/NAME.tokenizer.model, .json, DIR/tokenizer.model or .json, the first that
+// exists (so a .model wins over the .json of the same name); "" if none does.
 std::string find_tokenizer(const std::string& model_path);
+// The tokenizer_config.json that belongs to a tokenizer file; it need not exist. "" if the file has another name.
+std::string tokenizer_config_path(const std::string& tokenizer_path);
 // find_tokenizer + open_tokenizer; throws an Error saying where it looked and what works without a tokenizer.
-std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, bool legacy = true);
+std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, std::optional<bool> legacy = {});
 
-// Copies the tokenizer of `from_model` beside `to_model`, where a model works. Returns a line that says so or why not; ""
-// when there is nothing to do.
+// Copies the tokenizer of `from_model`, with its tokenizer_config.json, beside `to_model`, where a model works. Returns a
+// line that says so or why not; "" when there is nothing to do.
 std::string carry_tokenizer(const std::string& from_model, const std::string& to_model);
 
 }  // namespace irq

@@ -20,9 +20,13 @@ struct Vocabulary {
   std::string chat_template;
 };
 
-// tokenizer.model, or tokenizer.json, and tokenizer_config.json: what open_tokenizer() reads back with the same ids.
+// tokenizer.model, or tokenizer.json, and tokenizer_config.json: what open_tokenizer() (and transformers) reads back with
+// the same ids. `source` names the vocabulary's file in errors: a model or pre-tokenizer that is not known, lists of unequal
+// length, ids outside the vocabulary, tokens that are listed twice.
 std::vector<SideFile> tokenizer_files(const Vocabulary& vocabulary, const std::string& source);
-// The vocabulary of a tokenizer file (tokenizer.model or tokenizer.json, with its tokenizer_config.json beside it).
+// The vocabulary of a tokenizer file (tokenizer.model or tokenizer.json, with its tokenizer_config.json beside it). Throws an
+// Error where GGUF cannot express the tokenizer: an unnamed pre-tokenizer, a unigram or normalizing SentencePiece model.
+// LLaMA's BPE in a tokenizer.json becomes "llama" with its merges' ranks as scores.
 Vocabulary read_vocabulary(const std::string& tokenizer_path);
 
 }  // namespace irq

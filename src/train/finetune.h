@@ -25,6 +25,7 @@ struct TrainOptions {
   double alpha = 16;
   std::string targets = "all", iec_expand = "interleave";
   int64_t source_len = 384, target_len = 128, window = 512;
+  std::optional<bool> legacy;  // open_tokenizer()'s; unset: as the tokenizer's files say
   uint64_t seed = 42;
   int64_t memory_limit = 0;  // bytes, 0 = what is free
   std::string recompute = "auto", residency = "auto", dtype = "bf16";

@@ -78,6 +78,7 @@ std::vector<Finetune::Setting> Finetune::settings() const {
     add("--target-len", number(o_.target_len), kFree);
   }
   if (!has_records(train_.form) || !has_records(held_out_.form)) add("--window", number(o_.window), kFree);
+  if (o_.legacy) add("--legacy", *o_.legacy ? "on" : "off", kFree);  // the examples' ids are compared
   add("--seed", std::to_string(o_.seed), kFixed);
   if (o_.memory_limit > 0) add("--memory-limit", number(o_.memory_limit), kFree);
   add("--recompute", o_.recompute, kFree);

@@ -102,7 +102,7 @@ std::string Finetune::find_data() const {
 void Finetune::load_examples() {
   std::unique_ptr<Tokenizer> tokenizer;
   const std::string tokenizer_path = find_tokenizer(o_.base);
-  if (!tokenizer_path.empty()) tokenizer = open_tokenizer(tokenizer_path);
+  if (!tokenizer_path.empty()) tokenizer = open_tokenizer(tokenizer_path, o_.legacy);
   DataOptions options{o_.source_len, o_.target_len, o_.window, 0, config_.vocab};
   const auto load = [&](const std::string& path) {
     LoadedData data = load_data(path, tokenizer.get(), options);
