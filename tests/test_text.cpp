@@ -73,6 +73,12 @@ TEST(Alpaca, ArrayAndLinesGiveTheSame) {
   }
 }
 
+TEST(Alpaca, NumberTooLarge) {
+  const TempFolder folder;
+  EXPECT_CONTAINS(load_error(folder.write("a.jsonl", "{\"instruction\": 1e999, \"output\": \"x\"}\n")),
+                  "line 1: a number is too large");
+}
+
 TEST(Alpaca, Truncation) {
   const TempFolder folder;
   const auto path = folder.write("a.jsonl",

@@ -76,6 +76,10 @@ struct Parser {
       throw error_at(path, line_of(content, at), "not valid JSON")
           .line("expected", expected)
           .line("found", cut ? "a record that ends too early: " + excerpt(content, begin) : excerpt(content, at));
+    } catch (const Json::out_of_range&) {  // a number of hundreds of digits
+      throw error_at(path, line_of(content, begin), "a number is too large")
+          .line("expected", expected)
+          .line("found", excerpt(content, begin));
     }
   }
 

@@ -74,7 +74,8 @@ TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path) {
     config.padding = reader.token("pad_token");
     config.chat_template = reader.chat_template();
   }
-  if (config.chat_template.empty() && !path.empty() && file_exists(jinja))
+  // One folder has one such file: it is no answer for a tokenizer that is named after its model.
+  if (config.chat_template.empty() && base_name(path) == "tokenizer_config.json" && file_exists(jinja))
     config.chat_template = read_text_file(jinja, kMostBytes);
   return config;
 }

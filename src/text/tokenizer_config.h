@@ -12,8 +12,8 @@ struct TokenizerConfig {
   std::string chat_template;
 };
 
-// Reads the tokenizer_config.json beside a tokenizer file (and chat_template.jinja beside it, where newer models keep the
-// template); nothing is set where there is none. Throws an Error if the file is there but cannot be understood.
+// Reads the tokenizer_config.json beside a tokenizer file (and, beside one of exactly that name, chat_template.jinja, where newer
+// models keep the template); nothing is set where there is none. Throws an Error if the file is there but cannot be understood.
 TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path);
 
 }  // namespace irq

@@ -83,6 +83,9 @@ std::string carry_tokenizer(const std::string& from_model, const std::string& to
   std::string problem;
   // The configuration first: a tokenizer without it would be taken for one that has none.
   if (is_file(config) && !file_exists(config_to)) problem = copy_beside(config, config_to);
+  const std::string jinja = "/chat_template.jinja";
+  if (problem.empty() && is_file(parent_path(from) + jinja) && !file_exists(parent_path(to) + jinja))
+    problem = copy_beside(parent_path(from) + jinja, parent_path(to) + jinja);
   if (problem.empty()) problem = copy_beside(from, to);
   return !problem.empty() ? problem : "tokenizer copied to " + to;
 }

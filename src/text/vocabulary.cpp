@@ -7,9 +7,8 @@
 #include "src/core/check.h"
 #include "src/core/file.h"
 #include "src/text/piece_model.h"
-#include "src/text/tokenizer.h"
-#include "src/text/tokenizer_config.h"
 #include "src/text/tokenizer_json.h"
+#include "src/text/tokenizer_kinds.h"
 
 namespace irq {
 namespace {
@@ -152,8 +151,11 @@ SideFile model_file(const Vocabulary& v, const std::string& source) {
     else if (type == kUnknown) throw broken(source, "one token of the type unknown", "several");
     else if (i == m.bos || i == m.eos) type = kControl;
   }
+  if (bytes != 0 && bytes != 256) throw broken(source, "256 byte tokens or none", std::to_string(bytes));
   m.byte_fallback = bytes == 256;
-  return {"tokenizer.model", write_piece_model(m)};
+  std::string content = write_piece_model(m);
+  open_sentencepiece(source, content, {}, {});  // the library's own checks: now, not when the file is first used
+  return {"tokenizer.model", std::move(content)};
 }
 
 // ---- from files ----
