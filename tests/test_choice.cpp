@@ -246,6 +246,38 @@ TEST(EvalChoice, ReportAndTable) {
   EXPECT_CONTAINS(r.out, "|±|   N/A|");
 }
 
+// llm.c's evaluation file of the same ids gives the same scores, without any tokenizer.
+TEST(EvalChoice, IdsFromAnEvaluationFile) {
+  const TempDir dir;
+  const std::vector<int32_t> context = {20, 30, 40, 50};
+  const std::vector<std::vector<int32_t>> choices = {{60, 70}, {80}, {60, 71, 90}, {100}};
+  std::vector<uint16_t> example = {65535, 0, 0, 2, 4, 4, 20, 30, 40, 50};
+  for (const auto& c : choices) {
+    example.push_back(static_cast<uint16_t>(c.size()));
+    example.insert(example.end(), c.begin(), c.end());
+  }
+  example[1] = static_cast<uint16_t>(2 * example.size());
+  std::vector<int32_t> header(256, 0);
+  header[0] = 20240522, header[1] = 1, header[2] = 1, header[3] = example[1];
+  std::ofstream file(dir / "hella.bin", std::ios::binary);
+  file.write(reinterpret_cast<const char*>(header.data()), 1024);
+  file.write(reinterpret_cast<const char*>(example.data()), static_cast<std::streamsize>(2 * example.size()));
+  file.close();
+  std::filesystem::copy_file(demo_path("model.bin"), dir / "model.bin");  // no tokenizer beside it
+  const CommandResult r = run_command("irq_eval", {dir / "model.bin", "--choice", dir / "hella.bin", "--json",
+                                                   dir / "out.json", "--device", "cpu", "--quiet"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const nlohmann::json q =
+      nlohmann::json::parse(read_text(dir / "out.json")).at("tasks").at("hella").at("questions")[0];
+  EXPECT_EQ(q.at("gold"), 2);
+  QuestionGroup group = grouped({{{joined(context, choices[0]), 2},
+                                  {joined(context, choices[1]), 1},
+                                  {joined(context, choices[2]), 3},
+                                  {joined(context, choices[3]), 1}}});
+  EXPECT_EQ(q.at("scores").get<std::vector<double>>(),
+            scores_of(demo_path("model.bin"), group, 512)[0]);  // the same work
+}
+
 TEST(EvalChoice, SaysWhatIsWrong) {
   const TempDir dir;
   std::ofstream(dir / "t.jsonl") << kTask << "oops\n";

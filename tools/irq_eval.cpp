@@ -2,12 +2,14 @@
 // sequence.
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <set>
 
 #include "src/core/file.h"
 #include "src/core/progress.h"
 #include "src/eval/perplexity.h"
 #include "src/io/npy.h"
+#include "src/text/eval_file.h"
 #include "src/text/instruct.h"
 #include "tools/eval_report.h"
 #include "tools/session.h"
@@ -80,10 +82,25 @@ struct Questions {
 
 constexpr int64_t kLongestPrompt = 2048;
 
-void read_choice(const Arguments& a, const Cli& cli, const Tokenizer& tokenizer, int64_t max_tokens, Questions& q) {
+// The model's tokenizer, opened where a text needs it: llm.c's evaluation files bring ids.
+using GetTokenizer = std::function<const Tokenizer&()>;
+
+ChoiceTask read_task(const Arguments& a, const std::string& path, const GetTokenizer& tokenizer,
+                     const ChoiceOptions& options) {
+  const std::string content = read_text_file(path);
+  if (!is_eval_file(content))
+    return make_choice_task(task_name(path), path, read_choice_file(path, a.limit), tokenizer(), options);
+  std::vector<EncodedQuestion> questions;
+  for (EvalQuestion& q : parse_eval_file(path, content))
+    questions.push_back({std::move(q.context), std::move(q.choices), q.label});
+  if (a.limit > 0) questions.resize(std::min(questions.size(), static_cast<size_t>(a.limit)));
+  return make_choice_task(task_name(path), path, questions, options.max_tokens);
+}
+
+void read_choice(const Arguments& a, const Cli& cli, const GetTokenizer& tokenizer, int64_t max_tokens, Questions& q) {
   const ChoiceOptions options{a.partial, a.add_bos, max_tokens};
   for (const std::string& path : a.choice) {
-    q.tasks.push_back(make_choice_task(task_name(path), path, read_choice_file(path, a.limit), tokenizer, options));
+    q.tasks.push_back(read_task(a, path, tokenizer, options));
     const ChoiceTask& task = q.tasks.back();
     const std::string all = with_commas(static_cast<long long>(task.gold.size()));
     if (a.partial)
@@ -120,10 +137,14 @@ void read_mmlu(const Arguments& a, const Cli& cli, const Tokenizer& tokenizer, i
 Questions read_questions(const Arguments& a, const Cli& cli, const ModelConfig& config) {
   Questions q;
   if (a.choice.empty() && a.mmlu.empty()) return q;
-  const auto tokenizer = require_tokenizer(a.model);
+  std::unique_ptr<Tokenizer> opened;
+  const auto tokenizer = [&]() -> const Tokenizer& {
+    if (!opened) opened = require_tokenizer(a.model, legacy_of(a.legacy));
+    return *opened;
+  };
   const int64_t max_tokens = std::min(config.max_seq, kLongestPrompt);
-  read_choice(a, cli, *tokenizer, max_tokens, q);
-  if (!a.mmlu.empty()) read_mmlu(a, cli, *tokenizer, max_tokens, q);
+  read_choice(a, cli, tokenizer, max_tokens, q);
+  if (!a.mmlu.empty()) read_mmlu(a, cli, tokenizer(), max_tokens, q);
   for (const ChoiceTask& task : q.tasks)
     check_ids(task.group, config.vocab, task.path), q.groups.push_back(&task.group);
   for (const MmluSubject& s : q.mmlu.subjects)
@@ -248,7 +269,8 @@ int main(int argc, char** argv) {
              "MMLU's cells as pandas prints them, which the published scores rest on, or as they stand",
              {"pandas", "raw"});
   cli.option("--choice", &a.choice,
-             "JSON lines {\"query\", \"choices\", \"gold\"}: acc and acc_norm; a task is called as its file");
+             "JSON lines {\"query\", \"choices\", \"gold\"}, or llm.c's evaluation files: acc and acc_norm; a task is "
+             "called as its file");
   cli.flag("--partial", &a.partial, "queries with _ as WinoGrande: the choice in its place, the text behind it scored");
   cli.flag("--add-bos", &a.add_bos, "a BOS in front of every query of --choice");
   cli.option("--limit", &a.limit, "the first N questions of each task or subject, 0 = all");
