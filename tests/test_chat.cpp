@@ -154,7 +154,7 @@ TEST(InspectCommand, EncodesWithAndWithoutSpecials) {
   };
   EXPECT_EQ(run({"--encode", text}).out, joined(tiny_bpe().encode(text)) + "\n");
   EXPECT_EQ(run({"--specials", "--encode", text}).out, joined(tiny_bpe().encode_with_specials(text)) + "\n");
-  EXPECT_CONTAINS(run({"--specials"}).err, "--specials belongs to --encode");
+  EXPECT_CONTAINS(run({"--specials"}).err, "--specials has no effect here: only --encode reads a text");
   EXPECT_CONTAINS(run({"--encode", "x", "--legacy", "maybe"}).err, "--legacy: 'maybe' is not one of auto, on, off");
 }
 

@@ -199,7 +199,7 @@ class InitTrain : public Train {
   static Args without_rank(const Args& more) {
     Args a = command(more);
     const auto at = std::find(a.begin(), a.end(), "--rank");
-    a.erase(at, at + 2);
+    if (at != a.end()) a.erase(at, at + 2);
     return a;
   }
   static CommandResult start(const Args& more) { return run_command("irq_train", without_rank(more)); }

@@ -33,7 +33,7 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   refuse_ignored(cli.given_flags(),
                  {{cli.given("--encode"), {"--dump", "--tensors", "--entropy"}, "--encode prints token ids only"},
                   {!a.dump.empty(), {"--tensors", "--entropy"}, "--dump writes a file only"},
-                  {!cli.given("--encode"), {"--specials", "--legacy"}, "they belong to --encode"},
+                  {!cli.given("--encode"), {"--specials", "--legacy"}, "only --encode reads a text"},
                   {a.tensors, {"--entropy"}, "--tensors lists tensors only"}});
 }
 
