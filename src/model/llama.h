@@ -29,6 +29,7 @@ struct KvCache {
     int64_t row, cache_row, count;  // batch rows [row, +count) go to cache rows [cache_row, +count)
   };
   std::vector<Write> writes;  // of the batch about to run
+  Tensor rows;                // (1, N) i32, decoding: instead of `writes`, where each row goes, known on the device only
 };
 
 // What a model is built for.
@@ -77,6 +78,7 @@ class Llama {
 
  private:
   Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
+  Var packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void build_group(LinearGroup& g, int first_linear);
   void place_folded(LinearGroup& g);
