@@ -51,8 +51,8 @@ std::vector<DecodeRow> next_rows(const DecodeBenchOptions& o, const std::vector<
                                  int64_t capacity) {
   std::vector<DecodeRow> rows;
   for (int64_t i = 0; i < o.sequences; ++i) {
-    const int32_t token =
-        logits.empty() ? static_cast<int32_t>(1 + i) : argmax(&logits[static_cast<size_t>(i * o.config.vocab)], o.config.vocab);
+    const int32_t token = logits.empty() ? static_cast<int32_t>(1 + i)
+                                         : argmax(&logits[static_cast<size_t>(i * o.config.vocab)], o.config.vocab);
     rows.push_back({token, static_cast<int32_t>(position), static_cast<int32_t>(i * capacity)});
   }
   return rows;
@@ -85,16 +85,18 @@ void report(Backend& backend, const DecodeBenchOptions& o, const Outcome& r, int
         r.graph.median_ms, r.plain.median_ms, bytes, r.copy / 1e9, bytes / r.seconds_per_step / r.copy, planned, peak);
     return;
   }
-  const auto row = [](const char* label, const std::string& text) { std::printf("  %-15s: %s\n", label, text.c_str()); };
+  const auto row = [](const char* label, const std::string& text) {
+    std::printf("  %-15s: %s\n", label, text.c_str());
+  };
   std::printf("%s\n", describe(o.config).c_str());
   row("device", backend.describe());
   row("method", strf("NF%d with shifts, %s weights%s, %ld sequence%s from %ld keys on", o.bits, o.residency.c_str(),
                      o.rank > 0 ? strf(", adapter of rank %ld not merged", o.rank).c_str() : "", o.sequences,
                      o.sequences == 1 ? "" : "s", o.context));
-  row("tokens/s", strf("%.1f: %.3f ms a step with upload, download of the logits and choice", rate,
-                       1e3 * r.seconds_per_step));
-  row("on the device", strf("%.3f ms as a recording (%.3f to %.3f), %.3f ms op by op", r.graph.median_ms, r.graph.min_ms,
-                            r.graph.max_ms, r.plain.median_ms));
+  row("tokens/s",
+      strf("%.1f: %.3f ms a step with upload, download of the logits and choice", rate, 1e3 * r.seconds_per_step));
+  row("on the device", strf("%.3f ms as a recording (%.3f to %.3f), %.3f ms op by op", r.graph.median_ms,
+                            r.graph.min_ms, r.graph.max_ms, r.plain.median_ms));
   row("bytes", strf("%s a step at the least", with_commas(std::llround(bytes)).c_str()));
   row("copy GB/s", strf("%.4g", r.copy / 1e9));
   row("of copy rate", strf("%.1f %% (the recording alone %.1f %%)", 100 * bytes / r.seconds_per_step / r.copy,

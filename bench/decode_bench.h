@@ -10,9 +10,9 @@ struct DecodeBenchOptions {
   std::string model = "7b";
   ModelConfig config;
   int bits = 4;
-  int64_t rank = 64;       // 0: no adapter
-  int64_t context = 512;   // keys that the first timed token sees
-  int64_t sequences = 1;   // tokens of a step
+  int64_t rank = 64;      // 0: no adapter
+  int64_t context = 512;  // keys that the first timed token sees
+  int64_t sequences = 1;  // tokens of a step
   std::string residency = "packed";
   int steps = 100, warmup = 5;
   bool profile = false, csv = false;

@@ -174,17 +174,29 @@ void add_decoding(Cases& cases, const ModelConfig& c, int64_t rank) {
                                        .finish = Finish::rope,
                                        .head_dim = static_cast<int>(c.head_dim),
                                        .cache = 64}));
-      const PackedLinearShape o{.m = m, .cols = c.q_width(), .rows = {c.dim}, .bits = bits, .rank = rank, .residual = true};
+      const PackedLinearShape o{
+          .m = m, .cols = c.q_width(), .rows = {c.dim}, .bits = bits, .rank = rank, .residual = true};
       cases.push_back(nfk_linear_case(o));
-      cases.push_back(nfk_linear_case({.m = m, .cols = c.dim, .rows = {c.ffn, c.ffn}, .bits = bits, .rank = rank,
-                                       .norm = true, .finish = Finish::swiglu}));
+      cases.push_back(nfk_linear_case({.m = m,
+                                       .cols = c.dim,
+                                       .rows = {c.ffn, c.ffn},
+                                       .bits = bits,
+                                       .rank = rank,
+                                       .norm = true,
+                                       .finish = Finish::swiglu}));
       PackedLinearShape down = o;
       down.cols = c.ffn;
       cases.push_back(nfk_linear_case(down));
     }
   for (const auto& [sequences, keys] : {std::pair<int, int>{1, 512}, {1, 2048}, {16, 512}}) {
-    AttentionShape s{strf("decode,N=%d,keys=%d", sequences, keys), static_cast<int>(c.head_dim),
-                     static_cast<int>(c.heads), static_cast<int>(c.kv_heads), sequences, int64_t{sequences} * keys, {}, 0};
+    AttentionShape s{strf("decode,N=%d,keys=%d", sequences, keys),
+                     static_cast<int>(c.head_dim),
+                     static_cast<int>(c.heads),
+                     static_cast<int>(c.kv_heads),
+                     sequences,
+                     int64_t{sequences} * keys,
+                     {},
+                     0};
     for (int i = 0; i < sequences; ++i) s.seqs.push_back({i, i + 1, i * keys, (i + 1) * keys, 0, 0});
     cases.push_back(attention_fwd_case(s));
   }

@@ -17,7 +17,7 @@ constexpr int kSplits = 16;
 constexpr int kSplitKeys = 64;  // a split's keys are a multiple of this
 constexpr int kTileKeys = 512;  // scores that exist at a time
 constexpr int kMaxGroup = 8;
-constexpr int kRecord = 2;      // floats of a split beside its o: maximum, sum
+constexpr int kRecord = 2;  // floats of a split beside its o: maximum, sum
 
 // Key row number i of the sequence: the prefix first, then its own.
 __device__ __forceinline__ int key_row(const SeqRange& s, int i) {
@@ -59,7 +59,8 @@ __device__ __forceinline__ void add_tile(Shared<D, kGroup>& s, const AttentionAr
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, part = lane % kLanes;
   const int mine = warp * kAtOnce + lane / kLanes;
   const auto load = [&](const void* base, int64_t stride, int key) {
-    const __nv_bfloat16* row = static_cast<const __nv_bfloat16*>(base) + key_row(seq, first + min(key, count - 1)) * stride;
+    const __nv_bfloat16* row =
+        static_cast<const __nv_bfloat16*>(base) + key_row(seq, first + min(key, count - 1)) * stride;
     return *reinterpret_cast<const uint4*>(row + kv_head * D + part * 8);
   };
   for (int begin = 0; begin < count; begin += kStep * kUnroll) {

@@ -19,7 +19,8 @@ void packed_linear_by_ops(Backend& backend, const PackedLinear& c, void* scratch
   const DType type = c.x.dtype;
   int64_t used = 0;
   const auto take = [&](int64_t cols, const char* name) {
-    const Tensor t = make_view(static_cast<char*>(scratch) + used * size_of(type), type, c.x.rows, cols, name, c.x.device);
+    const Tensor t =
+        make_view(static_cast<char*>(scratch) + used * size_of(type), type, c.x.rows, cols, name, c.x.device);
     used += (c.x.rows * cols + 63) / 64 * 64;  // aligned as the kernels like it
     return t;
   };
@@ -38,8 +39,7 @@ void packed_linear_by_ops(Backend& backend, const PackedLinear& c, void* scratch
     row += c.w[i].rows;
     const Tensor base = c.residual ? c.residual.slice_cols(row - part.cols, part.cols) : Tensor{};
     double beta = base ? 1 : 0;
-    if (c.b[i])
-      backend.matmul(part, u.slice_cols(c.column[i], c.b[i].cols), false, c.b[i], true, 1, beta, base);
+    if (c.b[i]) backend.matmul(part, u.slice_cols(c.column[i], c.b[i].cols), false, c.b[i], true, 1, beta, base);
     else if (base && base.data != part.data) backend.copy(part, base);
     if (c.b[i]) beta = 1;
     backend.nfk_matmul(part, n, c.w[i], beta);

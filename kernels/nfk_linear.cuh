@@ -6,15 +6,19 @@
 namespace irq {
 
 // Each block is a multiprocessor's only one and walks through tiles of 16 rows of W.
-constexpr int kLinearWarps = 16, kLinearThreads = kLinearWarps * kWarp;
-constexpr int kLinearRows = 16;    // of w in a tile
-constexpr int kLinearChunk = 4;    // blocks of 64 in a warp's piece of a tile
-constexpr int kLinearTokens = 8;   // most rows of x
+constexpr int kLinearGroups =
+    2;  // of warps, each with tiles of its own, so that one finishes while the other multiplies
+constexpr int kLinearWarps = 8;  // of a group
+constexpr int kLinearThreads = kLinearGroups * kLinearWarps * kWarp;
+constexpr int kLinearRows = 16;   // of w in a tile
+constexpr int kLinearChunk = 4;   // blocks of 64 in a warp's piece of a tile
+constexpr int kLinearTokens = 8;  // most rows of x
 constexpr int kLinearColumns = kLinearChunk * kBlock;
 
 struct PackedLinearArgs {
   PackedView part[PackedLinear::kParts];
-  int tile_end[PackedLinear::kParts];  // tiles of the parts before and with this one (but swiglu: a tile takes from both)
+  int tile_end
+      [PackedLinear::kParts];  // tiles of the parts before and with this one (but swiglu: a tile takes from both)
   int tiles, cols, m_count;
   PackedLinear::Finish finish;
   const __nv_bfloat16* x;
@@ -53,11 +57,11 @@ template <int kBits>
 struct LinearShape {
   static constexpr int kPairs = 1 << (2 * kBits);
   static constexpr int kBlockBytes = kBlock / 8 * kBits, kChunkBytes = kLinearChunk * kBlockBytes;
-  static constexpr int kPieces = kChunkBytes / 16;                    // of 16 bytes, of a row of a chunk
+  static constexpr int kPieces = kChunkBytes / 16;                     // of 16 bytes, of a row of a chunk
   static constexpr int kPitch = kChunkBytes + (kBits == 4 ? 32 : 16);  // rows start in different banks
-  static constexpr int kScales = kLinearRows * kPitch;                // then [row][block] of a chunk: scale codes,
-  static constexpr int kShifts = kScales + kLinearRows * 4;           // tau codes,
-  static constexpr int kScaleGroups = kShifts + kLinearRows * 4;      // and of each row its group's factors
+  static constexpr int kScales = kLinearRows * kPitch;                 // then [row][block] of a chunk: scale codes,
+  static constexpr int kShifts = kScales + kLinearRows * 4;            // tau codes,
+  static constexpr int kScaleGroups = kShifts + kLinearRows * 4;       // and of each row its group's factors
   static constexpr int kShiftGroups = kScaleGroups + kLinearRows * 4;
   static constexpr int kStage = kShiftGroups + kLinearRows * 4;
 };
@@ -72,11 +76,11 @@ struct LinearMemory {
     x_pitch = cols + 8;  // rows of x start in different banks
     map = table_bytes;
     partial = map + 256 * 4;
-    u = partial + 2 * (kLinearWarps + 1) * kLinearRows * tokens * 4;
-    block_sums = u + (ranks * m_count * 4 + 15) / 16 * 16;
+    u = partial + kLinearGroups * 2 * (kLinearWarps + 1) * kLinearRows * tokens * 4;
+    block_sums = u + kLinearGroups * ((ranks * m_count * 4 + 15) / 16 * 16);
     x = block_sums + (m_count * (cols / kBlock) * 4 + 15) / 16 * 16;
     stages = x + m_count * x_pitch * 2;
-    total = stages + kLinearWarps * stage_bytes * stage_count;
+    total = stages + kLinearGroups * kLinearWarps * stage_bytes * stage_count;
   }
 };
 

@@ -27,7 +27,7 @@ struct PackedLinear {
   std::array<int64_t, kParts> column{};   // u_i = columns [column, +r_i) of u
 
   Finish finish = Finish::add;
-  int head_dim = 0;                                     // rope: D
+  int head_dim = 0;                                    // rope: D
   Tensor cos_table, sin_table, positions, cache_rows;  // (T, D/2) M twice, (1, N) i32 twice
   Tensor keys, values;
 

@@ -72,7 +72,8 @@ __device__ __forceinline__ void fill_pair_table(uint32_t* table, float level) {
     const float first = __shfl_sync(kFullWarp, level, pair >> kBits);
     const float second = __shfl_sync(kFullWarp, level, pair & ((1 << kBits) - 1));
     const uint32_t value = pack_bf16(first, second);
-    if (i < kPieces) reinterpret_cast<uint4*>(table)[pair * (kPitch / 16) + i % 8] = make_uint4(value, value, value, value);
+    if (i < kPieces)
+      reinterpret_cast<uint4*>(table)[pair * (kPitch / 16) + i % 8] = make_uint4(value, value, value, value);
   }
 }
 

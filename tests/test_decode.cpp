@@ -39,7 +39,10 @@ struct Session {
   int64_t rows;
   Session(const Files& f, Device device, DType storage, int64_t decode_rows, int64_t budget = 0)
       : backend(make_backend(device, {storage, DType::F32})), session(*backend, f.irq, f.adapter), rows(decode_rows) {
-    session.load({{.evaluate = {}, .logits = {{128, 128, 8}}, .positions = kPositions, .cache_tokens = kPositions * rows,
+    session.load({{.evaluate = {},
+                   .logits = {{128, 128, 8}},
+                   .positions = kPositions,
+                   .cache_tokens = kPositions * rows,
                    .decode_rows = rows}},
                  {}, budget);
   }
@@ -117,7 +120,8 @@ TEST(Decode, CudaBf16RowsDoNotDependOnEachOther) {
   Session s(f, Device::CUDA, DType::BF16, 4);
   std::vector<float> first, second;
   const auto ids = s.greedy(prompts(), &first);
-  std::vector<std::vector<int32_t>> others = {ids[0], random_ids(30, 259, 9), random_ids(2, 259, 8), random_ids(5, 259, 7)};
+  std::vector<std::vector<int32_t>> others = {ids[0], random_ids(30, 259, 9), random_ids(2, 259, 8),
+                                              random_ids(5, 259, 7)};
   s.greedy(others, &second);
   EXPECT_EQ(first, second);
   Session cpu(f, Device::CPU, DType::F32, 1);
@@ -126,9 +130,9 @@ TEST(Decode, CudaBf16RowsDoNotDependOnEachOther) {
   double error = 0, size = 0;
   for (size_t i = 0; i < reference.size(); ++i)
     error += std::pow(double(reference[i]) - double(first[i]), 2), size += std::pow(double(reference[i]), 2);
-  // About 20 roundings to bf16 (1.1e-3 rms) in a row through two layers whose norms keep their relative size: 5e-3, twice that
-  // as the weights are rounded too.
-  EXPECT_LT(std::sqrt(error / size), 2e-2);
+  // About 20 roundings to bf16 (1.1e-3 rms) in a row: 5e-3, twice that as the weights are rounded too; and attention scores with a
+  // deviation of 4, each off by 2e-3 of that from q and from k, move the softmax's weights by 1e-2 in both layers.
+  EXPECT_LT(std::sqrt(error / size), 4e-2);
 }
 
 // The first step of a session runs op by op, those behind it as one recording.
@@ -143,7 +147,7 @@ TEST(Decode, ARecordingGivesTheSameBits) {
         next.push_back({static_cast<int32_t>(10 + i), 0, static_cast<int32_t>(i * kPositions)});
       const std::vector<float> op_by_op = s.session.decode(next), recorded = s.session.decode(next);
       EXPECT_EQ(op_by_op, recorded);
-      for (DecodeRow& r : next) r.position = 1;
+      for (DecodeRow& r : next) r.position = 1, r.token += 100;
       EXPECT_NE(s.session.decode(next), recorded);  // the recording reads what is there now
     }
   }

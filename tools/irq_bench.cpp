@@ -117,7 +117,8 @@ int main(int argc, char** argv) {
              "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, tiny, or a config.json (default: 7b on a GPU, tiny on a CPU)");
   cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
   cli.range("--layers", 1, 1000);
-  cli.option("--rows", &a.rows, "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step, sequences for decode");
+  cli.option("--rows", &a.rows,
+             "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step, sequences for decode");
   cli.option("--context", &a.decode.context, "decode: keys that the first timed token sees");
   cli.range("--context", 1, 1000000);
   cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");

@@ -9,7 +9,8 @@ constexpr int64_t kNumbersPerRow = 4 + 6;  // token, position, cache row, label 
 
 Decoder::Decoder(Backend& backend, Arena& arena, Llama& model, KvCache cache, int64_t rows, bool recorded)
     : backend_(backend), arena_(arena), model_(model), cache_(std::move(cache)), recorded_(recorded) {
-  IRQ_CHECK(rows > 0 && !cache_.keys.empty(), "decoding %ld sequences with %zu layers cached", rows, cache_.keys.size());
+  IRQ_CHECK(rows > 0 && !cache_.keys.empty(), "decoding %ld sequences with %zu layers cached", rows,
+            cache_.keys.size());
   numbers_ = arena.push("decoding step", DType::I32, 1, rows * kNumbersPerRow);
   logits_ = arena.push("logits", backend.precision().master, rows, model.config().vocab);
   const auto part = [&](int64_t which) { return numbers_.slice_cols(which * rows, rows); };
@@ -33,8 +34,9 @@ void Decoder::upload(const std::vector<DecodeRow>& next) {
     const DecodeRow& r = next[i];
     const bool live = r.token >= 0;
     const int32_t row = static_cast<int32_t>(i), to = r.begin + r.position;
-    IRQ_CHECK(!live || (r.position >= 0 && r.begin >= 0 && to < cache_.capacity && r.position < model_.plan().positions),
-              "position %d behind row %d of a cache of %ld", r.position, r.begin, cache_.capacity);
+    IRQ_CHECK(
+        !live || (r.position >= 0 && r.begin >= 0 && to < cache_.capacity && r.position < model_.plan().positions),
+        "position %d behind row %d of a cache of %ld", r.position, r.begin, cache_.capacity);
     numbers[i] = live ? r.token : -1;
     numbers[n + i] = live ? r.position : -1;
     numbers[2 * n + i] = live ? to : -1;

@@ -25,9 +25,11 @@ const char* describe(StopReason reason) {
 }
 
 Workload Generator::workload(int64_t tokens, int64_t prefill_rows) {
-  return {
-      .evaluate = {}, .logits = {{std::min(tokens, prefill_rows), 1, 1}}, .positions = tokens, .cache_tokens = tokens,
-      .decode_rows = 1};
+  return {.evaluate = {},
+          .logits = {{std::min(tokens, prefill_rows), 1, 1}},
+          .positions = tokens,
+          .cache_tokens = tokens,
+          .decode_rows = 1};
 }
 
 Generator::Generator(ModelSession& session, int64_t prefill_rows) : session_(session), prefill_rows_(prefill_rows) {}

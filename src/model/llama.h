@@ -29,7 +29,7 @@ struct KvCache {
     int64_t row, cache_row, count;  // batch rows [row, +count) go to cache rows [cache_row, +count)
   };
   std::vector<Write> writes;  // of the batch about to run
-  Tensor rows;                // (1, N) i32, decoding: instead of `writes`, where each row goes, known on the device only
+  Tensor rows;  // (1, N) i32, decoding: instead of `writes`, where each row goes, known on the device only
 };
 
 // What a model is built for.

@@ -10,8 +10,8 @@ struct PackedLinearShape {
   int64_t m = 1, cols = 256;
   std::vector<int64_t> rows = {64};  // of each part
   int bits = 4;
-  int64_t rank = 0;               // of each part's adapter, 0 = none
-  uint32_t without = 0;           // parts that have none (bits)
+  int64_t rank = 0;      // of each part's adapter, 0 = none
+  uint32_t without = 0;  // parts that have none (bits)
   bool norm = false, residual = false, tau = true;
   Finish finish = Finish::add;
   int head_dim = 0;
@@ -25,9 +25,11 @@ inline OpCase nfk_linear_case(const PackedLinearShape& s) {
   for (const int64_t r : s.rows) out += r, weights += r * s.cols;
   const bool add = s.finish == Finish::add, rope = s.finish == Finish::rope;
   c.name = strf("nfk_linear/%s,bits=%d,M=%ld,rows=%ldx%ld,cols=%ld,r=%ld,norm=%d,residual=%d,tau=%d,without=%u",
-                add ? "add" : rope ? "rope" : "swiglu", s.bits, static_cast<long>(s.m), static_cast<long>(s.rows[0]),
-                static_cast<long>(s.rows.size()), static_cast<long>(s.cols), static_cast<long>(s.rank), s.norm,
-                s.residual, s.tau, s.without);
+                add    ? "add"
+                : rope ? "rope"
+                       : "swiglu",
+                s.bits, static_cast<long>(s.m), static_cast<long>(s.rows[0]), static_cast<long>(s.rows.size()),
+                static_cast<long>(s.cols), static_cast<long>(s.rank), s.norm, s.residual, s.tau, s.without);
   const auto small = [](double size) { return [size](Rng& r, int64_t) { return size * r.normal(); }; };
   const double spread = 1 / std::sqrt(static_cast<double>(s.cols));
   std::vector<size_t> b_at(s.rows.size(), 0), w_at;
@@ -56,9 +58,8 @@ inline OpCase nfk_linear_case(const PackedLinearShape& s) {
     c.args.push_back({"cos", Role::in, Kind::master, positions, half, angle(true)});
     c.args.push_back({"sin", Role::in, Kind::master, positions, half, angle(false)});
     c.args.push_back({"positions", Role::in, Kind::i32, 1, m, [](Rng&, int64_t i) { return double(i * 6 + 3); }});
-    c.args.push_back({"cache_rows", Role::in, Kind::i32, 1, m, [=](Rng&, int64_t i) {
-                        return i == 3 ? -1.0 : static_cast<double>((i * 5 + 2) % cache);
-                      }});
+    c.args.push_back({"cache_rows", Role::in, Kind::i32, 1, m,
+                      [=](Rng&, int64_t i) { return i == 3 ? -1.0 : static_cast<double>((i * 5 + 2) % cache); }});
     c.args.push_back({"keys", Role::inout, Kind::storage, cache, s.rows[1]});
     c.args.push_back({"values", Role::inout, Kind::storage, cache, s.rows[2]});
   }
@@ -97,8 +98,8 @@ inline OpCase nfk_linear_case(const PackedLinearShape& s) {
   c.tolerance_f32 = 2e-5;  // a norm, two products and a product behind another: four sums in other orders
   c.bytes = static_cast<double>(weights) * (s.bits / 8.0 + (s.tau ? 2.0 : 1.0) / 64) +
             2.0 * static_cast<double>(ranks * s.cols + (s.rank ? s.rank * out : 0) + s.m * (s.cols + 2 * out));
-  c.flops = 2.0 * static_cast<double>(s.m) *
-            static_cast<double>(weights + ranks * s.cols + (s.rank ? s.rank * out : 0));
+  c.flops =
+      2.0 * static_cast<double>(s.m) * static_cast<double>(weights + ranks * s.cols + (s.rank ? s.rank * out : 0));
   return c;
 }
 
@@ -129,8 +130,13 @@ inline std::vector<OpCase> nfk_linear_cases() {
   // What the kernel leaves to the ops: many rows, columns that are no multiple of 256, odd parts of SwiGLU.
   cases.push_back(nfk_linear_case({.m = 9, .cols = 256, .rows = {64}, .rank = 8, .norm = true, .residual = true}));
   cases.push_back(nfk_linear_case({.m = 2, .cols = 192, .rows = {33, 20}, .rank = 4, .residual = true}));
-  cases.push_back(nfk_linear_case({.cols = 192, .rows = {48, 32, 32}, .rank = 8, .norm = true, .finish = Finish::rope,
-                                   .head_dim = 16, .cache = 9}));
+  cases.push_back(nfk_linear_case({.cols = 192,
+                                   .rows = {48, 32, 32},
+                                   .rank = 8,
+                                   .norm = true,
+                                   .finish = Finish::rope,
+                                   .head_dim = 16,
+                                   .cache = 9}));
   cases.push_back(nfk_linear_case({.cols = 256, .rows = {20, 20}, .rank = 3, .norm = true, .finish = Finish::swiglu}));
   cases.push_back(nfk_linear_case({.m = 0}));
   return cases;
