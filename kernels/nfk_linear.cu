@@ -27,10 +27,12 @@ template <int kBits, int kM, int kStages>
 __global__ void __launch_bounds__(kLinearThreads, 1)
     packed_linear_kernel(const __grid_constant__ PackedLinearArgs a, const __grid_constant__ LinearMemory at) {
   extern __shared__ __align__(16) char memory[];
-  LinearBlock<kBits, kM, kStages>{a, at, memory}.run();
+  const uint32_t begin = smem_address(memory);
+  if (begin > kTableAddress) __trap();
+  LinearBlock<kBits, kM, kStages>{a, at, memory + (kTableAddress - begin)}.run();
 }
 
-constexpr int kStaticBytes = 1088;  // of block_sum
+constexpr int kReservedBytes = 0;  // of the window that are certainly in front of dynamic shared memory
 
 bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
@@ -51,10 +53,11 @@ bool launch(PackedLinearArgs a, int bits, int multiprocessors, int64_t shared_by
       using S = LinearShape<k.value>;
       constexpr int kTableBytes = S::kPairs * LinearBlock<k.value, tokens.value, stages.value>::kTablePitch;
       const LinearMemory at(kTableBytes, tokens.value, a.m_count, a.cols, a.ranks, S::kStage, stages.value);
-      if (done || at.total + kStaticBytes > shared_bytes) return;
+      if (done || at.total + kTableAddress > shared_bytes) return;
       const auto kernel = packed_linear_kernel<k.value, tokens.value, stages.value>;
-      CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, at.total));
-      kernel<<<grid, kLinearThreads, at.total, stream>>>(a, at);
+      const int bytes = at.total + kTableAddress - kReservedBytes;
+      CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+      kernel<<<grid, kLinearThreads, bytes, stream>>>(a, at);
       CUDA_LAUNCHED();
       done = true;
     };

@@ -66,7 +66,16 @@ struct LinearShape {
   static constexpr int kStage = kShiftGroups + kLinearRows * 4;
 };
 
-// Bytes from the beginning of shared memory.
+// The table of pairs lies at this address of the shared window, whatever the compiler puts in front of it: a constant that a
+// load adds for nothing.
+constexpr int kTableAddress = 2048;
+__device__ __forceinline__ uint32_t load_pair(uint32_t place) {
+  uint32_t x;
+  asm("ld.shared.u32 %0, [%1+2048];" : "=r"(x) : "r"(place));
+  return x;
+}
+
+// Bytes from kTableAddress on.
 struct LinearMemory {
   int map, partial, u, block_sums, x, stages, total;
   int x_pitch;  // elements

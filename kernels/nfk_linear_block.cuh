@@ -182,9 +182,8 @@ struct LinearBlock {
     const auto step = [&](auto s) {
       constexpr int i = 2 * s.value;
       const auto levels = [&](auto which, const Codes<kBits>& codes) {
-        const uint32_t place = kTablePitch == 256 ? codes.template wide_address<which.value>(lane * 4)
-                                                  : codes.template pair<which.value>() * kTablePitch + lane * 4;
-        return *reinterpret_cast<const uint32_t*>(shared + place);
+        if constexpr (kTablePitch == 256) return load_pair(codes.template wide_address<which.value>(lane * 4));
+        else return load_pair(codes.template pair<which.value>() * kTablePitch + lane * 4);
       };
       constexpr std::integral_constant<int, i> kFirst{};
       constexpr std::integral_constant<int, i + 1> kSecond{};
