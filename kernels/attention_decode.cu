@@ -8,6 +8,7 @@
 //         split lie in shared memory between the two passes. The block that comes last to a row and head (a counter, set
 //         back for the next launch) merges the splits in ascending order: which block that is changes no bit.
 #include "kernels/attention_decode.cuh"
+#include "kernels/dependent_launch.cuh"
 
 namespace irq {
 namespace {
@@ -182,6 +183,8 @@ template <int D, int kGroup>
 __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, float* partial, int* meet) {
   __shared__ Shared<D, kGroup> s;
   const int split = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z;
+  let_next_kernel_begin();
+  wait_for_previous_kernel();
   if (threadIdx.x == 0) s.sequence = -1;
   __syncthreads();
   for (int i = threadIdx.x; i < a.n_seqs; i += kThreads)
@@ -240,7 +243,7 @@ bool attention_decode_takes(const AttentionArgs& a) {
 void attention_decode(const AttentionArgs& a, float* partial, int* meet, cudaStream_t stream) {
   const dim3 grid(kSplits, static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(a.queries));
   const auto run = [&](auto dim, auto group) {
-    decode_kernel<dim.value, group.value><<<grid, kThreads, 0, stream>>>(a, partial, meet);
+    launch_early(decode_kernel<dim.value, group.value>, grid, kThreads, 0, stream, a, partial, meet);
   };
   const auto run_dim = [&](auto dim) {
     if (a.group == 1) run(dim, std::integral_constant<int, 1>{});

@@ -11,7 +11,7 @@
 //         made once, and each warp's copies run up to kStages pieces ahead, across tiles; they start before x is looked at.
 //         A tile's warps split its columns and meet once: partial sums lie in two alternating buffers, so that one barrier a
 //         tile is enough, and one warp adds them in a fixed order and finishes the tile.
-//         u = n A'^T is shared work: each warp makes some rows of it first, publishes them, and a group looks for the others'
+//         u = n A'^T is shared work: each warp makes a part of it first, publishes it, and a group looks for the others'
 //         when its first tile's sums are done. All blocks run at once (never more than multiprocessors), so nobody
 //         waits for a block that has not begun.
 #include <bit>
@@ -57,8 +57,7 @@ bool launch(PackedLinearArgs a, int bits, int multiprocessors, int64_t shared_by
       const auto kernel = packed_linear_kernel<k.value, tokens.value, stages.value>;
       const int bytes = at.total + kTableAddress - kReservedBytes;
       CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-      kernel<<<grid, kLinearThreads, bytes, stream>>>(a, at);
-      CUDA_LAUNCHED();
+      launch_early(kernel, grid, kLinearThreads, bytes, stream, a, at);
       done = true;
     };
     const auto run_stages = [&](auto tokens) {
@@ -104,6 +103,7 @@ bool arguments_of(const PackedLinear& c, PackedLinearArgs& a) {
   if (c.a) {
     if (!aligned(c.a.data, 16) || c.a.stride % 8 != 0) return false;
     a.a = static_cast<const __nv_bfloat16*>(c.a.data), a.a_stride = c.a.stride, a.ranks = static_cast<int>(c.a.rows);
+    a.segments = (a.cols + kLinearSegment - 1) / kLinearSegment;
   }
   int tiles = 0;
   for (int i = 0; i < PackedLinear::kParts; ++i) {
@@ -145,7 +145,8 @@ void CudaBackend::nfk_linear(PackedLinear call) {
   if (call.x.rows == 0) return;
   PackedLinearArgs a{};
   if (arguments_of(call, a)) {
-    a.u = static_cast<float*>(workspace(int64_t{kLinearTokens} * a.ranks * static_cast<int64_t>(sizeof(float))));
+    a.u = static_cast<float*>(
+        workspace(int64_t{kLinearTokens} * a.ranks * a.segments * static_cast<int64_t>(sizeof(float))));
     a.meet = meetings();
     if (launch(a, call.w[0].format.bits, sm_count(), shared_bytes(), stream())) return;
   }

@@ -1,5 +1,6 @@
 // The arguments and the shared memory of the kernel of nfk_linear.cu.
 #pragma once
+#include "kernels/dependent_launch.cuh"
 #include "kernels/nfk_linear.h"
 #include "kernels/nfk_pairs.cuh"
 
@@ -10,9 +11,10 @@ constexpr int kLinearGroups =
     2;  // of warps, each with tiles of its own, so that one finishes while the other multiplies
 constexpr int kLinearWarps = 8;  // of a group
 constexpr int kLinearThreads = kLinearGroups * kLinearWarps * kWarp;
-constexpr int kLinearRows = 16;   // of w in a tile
-constexpr int kLinearChunk = 4;   // blocks of 64 in a warp's piece of a tile
-constexpr int kLinearTokens = 8;  // most rows of x
+constexpr int kLinearRows = 16;       // of w in a tile
+constexpr int kLinearChunk = 4;       // blocks of 64 in a warp's piece of a tile
+constexpr int kLinearTokens = 8;      // most rows of x
+constexpr int kLinearSegment = 1024;  // columns of A that a warp takes
 constexpr int kLinearColumns = kLinearChunk * kBlock;
 
 struct PackedLinearArgs {
@@ -32,12 +34,13 @@ struct PackedLinearArgs {
   float base_scale;
   const __nv_bfloat16* a;
   int64_t a_stride;
-  int ranks;  // R; 0: no adapter
+  int ranks;     // R; 0: no adapter
+  int segments;  // of a row of A
   const __nv_bfloat16* b[PackedLinear::kParts];
   int64_t b_stride[PackedLinear::kParts];
   int b_column[PackedLinear::kParts], b_rank[PackedLinear::kParts];
-  float* u;   // (m_count, R) in device memory
-  int* meet;  // [0] rows of u that are there, [1] blocks that are through
+  float* u;   // (m_count, segments, R) in device memory: sums over a segment each
+  int* meet;  // [0] parts of u that are there, [1] blocks that are through
   const float *cosine, *sine;
   int64_t cos_stride, sin_stride, kv_stride;
   const int32_t *positions, *cache_rows;
@@ -52,6 +55,20 @@ struct PackedLinearArgs {
 struct TileRows {
   int low_part, high_part, low, high;
 };
+
+__device__ __forceinline__ TileRows rows_of_tile(const PackedLinearArgs& a, int tile) {
+  if (a.finish == PackedLinear::Finish::swiglu) return {0, 1, tile * 8, tile * 8};
+  int part = 0, first = 0;
+#pragma unroll
+  for (int i = 0; i < PackedLinear::kParts - 1; ++i)
+    if (tile >= a.tile_end[i]) part = i + 1, first = a.tile_end[i];
+  const int i = tile - first;
+  if (a.finish == PackedLinear::Finish::rope && part < 2) {
+    const int head = i >> a.tile_shift, low = head * 2 * a.half + (i - (head << a.tile_shift)) * 8;
+    return {part, part, low, low + a.half};
+  }
+  return {part, part, i * kLinearRows, i * kLinearRows + 8};
+}
 
 template <int kBits>
 struct LinearShape {

@@ -4,20 +4,6 @@
 
 namespace irq {
 
-__device__ __forceinline__ TileRows rows_of_tile(const PackedLinearArgs& a, int tile) {
-  if (a.finish == PackedLinear::Finish::swiglu) return {0, 1, tile * 8, tile * 8};
-  int part = 0, first = 0;
-#pragma unroll
-  for (int i = 0; i < PackedLinear::kParts - 1; ++i)
-    if (tile >= a.tile_end[i]) part = i + 1, first = a.tile_end[i];
-  const int i = tile - first;
-  if (a.finish == PackedLinear::Finish::rope && part < 2) {
-    const int head = i >> a.tile_shift, low = head * 2 * a.half + (i - (head << a.tile_shift)) * 8;
-    return {part, part, low, low + a.half};
-  }
-  return {part, part, i * kLinearRows, i * kLinearRows + 8};
-}
-
 template <int kBits, int kM, int kStages>
 struct LinearBlock {
   using S = LinearShape<kBits>;
@@ -80,16 +66,45 @@ struct LinearBlock {
                (shift ? q.tau_groups : q.scale_groups) + block / kScaleGroup, true);
   }
 
+  // What a thread needs from memory before the first tile, all asked for at once, so that DRAM is waited for once.
+  struct Early {
+    Pack<__nv_bfloat16> x, a[kLinearSegment / 8 / kWarp];
+    float4 norm[2];
+    float map_entry;
+  };
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + (group * kLinearWarps + warp) * gridDim.x; }
+  __device__ __forceinline__ const Pack<__nv_bfloat16>* x_row(int m) const {
+    return reinterpret_cast<const Pack<__nv_bfloat16>*>(a.x + m * a.x_stride);
+  }
+  __device__ __forceinline__ void load_norm(float4 (&w)[2], int pack) const {
+    w[0] = reinterpret_cast<const float4*>(a.norm)[2 * pack],
+    w[1] = reinterpret_cast<const float4*>(a.norm)[2 * pack + 1];
+  }
+  // One warp's part of a row of A: the unit is row * segments + segment.
+  __device__ __forceinline__ void load_a(Pack<__nv_bfloat16> (&w)[kLinearSegment / 8 / kWarp], int unit) const {
+    const int first = unit % a.segments * kLinearSegment;
+    const __nv_bfloat16* row = a.a + unit / a.segments * a.a_stride;
+#pragma unroll
+    for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) {
+      const int column = first + (k * kWarp + lane) * 8;
+      if (column < a.cols) w[k] = *reinterpret_cast<const Pack<__nv_bfloat16>*>(row + column);
+    }
+  }
+  __device__ __forceinline__ void load_early(Early& e) const {
+    if (threadIdx.x < a.cols / 8 && a.norm) load_norm(e.norm, threadIdx.x);
+    if (threadIdx.x < 256) e.map_entry = __ldg(a.part[0].map + threadIdx.x);
+    if (first_unit() < a.ranks * a.segments) load_a(e.a, first_unit());
+  }
+
   // x, normalized if asked, into shared memory, and the sum of each of its blocks.
-  __device__ __forceinline__ void load_x() const {
+  __device__ __forceinline__ void store_x(const Early& e) const {
     const int packs = a.cols / 8;  // a multiple of 32: whole warps, whole blocks
     for (int m = 0; m < a.m_count; ++m) {
       Pack<__nv_bfloat16>* row =
           reinterpret_cast<Pack<__nv_bfloat16>*>(in_shared<__nv_bfloat16>(at.x) + m * at.x_pitch);
-      const Pack<__nv_bfloat16>* from = reinterpret_cast<const Pack<__nv_bfloat16>*>(a.x + m * a.x_stride);
       float squares = 0;
       for (int i = threadIdx.x; i < packs; i += kLinearThreads) {
-        const Pack<__nv_bfloat16> v = from[i];
+        const Pack<__nv_bfloat16> v = m == 0 && i == static_cast<int>(threadIdx.x) ? e.x : x_row(m)[i];
 #pragma unroll
         for (int k = 0; k < 8; ++k) squares = fmaf(to_f(v.v[k]), to_f(v.v[k]), squares);
         row[i] = v;
@@ -99,8 +114,8 @@ struct LinearBlock {
       for (int i = threadIdx.x; i < packs; i += kLinearThreads) {  // what this thread wrote
         Pack<__nv_bfloat16> v = row[i];
         if (a.norm) {
-          const float4 w[2] = {reinterpret_cast<const float4*>(a.norm)[2 * i],
-                               reinterpret_cast<const float4*>(a.norm)[2 * i + 1]};
+          float4 w[2] = {e.norm[0], e.norm[1]};
+          if (i != static_cast<int>(threadIdx.x)) load_norm(w, i);
           const float weight[8] = {w[0].x, w[0].y, w[0].z, w[0].w, w[1].x, w[1].y, w[1].z, w[1].w};
 #pragma unroll
           for (int k = 0; k < 8; ++k)
@@ -117,50 +132,51 @@ struct LinearBlock {
     }
   }
 
-  // This block's rows of u = x A'^T, published: a warp a row, so that nothing waits for another warp. Rows are dealt to the
-  // warps of different blocks first.
-  __device__ __forceinline__ void make_u() const {
-    for (int r = blockIdx.x + (group * kLinearWarps + warp) * gridDim.x; r < a.ranks;
-         r += gridDim.x * kLinearGroups * kLinearWarps) {
-      float sum[kM] = {};
-      constexpr int kAhead = kM == 1 ? 8 : 2;  // loads in flight
-      for (int begin = lane; begin < a.cols / 8; begin += kWarp * kAhead) {
-        Pack<__nv_bfloat16> w[kAhead];
+  // This warp's parts of u = x A'^T, published; they are dealt to the warps of different blocks first.
+  __device__ __forceinline__ void make_u(const Early& e) const {
+    const int units = a.ranks * a.segments;
+    for (int unit = first_unit(); unit < units; unit += gridDim.x * kLinearGroups * kLinearWarps) {
+      Pack<__nv_bfloat16> w[kLinearSegment / 8 / kWarp];
+      if (unit == first_unit()) {
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k)
-          if (begin + k * kWarp < a.cols / 8)
-            w[k] = *reinterpret_cast<const Pack<__nv_bfloat16>*>(a.a + r * a.a_stride + (begin + k * kWarp) * 8);
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-          if (begin + k * kWarp >= a.cols / 8) break;
-#pragma unroll
-          for (int m = 0; m < kM; ++m) {
-            if (m >= a.m_count) break;
-            const Pack<__nv_bfloat16> v = *reinterpret_cast<const Pack<__nv_bfloat16>*>(
-                in_shared<__nv_bfloat16>(at.x) + m * at.x_pitch + (begin + k * kWarp) * 8);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) sum[m] = fmaf(to_f(w[k].v[e]), to_f(v.v[e]), sum[m]);
-          }
-        }
-      }
+        for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) w[k] = e.a[k];
+      } else load_a(w, unit);
+      const int row = unit / a.segments, segment = unit % a.segments;
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        const float total = warp_sum(sum[m]);
-        if (lane == 0 && m < a.m_count) __stcg(a.u + m * a.ranks + r, total);
+        if (m >= a.m_count) break;
+        float sum = 0;
+#pragma unroll
+        for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) {
+          const int column = segment * kLinearSegment + (k * kWarp + lane) * 8;
+          if (column >= a.cols) break;
+          const Pack<__nv_bfloat16> v =
+              *reinterpret_cast<const Pack<__nv_bfloat16>*>(in_shared<__nv_bfloat16>(at.x) + m * at.x_pitch + column);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) sum = fmaf(to_f(w[k].v[i]), to_f(v.v[i]), sum);
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) __stcg(a.u + (m * a.segments + segment) * a.ranks + row, sum);
       }
       if (lane == 0) __threadfence(), atomicAdd(a.meet, 1);
     }
   }
 
-  // Waits for everybody's rows of u and takes them.
+  // Waits for everybody's parts of u and adds them up in a fixed order.
   __device__ __forceinline__ void fetch_u() const {
     const int thread = warp * kWarp + lane;
     if (thread == 0) {
-      while (atomicAdd(a.meet, 0) < a.ranks) __nanosleep(40);
+      while (atomicAdd(a.meet, 0) < a.ranks * a.segments) __nanosleep(20);
       __threadfence();
     }
     group_barrier();
-    for (int i = thread; i < a.ranks * a.m_count; i += kLinearWarps * kWarp) group_u()[i] = __ldcg(a.u + i);
+    for (int i = thread; i < a.ranks * a.m_count; i += kLinearWarps * kWarp) {
+      const int m = i / a.ranks, row = i - m * a.ranks;
+      float sum = 0;
+#pragma unroll 4
+      for (int k = 0; k < a.segments; ++k) sum += __ldcg(a.u + (m * a.segments + k) * a.ranks + row);
+      group_u()[i] = sum;
+    }
     group_barrier();
   }
 
@@ -338,14 +354,19 @@ struct LinearBlock {
       ahead_stage = ahead_stage + 1 < kStages ? ahead_stage + 1 : 0;
       if (++ahead_round == rounds) ahead_round = 0, ahead_tile += stride;
     };
+    Early early;
+    load_early(early);
+    let_next_kernel_begin();
 #pragma unroll
     for (int k = 0; k < kStages; ++k) copy_next();
     fill_pair_table<kBits, kLinearThreads, kTablePitch>(in_shared<uint32_t>(0),
                                                         a.scaled.level[lane & ((1 << kBits) - 1)]);
-    if (threadIdx.x < 256) in_shared<float>(at.map)[threadIdx.x] = __ldg(a.part[0].map + threadIdx.x);
-    load_x();
+    if (threadIdx.x < 256) in_shared<float>(at.map)[threadIdx.x] = early.map_entry;
+    wait_for_previous_kernel();  // x is its work; all before was on weights
+    if (threadIdx.x < a.cols / 8) early.x = x_row(0)[threadIdx.x];
+    store_x(early);
     __syncthreads();
-    make_u();
+    make_u(early);
     bool fetched = a.ranks == 0;
     int current = 0, number = 0;
     for (int tile = first_tile; tile < a.tiles; tile += stride, ++number) {
