@@ -9,6 +9,7 @@
 #include "bench/random_model.h"
 #include "src/eval/decoder.h"
 #include "src/eval/sampler.h"
+#include "src/io/load_model.h"
 
 namespace irq {
 namespace {
@@ -43,6 +44,7 @@ int64_t planned_bytes(const Backend& backend, const DecodeBenchOptions& o, const
   Trainer trainer(dry, arena, plan, 0);
   const KvCache cache = push_cache(arena, o.config, backend.precision().storage, plan.positions * o.sequences);
   Decoder(dry, arena, trainer.model(), cache, o.sequences).enqueue();
+  if (plan.residency == Residency::cached) stage_largest_matrix(arena, plan);  // fill_model makes one at a time
   return arena.peak();
 }
 

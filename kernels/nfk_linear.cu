@@ -37,8 +37,9 @@ constexpr int kReservedBytes = 0;  // of the window that are certainly in front 
 bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 bool takes(const PackedView& q) {
-  return q.cols % kLinearColumns == 0 && !q.scales && q.rows > 0 && aligned(q.codes, 16) && aligned(q.scale_codes, 4) &&
-         aligned(q.tau_codes, 4) && q.rows * q.cols / 2 < int64_t{1} << 31;
+  return q.cols % kLinearColumns == 0 && q.cols <= kLinearCodeWords * 16 * 4 * kBlock && !q.scales && q.rows > 0 &&
+         aligned(q.codes, 16) && aligned(q.scale_codes, 4) && aligned(q.tau_codes, 4) &&
+         q.rows * q.cols / 2 < int64_t{1} << 31;
 }
 
 // False if there is too little shared memory for it.

@@ -14,7 +14,8 @@ struct LinearBlock {
   char* shared;
   const int lane = threadIdx.x % kWarp, group = threadIdx.x / (kLinearWarps * kWarp),
             warp = threadIdx.x / kWarp % kLinearWarps, g = lane / 4, p = lane % 4;
-  const int blocks = a.cols / kBlock, chunks = a.cols / kLinearColumns;
+  const int blocks = a.cols / kBlock, code_pitch = blocks + 4,  // rows of codes start in different banks
+      chunks = a.cols / kLinearColumns;
   const int rounds = (chunks + kLinearWarps - 1) / kLinearWarps;  // pieces of a tile that a warp has at most
 
   template <class T>
@@ -55,15 +56,6 @@ struct LinearBlock {
       cp_async_16(at_shared, low_codes + min(r, last_low) * row_bytes + byte, true);
       cp_async_16(at_shared + 8 * S::kPitch, high_codes + min(r, last_high) * row_bytes + byte, true);
     }
-    const int r = lane % kLinearRows;
-    const bool shift = lane >= kLinearRows, upper = r >= 8;
-    const PackedView& q = upper ? high : low;
-    if (shift && !q.tau_codes) return;
-    const uint32_t row = upper ? rows.high + min(r - 8, last_high) : rows.low + min(r, last_low);
-    const uint32_t block = row * blocks + chunk * kLinearChunk;
-    cp_async_4(to + (shift ? S::kShifts : S::kScales) + r * 4, (shift ? q.tau_codes : q.scale_codes) + block, true);
-    cp_async_4(to + (shift ? S::kShiftGroups : S::kScaleGroups) + r * 4,
-               (shift ? q.tau_groups : q.scale_groups) + block / kScaleGroup, true);
   }
 
   // What a thread needs from memory before the first tile, all asked for at once, so that DRAM is waited for once.
@@ -180,15 +172,60 @@ struct LinearBlock {
     group_barrier();
   }
 
-  __device__ __forceinline__ float scale_of(const char* piece, int row, int block, float offset) const {
-    const float entry = in_shared<float>(at.map)[reinterpret_cast<const uint8_t*>(piece)[S::kScales + row * 4 + block]];
-    const float factor = *reinterpret_cast<const float*>(piece + S::kScaleGroups + row * 4);
-    return __fadd_rn(__fmul_rn(entry, factor), offset) * a.unit;
+  // The scale codes (0) or tau codes (1) of a tile, [row][block], by the tile's buffer.
+  __device__ __forceinline__ uint8_t* block_codes(int buffer, int which) const {
+    return in_shared<uint8_t>(at.codes) + ((group * 2 + buffer) * 2 + which) * kLinearRows * code_pitch;
   }
-  __device__ __forceinline__ float shift_of(const char* piece, int row, int block, bool shifted) const {
-    if (!shifted) return 0.f;
-    const float entry = in_shared<float>(at.map)[reinterpret_cast<const uint8_t*>(piece)[S::kShifts + row * 4 + block]];
-    return __fmul_rn(entry, *reinterpret_cast<const float*>(piece + S::kShiftGroups + row * 4));
+  // Their words of the row that this half of a warp is for (lanes 0..15: row `warp`, lanes 16..31: row warp + 8), asked for a
+  // tile ahead: whole lines, where each piece for itself would touch 32 of them.
+  struct CodeWords {
+    uint32_t scale[kLinearCodeWords], tau[kLinearCodeWords];
+  };
+  __device__ __forceinline__ void load_codes(CodeWords& c, int tile) const {
+    const TileRows rows = rows_of_tile(a, tile);
+    const PackedView& q = a.part[lane < 16 ? rows.low_part : rows.high_part];
+    const int row = min((lane < 16 ? rows.low : rows.high) + warp, static_cast<int>(q.rows) - 1);
+#pragma unroll
+    for (int k = 0; k < kLinearCodeWords; ++k) {
+      const int word = k * 16 + lane % 16;
+      if (word >= blocks / 4) continue;
+      c.scale[k] = __ldg(reinterpret_cast<const uint32_t*>(q.scale_codes + row * blocks) + word);
+      if (q.tau_codes) c.tau[k] = __ldg(reinterpret_cast<const uint32_t*>(q.tau_codes + row * blocks) + word);
+    }
+  }
+  __device__ __forceinline__ void store_codes(const CodeWords& c, int buffer) const {
+    const int row = warp + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < kLinearCodeWords; ++k) {
+      const int word = k * 16 + lane % 16;
+      if (word >= blocks / 4) continue;
+      reinterpret_cast<uint32_t*>(block_codes(buffer, 0) + row * code_pitch)[word] = c.scale[k];
+      reinterpret_cast<uint32_t*>(block_codes(buffer, 1) + row * code_pitch)[word] = c.tau[k];
+    }
+  }
+  // The factors of a piece's groups of scales, of rows g and g + 8, asked for a piece ahead.
+  struct Factors {
+    float scale[2], tau[2];
+  };
+  __device__ __forceinline__ void load_factors(Factors& f, int tile, int chunk) const {
+    const TileRows rows = rows_of_tile(a, tile);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const PackedView& q = a.part[r == 0 ? rows.low_part : rows.high_part];
+      const int row = min((r == 0 ? rows.low : rows.high) + g, static_cast<int>(q.rows) - 1);
+      const uint32_t at_group = static_cast<uint32_t>(row * blocks + chunk * kLinearChunk) / kScaleGroup;
+      f.scale[r] = __ldg(q.scale_groups + at_group);
+      f.tau[r] = q.tau_codes ? __ldg(q.tau_groups + at_group) : 0.f;
+    }
+  }
+  __device__ __forceinline__ float scale_of(const uint8_t* codes, const Factors& f, int r, int block,
+                                            float offset) const {
+    const float entry = in_shared<float>(at.map)[codes[(g + 8 * r) * code_pitch + block]];
+    return __fadd_rn(__fmul_rn(entry, f.scale[r]), offset) * a.unit;
+  }
+  __device__ __forceinline__ float shift_of(const uint8_t* codes, const Factors& f, int r, int block,
+                                            bool shifted) const {
+    return shifted ? __fmul_rn(in_shared<float>(at.map)[codes[(g + 8 * r) * code_pitch + block]], f.tau[r]) : 0.f;
   }
   // product += block j of the piece (16 rows) times this lane's 16 values of x.
   __device__ __forceinline__ void multiply_block(float (&product)[2][4], const char* codes, int j,
@@ -216,8 +253,10 @@ struct LinearBlock {
 
   // One piece: 16 rows by 4 blocks, added to sum: of rows g and g + 8 (sum[0], sum[2]) for one token; of tokens 2p and 2p + 1
   // in rows g (sum[0], sum[1]) and g + 8 (sum[2], sum[3]) for more.
-  __device__ __forceinline__ void multiply(float (&sum)[4], const char* piece, int chunk, const float (&offset)[2],
-                                           const bool (&shifted)[2]) const {
+  __device__ __forceinline__ void multiply(float (&sum)[4], const char* piece, int chunk, int buffer, const Factors& f,
+                                           const float (&offset)[2], const bool (&shifted)[2]) const {
+    const uint8_t *scales = block_codes(buffer, 0) + chunk * kLinearChunk,
+                  *shifts = block_codes(buffer, 1) + chunk * kLinearChunk;
     const char* codes = piece + g * S::kPitch + p * 2 * kBits;
     const __nv_bfloat16* x = in_shared<__nv_bfloat16>(at.x) + chunk * kLinearColumns + p * 16;
     const float* sums = in_shared<float>(at.block_sums) + chunk * kLinearChunk;
@@ -240,8 +279,7 @@ struct LinearBlock {
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float s = scale_of(piece, g + 8 * r, pair + c, offset[r]),
-                      t = shift_of(piece, g + 8 * r, pair + c, shifted[r]);
+          const float s = scale_of(scales, f, r, pair + c, offset[r]), t = shift_of(shifts, f, r, pair + c, shifted[r]);
           sum[2 * r] = fmaf(s, product[0][2 * r + c] + product[1][2 * r + c], sum[2 * r]);
           sum[2 * r] = fmaf(t, sums[pair + c], sum[2 * r]);
         }
@@ -249,8 +287,8 @@ struct LinearBlock {
       float scale[2], shift[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        scale[r] = scale_of(piece, g + 8 * r, p, offset[r]);
-        shift[r] = shift_of(piece, g + 8 * r, p, shifted[r]);
+        scale[r] = scale_of(scales, f, r, p, offset[r]);
+        shift[r] = shift_of(shifts, f, r, p, shifted[r]);
       }
       const __nv_bfloat16* row = x + min(g, a.m_count - 1) * at.x_pitch;
       const float *sums0 = sums + min(2 * p, a.m_count - 1) * blocks,
@@ -355,7 +393,11 @@ struct LinearBlock {
       if (++ahead_round == rounds) ahead_round = 0, ahead_tile += stride;
     };
     Early early;
+    CodeWords words{};
+    Factors next{};
     load_early(early);
+    if (first_tile < a.tiles) load_codes(words, first_tile);
+    if (first_tile < a.tiles && warp < chunks) load_factors(next, first_tile, warp);
     let_next_kernel_begin();
 #pragma unroll
     for (int k = 0; k < kStages; ++k) copy_next();
@@ -365,6 +407,7 @@ struct LinearBlock {
     wait_for_previous_kernel();  // x is its work; all before was on weights
     if (threadIdx.x < a.cols / 8) early.x = x_row(0)[threadIdx.x];
     store_x(early);
+    store_codes(words, 0);
     __syncthreads();
     make_u(early);
     bool fetched = a.ranks == 0;
@@ -380,11 +423,16 @@ struct LinearBlock {
       const float offset[2] = {__ldg(low.scale_offset), __ldg(high.scale_offset)};
       const bool shifted[2] = {low.tau_codes != nullptr, high.tau_codes != nullptr};
       float sum[4] = {};
+      if (tile + stride < a.tiles) load_codes(words, tile + stride);
       for (int round = 0; round < rounds; ++round) {
         const int chunk = round * kLinearWarps + warp;
+        const Factors factors = next;
+        const bool last = round + 1 == rounds;
+        const int next_tile = last ? tile + stride : tile, next_chunk = last ? warp : chunk + kLinearWarps;
+        if (next_tile < a.tiles && next_chunk < chunks) load_factors(next, next_tile, next_chunk);
         cp_async_wait<kStages - 1>();
         __syncwarp();
-        if (chunk < chunks) multiply(sum, stage(current), chunk, offset, shifted);
+        if (chunk < chunks) multiply(sum, stage(current), chunk, buffer, factors, offset, shifted);
         __syncwarp();  // all lanes have read the stage
         copy_next();
         current = current + 1 < kStages ? current + 1 : 0;
@@ -397,6 +445,7 @@ struct LinearBlock {
 #pragma unroll
         for (int c = 0; c < 4; ++c) partial(buffer, warp, g + c / 2 * 8, 2 * p + c % 2) = sum[c];
       }
+      store_codes(words, 1 - buffer);
       if (!fetched) fetch_u(), fetched = true;
       if (a.ranks > 0) add_adapter(b, part, first, buffer);
       group_barrier();
