@@ -1,6 +1,6 @@
 // What one thread block of nfk_linear.cu does: its copies, x and u, products of pieces of tiles, and the finish of a tile.
 #pragma once
-#include "kernels/nfk_linear.cuh"
+#include "kernels/nfk_linear_loads.cuh"
 
 namespace irq {
 
@@ -36,8 +36,7 @@ struct LinearBlock {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kLinearWarps * kWarp) : "memory");
   }
 
-  // Starts copying this warp's piece `chunk` of a tile. Rows past the end repeat the last and are not stored. 32 bits hold
-  // any offset (takes() looks).
+  // Starts copying this warp's piece of a tile. Rows past the end repeat the last. 32 bits hold any offset: takes() looks.
   __device__ __forceinline__ void copy_piece(int tile, int chunk, int to_stage) const {
     const TileRows rows = rows_of_tile(a, tile);
     const uint32_t to = smem_address(stage(to_stage));
@@ -58,45 +57,22 @@ struct LinearBlock {
     }
   }
 
-  // What a thread needs from memory before the first tile, all asked for at once, so that DRAM is waited for once.
-  struct Early {
-    Pack<__nv_bfloat16> x, a[kLinearSegment / 8 / kWarp];
-    float4 norm[2];
-    float map_entry;
-  };
   __device__ __forceinline__ int first_unit() const { return blockIdx.x + (group * kLinearWarps + warp) * gridDim.x; }
-  __device__ __forceinline__ const Pack<__nv_bfloat16>* x_row(int m) const {
-    return reinterpret_cast<const Pack<__nv_bfloat16>*>(a.x + m * a.x_stride);
-  }
-  __device__ __forceinline__ void load_norm(float4 (&w)[2], int pack) const {
-    w[0] = reinterpret_cast<const float4*>(a.norm)[2 * pack],
-    w[1] = reinterpret_cast<const float4*>(a.norm)[2 * pack + 1];
-  }
-  // One warp's part of a row of A: the unit is row * segments + segment.
-  __device__ __forceinline__ void load_a(Pack<__nv_bfloat16> (&w)[kLinearSegment / 8 / kWarp], int unit) const {
-    const int first = unit % a.segments * kLinearSegment;
-    const __nv_bfloat16* row = a.a + unit / a.segments * a.a_stride;
-#pragma unroll
-    for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) {
-      const int column = first + (k * kWarp + lane) * 8;
-      if (column < a.cols) w[k] = *reinterpret_cast<const Pack<__nv_bfloat16>*>(row + column);
-    }
-  }
-  __device__ __forceinline__ void load_early(Early& e) const {
-    if (threadIdx.x < a.cols / 8 && a.norm) load_norm(e.norm, threadIdx.x);
+  __device__ __forceinline__ void load_early(LinearEarly& e) const {
+    if (threadIdx.x < a.cols / 8 && a.norm) load_norm(e.norm, a, threadIdx.x);
     if (threadIdx.x < 256) e.map_entry = __ldg(a.part[0].map + threadIdx.x);
-    if (first_unit() < a.ranks * a.segments) load_a(e.a, first_unit());
+    if (first_unit() < a.ranks * a.segments) load_a(e.a, a, first_unit(), lane);
   }
 
   // x, normalized if asked, into shared memory, and the sum of each of its blocks.
-  __device__ __forceinline__ void store_x(const Early& e) const {
+  __device__ __forceinline__ void store_x(const LinearEarly& e) const {
     const int packs = a.cols / 8;  // a multiple of 32: whole warps, whole blocks
     for (int m = 0; m < a.m_count; ++m) {
       Pack<__nv_bfloat16>* row =
           reinterpret_cast<Pack<__nv_bfloat16>*>(in_shared<__nv_bfloat16>(at.x) + m * at.x_pitch);
       float squares = 0;
       for (int i = threadIdx.x; i < packs; i += kLinearThreads) {
-        const Pack<__nv_bfloat16> v = m == 0 && i == static_cast<int>(threadIdx.x) ? e.x : x_row(m)[i];
+        const Pack<__nv_bfloat16> v = m == 0 && i == static_cast<int>(threadIdx.x) ? e.x : x_row(a, m)[i];
 #pragma unroll
         for (int k = 0; k < 8; ++k) squares = fmaf(to_f(v.v[k]), to_f(v.v[k]), squares);
         row[i] = v;
@@ -107,7 +83,7 @@ struct LinearBlock {
         Pack<__nv_bfloat16> v = row[i];
         if (a.norm) {
           float4 w[2] = {e.norm[0], e.norm[1]};
-          if (i != static_cast<int>(threadIdx.x)) load_norm(w, i);
+          if (i != static_cast<int>(threadIdx.x)) load_norm(w, a, i);
           const float weight[8] = {w[0].x, w[0].y, w[0].z, w[0].w, w[1].x, w[1].y, w[1].z, w[1].w};
 #pragma unroll
           for (int k = 0; k < 8; ++k)
@@ -125,14 +101,14 @@ struct LinearBlock {
   }
 
   // This warp's parts of u = x A'^T, published; they are dealt to the warps of different blocks first.
-  __device__ __forceinline__ void make_u(const Early& e) const {
+  __device__ __forceinline__ void make_u(const LinearEarly& e) const {
     const int units = a.ranks * a.segments;
     for (int unit = first_unit(); unit < units; unit += gridDim.x * kLinearGroups * kLinearWarps) {
       Pack<__nv_bfloat16> w[kLinearSegment / 8 / kWarp];
       if (unit == first_unit()) {
 #pragma unroll
         for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) w[k] = e.a[k];
-      } else load_a(w, unit);
+      } else load_a(w, a, unit, lane);
       const int row = unit / a.segments, segment = unit % a.segments;
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
@@ -176,23 +152,6 @@ struct LinearBlock {
   __device__ __forceinline__ uint8_t* block_codes(int buffer, int which) const {
     return in_shared<uint8_t>(at.codes) + ((group * 2 + buffer) * 2 + which) * kLinearRows * code_pitch;
   }
-  // Their words of the row that this half of a warp is for (lanes 0..15: row `warp`, lanes 16..31: row warp + 8), asked for a
-  // tile ahead: whole lines, where each piece for itself would touch 32 of them.
-  struct CodeWords {
-    uint32_t scale[kLinearCodeWords], tau[kLinearCodeWords];
-  };
-  __device__ __forceinline__ void load_codes(CodeWords& c, int tile) const {
-    const TileRows rows = rows_of_tile(a, tile);
-    const PackedView& q = a.part[lane < 16 ? rows.low_part : rows.high_part];
-    const int row = min((lane < 16 ? rows.low : rows.high) + warp, static_cast<int>(q.rows) - 1);
-#pragma unroll
-    for (int k = 0; k < kLinearCodeWords; ++k) {
-      const int word = k * 16 + lane % 16;
-      if (word >= blocks / 4) continue;
-      c.scale[k] = __ldg(reinterpret_cast<const uint32_t*>(q.scale_codes + row * blocks) + word);
-      if (q.tau_codes) c.tau[k] = __ldg(reinterpret_cast<const uint32_t*>(q.tau_codes + row * blocks) + word);
-    }
-  }
   __device__ __forceinline__ void store_codes(const CodeWords& c, int buffer) const {
     const int row = warp + lane / 16 * 8;
 #pragma unroll
@@ -201,21 +160,6 @@ struct LinearBlock {
       if (word >= blocks / 4) continue;
       reinterpret_cast<uint32_t*>(block_codes(buffer, 0) + row * code_pitch)[word] = c.scale[k];
       reinterpret_cast<uint32_t*>(block_codes(buffer, 1) + row * code_pitch)[word] = c.tau[k];
-    }
-  }
-  // The factors of a piece's groups of scales, of rows g and g + 8, asked for a piece ahead.
-  struct Factors {
-    float scale[2], tau[2];
-  };
-  __device__ __forceinline__ void load_factors(Factors& f, int tile, int chunk) const {
-    const TileRows rows = rows_of_tile(a, tile);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const PackedView& q = a.part[r == 0 ? rows.low_part : rows.high_part];
-      const int row = min((r == 0 ? rows.low : rows.high) + g, static_cast<int>(q.rows) - 1);
-      const uint32_t at_group = static_cast<uint32_t>(row * blocks + chunk * kLinearChunk) / kScaleGroup;
-      f.scale[r] = __ldg(q.scale_groups + at_group);
-      f.tau[r] = q.tau_codes ? __ldg(q.tau_groups + at_group) : 0.f;
     }
   }
   __device__ __forceinline__ float scale_of(const uint8_t* codes, const Factors& f, int r, int block,
@@ -251,8 +195,7 @@ struct LinearBlock {
     step(std::integral_constant<int, 3>{});
   }
 
-  // One piece: 16 rows by 4 blocks, added to sum: of rows g and g + 8 (sum[0], sum[2]) for one token; of tokens 2p and 2p + 1
-  // in rows g (sum[0], sum[1]) and g + 8 (sum[2], sum[3]) for more.
+  // Adds one piece, 16 rows by 4 blocks: rows g, g + 8 in sum[0], [2]; if there are more tokens, 2p + 1 in [1], [3].
   __device__ __forceinline__ void multiply(float (&sum)[4], const char* piece, int chunk, int buffer, const Factors& f,
                                            const float (&offset)[2], const bool (&shifted)[2]) const {
     const uint8_t *scales = block_codes(buffer, 0) + chunk * kLinearChunk,
@@ -261,17 +204,14 @@ struct LinearBlock {
     const __nv_bfloat16* x = in_shared<__nv_bfloat16>(at.x) + chunk * kLinearColumns + p * 16;
     const float* sums = in_shared<float>(at.block_sums) + chunk * kLinearChunk;
     if constexpr (kM == 1) {
-      // One token leaves seven of the product's eight columns free: column j takes block j, so that a piece is one chain
-      // of products, and a lane that holds columns 2p and 2p + 1 of the result scales just those blocks.
+      // Seven of the product's columns are free: column j takes block j, and a lane scales the two blocks that it holds.
       const uint4* mine = reinterpret_cast<const uint4*>(x + g % kLinearChunk * kBlock);
       const uint4 own[2] = {mine[0], mine[1]};
       float product[2][4] = {};
 #pragma unroll
       for (int j = 0; j < kLinearChunk; ++j) {
         const bool here = g == j;
-        const uint4 v[2] = {
-            make_uint4(here ? own[0].x : 0, here ? own[0].y : 0, here ? own[0].z : 0, here ? own[0].w : 0),
-            make_uint4(here ? own[1].x : 0, here ? own[1].y : 0, here ? own[1].z : 0, here ? own[1].w : 0)};
+        const uint4 v[2] = {here ? own[0] : uint4{}, here ? own[1] : uint4{}};
         multiply_block(product, codes, j, v);
       }
       const int pair = 2 * (p % 2);  // columns 4..7 hold zeros: lanes p = 2, 3 are not asked
@@ -320,7 +260,7 @@ struct LinearBlock {
     const int row = (lane < 16 ? rows.low : rows.high) + warp;
     return a.b[part] && row < a.part[part].rows ? a.b[part] + row * a.b_stride[part] : nullptr;
   }
-  // What the adapter adds to those rows. first: this lane's first four terms of B, loaded long before.
+  // What the adapter adds to them. first: this lane's first four terms of B.
   __device__ __forceinline__ void add_adapter(const __nv_bfloat16* b, int part, const uint2& first, int buffer) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -392,12 +332,12 @@ struct LinearBlock {
       ahead_stage = ahead_stage + 1 < kStages ? ahead_stage + 1 : 0;
       if (++ahead_round == rounds) ahead_round = 0, ahead_tile += stride;
     };
-    Early early;
+    LinearEarly early;
     CodeWords words{};
     Factors next{};
     load_early(early);
-    if (first_tile < a.tiles) load_codes(words, first_tile);
-    if (first_tile < a.tiles && warp < chunks) load_factors(next, first_tile, warp);
+    if (first_tile < a.tiles) load_codes(words, a, first_tile, warp, lane);
+    if (first_tile < a.tiles && warp < chunks) load_factors(next, a, first_tile, warp, g);
     let_next_kernel_begin();
 #pragma unroll
     for (int k = 0; k < kStages; ++k) copy_next();
@@ -405,7 +345,7 @@ struct LinearBlock {
                                                         a.scaled.level[lane & ((1 << kBits) - 1)]);
     if (threadIdx.x < 256) in_shared<float>(at.map)[threadIdx.x] = early.map_entry;
     wait_for_previous_kernel();  // x is its work; all before was on weights
-    if (threadIdx.x < a.cols / 8) early.x = x_row(0)[threadIdx.x];
+    if (threadIdx.x < a.cols / 8) early.x = x_row(a, 0)[threadIdx.x];
     store_x(early);
     store_codes(words, 0);
     __syncthreads();
@@ -423,13 +363,13 @@ struct LinearBlock {
       const float offset[2] = {__ldg(low.scale_offset), __ldg(high.scale_offset)};
       const bool shifted[2] = {low.tau_codes != nullptr, high.tau_codes != nullptr};
       float sum[4] = {};
-      if (tile + stride < a.tiles) load_codes(words, tile + stride);
+      if (tile + stride < a.tiles) load_codes(words, a, tile + stride, warp, lane);
       for (int round = 0; round < rounds; ++round) {
         const int chunk = round * kLinearWarps + warp;
         const Factors factors = next;
         const bool last = round + 1 == rounds;
         const int next_tile = last ? tile + stride : tile, next_chunk = last ? warp : chunk + kLinearWarps;
-        if (next_tile < a.tiles && next_chunk < chunks) load_factors(next, next_tile, next_chunk);
+        if (next_tile < a.tiles && next_chunk < chunks) load_factors(next, a, next_tile, next_chunk, g);
         cp_async_wait<kStages - 1>();
         __syncwarp();
         if (chunk < chunks) multiply(sum, stage(current), chunk, buffer, factors, offset, shifted);
@@ -451,9 +391,8 @@ struct LinearBlock {
       group_barrier();
       if (warp == number % kLinearWarps) finish(rows, buffer);
     }
-    // The last block to come by here leaves the counters as they were: nobody looks at them any more.
     if (a.ranks == 0) return;
-    __syncthreads();  // both groups have looked
+    __syncthreads();  // both groups have looked; the last block of all sets the counters back
     if (threadIdx.x == 0 && atomicAdd(a.meet + 1, 1) == static_cast<int>(gridDim.x) - 1) a.meet[0] = 0, a.meet[1] = 0;
   }
 };
