@@ -14,7 +14,6 @@ constexpr int kLinearThreads = kLinearGroups * kLinearWarps * kWarp;
 constexpr int kLinearRows = 16;       // of w in a tile
 constexpr int kLinearChunk = 4;       // blocks of 64 in a warp's piece of a tile
 constexpr int kLinearTokens = 8;      // most rows of x
-constexpr int kLinearCodeWords = 4;   // of a row's scale codes that a lane carries: cols <= 16384
 constexpr int kLinearSegment = 1024;  // columns of A that a warp takes
 constexpr int kLinearColumns = kLinearChunk * kBlock;
 
@@ -77,7 +76,11 @@ struct LinearShape {
   static constexpr int kBlockBytes = kBlock / 8 * kBits, kChunkBytes = kLinearChunk * kBlockBytes;
   static constexpr int kPieces = kChunkBytes / 16;                     // of 16 bytes, of a row of a chunk
   static constexpr int kPitch = kChunkBytes + (kBits == 4 ? 32 : 16);  // rows start in different banks
-  static constexpr int kStage = kLinearRows * kPitch;
+  static constexpr int kScales = kLinearRows * kPitch;                 // then [row][block] of a chunk: scale codes,
+  static constexpr int kShifts = kScales + kLinearRows * 4;            // tau codes,
+  static constexpr int kScaleGroups = kShifts + kLinearRows * 4;       // and of each row its group's factors
+  static constexpr int kShiftGroups = kScaleGroups + kLinearRows * 4;
+  static constexpr int kStage = kShiftGroups + kLinearRows * 4;
 };
 
 // The table of pairs lies at this address of the shared window, whatever the compiler puts in front of it: a constant that a
@@ -91,7 +94,7 @@ __device__ __forceinline__ uint32_t load_pair(uint32_t place) {
 
 // Bytes from kTableAddress on.
 struct LinearMemory {
-  int map, partial, u, block_sums, codes, x, stages, total;
+  int map, partial, u, block_sums, x, stages, total;
   int x_pitch;  // elements
   LinearMemory() = default;
   // tokens: of a result's row in `partial`, 1 or kLinearTokens
@@ -101,8 +104,7 @@ struct LinearMemory {
     partial = map + 256 * 4;
     u = partial + kLinearGroups * 2 * (kLinearWarps + 1) * kLinearRows * tokens * 4;
     block_sums = u + kLinearGroups * ((ranks * m_count * 4 + 15) / 16 * 16);
-    codes = block_sums + (m_count * (cols / kBlock) * 4 + 15) / 16 * 16;
-    x = codes + kLinearGroups * 2 * 2 * kLinearRows * (cols / kBlock + 4);
+    x = block_sums + (m_count * (cols / kBlock) * 4 + 15) / 16 * 16;
     stages = x + m_count * x_pitch * 2;
     total = stages + kLinearGroups * kLinearWarps * stage_bytes * stage_count;
   }

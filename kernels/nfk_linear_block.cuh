@@ -14,8 +14,7 @@ struct LinearBlock {
   char* shared;
   const int lane = threadIdx.x % kWarp, group = threadIdx.x / (kLinearWarps * kWarp),
             warp = threadIdx.x / kWarp % kLinearWarps, g = lane / 4, p = lane % 4;
-  const int blocks = a.cols / kBlock, code_pitch = blocks + 4,  // rows of codes start in different banks
-      chunks = a.cols / kLinearColumns;
+  const int blocks = a.cols / kBlock, chunks = a.cols / kLinearColumns;
   const int rounds = (chunks + kLinearWarps - 1) / kLinearWarps;  // pieces of a tile that a warp has at most
 
   template <class T>
@@ -36,7 +35,8 @@ struct LinearBlock {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kLinearWarps * kWarp) : "memory");
   }
 
-  // Starts copying this warp's piece of a tile. Rows past the end repeat the last. 32 bits hold any offset: takes() looks.
+  // Starts copying this warp's piece `chunk` of a tile. Rows past the end repeat the last and are not stored. 32 bits hold
+  // any offset (takes() looks).
   __device__ __forceinline__ void copy_piece(int tile, int chunk, int to_stage) const {
     const TileRows rows = rows_of_tile(a, tile);
     const uint32_t to = smem_address(stage(to_stage));
@@ -55,6 +55,15 @@ struct LinearBlock {
       cp_async_16(at_shared, low_codes + min(r, last_low) * row_bytes + byte, true);
       cp_async_16(at_shared + 8 * S::kPitch, high_codes + min(r, last_high) * row_bytes + byte, true);
     }
+    const int r = lane % kLinearRows;
+    const bool shift = lane >= kLinearRows, upper = r >= 8;
+    const PackedView& q = upper ? high : low;
+    if (shift && !q.tau_codes) return;
+    const uint32_t row = upper ? rows.high + min(r - 8, last_high) : rows.low + min(r, last_low);
+    const uint32_t block = row * blocks + chunk * kLinearChunk;
+    cp_async_4(to + (shift ? S::kShifts : S::kScales) + r * 4, (shift ? q.tau_codes : q.scale_codes) + block, true);
+    cp_async_4(to + (shift ? S::kShiftGroups : S::kScaleGroups) + r * 4,
+               (shift ? q.tau_groups : q.scale_groups) + block / kScaleGroup, true);
   }
 
   __device__ __forceinline__ int first_unit() const { return blockIdx.x + (group * kLinearWarps + warp) * gridDim.x; }
@@ -148,28 +157,15 @@ struct LinearBlock {
     group_barrier();
   }
 
-  // The scale codes (0) or tau codes (1) of a tile, [row][block], by the tile's buffer.
-  __device__ __forceinline__ uint8_t* block_codes(int buffer, int which) const {
-    return in_shared<uint8_t>(at.codes) + ((group * 2 + buffer) * 2 + which) * kLinearRows * code_pitch;
+  __device__ __forceinline__ float scale_of(const char* piece, int row, int block, float offset) const {
+    const float entry = in_shared<float>(at.map)[reinterpret_cast<const uint8_t*>(piece)[S::kScales + row * 4 + block]];
+    const float factor = *reinterpret_cast<const float*>(piece + S::kScaleGroups + row * 4);
+    return __fadd_rn(__fmul_rn(entry, factor), offset) * a.unit;
   }
-  __device__ __forceinline__ void store_codes(const CodeWords& c, int buffer) const {
-    const int row = warp + lane / 16 * 8;
-#pragma unroll
-    for (int k = 0; k < kLinearCodeWords; ++k) {
-      const int word = k * 16 + lane % 16;
-      if (word >= blocks / 4) continue;
-      reinterpret_cast<uint32_t*>(block_codes(buffer, 0) + row * code_pitch)[word] = c.scale[k];
-      reinterpret_cast<uint32_t*>(block_codes(buffer, 1) + row * code_pitch)[word] = c.tau[k];
-    }
-  }
-  __device__ __forceinline__ float scale_of(const uint8_t* codes, const Factors& f, int r, int block,
-                                            float offset) const {
-    const float entry = in_shared<float>(at.map)[codes[(g + 8 * r) * code_pitch + block]];
-    return __fadd_rn(__fmul_rn(entry, f.scale[r]), offset) * a.unit;
-  }
-  __device__ __forceinline__ float shift_of(const uint8_t* codes, const Factors& f, int r, int block,
-                                            bool shifted) const {
-    return shifted ? __fmul_rn(in_shared<float>(at.map)[codes[(g + 8 * r) * code_pitch + block]], f.tau[r]) : 0.f;
+  __device__ __forceinline__ float shift_of(const char* piece, int row, int block, bool shifted) const {
+    if (!shifted) return 0.f;
+    const float entry = in_shared<float>(at.map)[reinterpret_cast<const uint8_t*>(piece)[S::kShifts + row * 4 + block]];
+    return __fmul_rn(entry, *reinterpret_cast<const float*>(piece + S::kShiftGroups + row * 4));
   }
   // product += block j of the piece (16 rows) times this lane's 16 values of x.
   __device__ __forceinline__ void multiply_block(float (&product)[2][4], const char* codes, int j,
@@ -195,23 +191,25 @@ struct LinearBlock {
     step(std::integral_constant<int, 3>{});
   }
 
-  // Adds one piece, 16 rows by 4 blocks: rows g, g + 8 in sum[0], [2]; if there are more tokens, 2p + 1 in [1], [3].
-  __device__ __forceinline__ void multiply(float (&sum)[4], const char* piece, int chunk, int buffer, const Factors& f,
-                                           const float (&offset)[2], const bool (&shifted)[2]) const {
-    const uint8_t *scales = block_codes(buffer, 0) + chunk * kLinearChunk,
-                  *shifts = block_codes(buffer, 1) + chunk * kLinearChunk;
+  // One piece: 16 rows by 4 blocks, added to sum: of rows g and g + 8 (sum[0], sum[2]) for one token; of tokens 2p and 2p + 1
+  // in rows g (sum[0], sum[1]) and g + 8 (sum[2], sum[3]) for more.
+  __device__ __forceinline__ void multiply(float (&sum)[4], const char* piece, int chunk, const float (&offset)[2],
+                                           const bool (&shifted)[2]) const {
     const char* codes = piece + g * S::kPitch + p * 2 * kBits;
     const __nv_bfloat16* x = in_shared<__nv_bfloat16>(at.x) + chunk * kLinearColumns + p * 16;
     const float* sums = in_shared<float>(at.block_sums) + chunk * kLinearChunk;
     if constexpr (kM == 1) {
-      // Seven of the product's columns are free: column j takes block j, and a lane scales the two blocks that it holds.
+      // One token leaves seven of the product's eight columns free: column j takes block j, so that a piece is one chain
+      // of products, and a lane that holds columns 2p and 2p + 1 of the result scales just those blocks.
       const uint4* mine = reinterpret_cast<const uint4*>(x + g % kLinearChunk * kBlock);
       const uint4 own[2] = {mine[0], mine[1]};
       float product[2][4] = {};
 #pragma unroll
       for (int j = 0; j < kLinearChunk; ++j) {
         const bool here = g == j;
-        const uint4 v[2] = {here ? own[0] : uint4{}, here ? own[1] : uint4{}};
+        const uint4 v[2] = {
+            make_uint4(here ? own[0].x : 0, here ? own[0].y : 0, here ? own[0].z : 0, here ? own[0].w : 0),
+            make_uint4(here ? own[1].x : 0, here ? own[1].y : 0, here ? own[1].z : 0, here ? own[1].w : 0)};
         multiply_block(product, codes, j, v);
       }
       const int pair = 2 * (p % 2);  // columns 4..7 hold zeros: lanes p = 2, 3 are not asked
@@ -219,7 +217,8 @@ struct LinearBlock {
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float s = scale_of(scales, f, r, pair + c, offset[r]), t = shift_of(shifts, f, r, pair + c, shifted[r]);
+          const float s = scale_of(piece, g + 8 * r, pair + c, offset[r]),
+                      t = shift_of(piece, g + 8 * r, pair + c, shifted[r]);
           sum[2 * r] = fmaf(s, product[0][2 * r + c] + product[1][2 * r + c], sum[2 * r]);
           sum[2 * r] = fmaf(t, sums[pair + c], sum[2 * r]);
         }
@@ -227,8 +226,8 @@ struct LinearBlock {
       float scale[2], shift[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        scale[r] = scale_of(scales, f, r, p, offset[r]);
-        shift[r] = shift_of(shifts, f, r, p, shifted[r]);
+        scale[r] = scale_of(piece, g + 8 * r, p, offset[r]);
+        shift[r] = shift_of(piece, g + 8 * r, p, shifted[r]);
       }
       const __nv_bfloat16* row = x + min(g, a.m_count - 1) * at.x_pitch;
       const float *sums0 = sums + min(2 * p, a.m_count - 1) * blocks,
@@ -260,7 +259,7 @@ struct LinearBlock {
     const int row = (lane < 16 ? rows.low : rows.high) + warp;
     return a.b[part] && row < a.part[part].rows ? a.b[part] + row * a.b_stride[part] : nullptr;
   }
-  // What the adapter adds to them. first: this lane's first four terms of B.
+  // What the adapter adds to those rows. first: this lane's first four terms of B, loaded long before.
   __device__ __forceinline__ void add_adapter(const __nv_bfloat16* b, int part, const uint2& first, int buffer) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -333,11 +332,7 @@ struct LinearBlock {
       if (++ahead_round == rounds) ahead_round = 0, ahead_tile += stride;
     };
     LinearEarly early;
-    CodeWords words{};
-    Factors next{};
     load_early(early);
-    if (first_tile < a.tiles) load_codes(words, a, first_tile, warp, lane);
-    if (first_tile < a.tiles && warp < chunks) load_factors(next, a, first_tile, warp, g);
     let_next_kernel_begin();
 #pragma unroll
     for (int k = 0; k < kStages; ++k) copy_next();
@@ -347,7 +342,6 @@ struct LinearBlock {
     wait_for_previous_kernel();  // x is its work; all before was on weights
     if (threadIdx.x < a.cols / 8) early.x = x_row(a, 0)[threadIdx.x];
     store_x(early);
-    store_codes(words, 0);
     __syncthreads();
     make_u(early);
     bool fetched = a.ranks == 0;
@@ -363,16 +357,11 @@ struct LinearBlock {
       const float offset[2] = {__ldg(low.scale_offset), __ldg(high.scale_offset)};
       const bool shifted[2] = {low.tau_codes != nullptr, high.tau_codes != nullptr};
       float sum[4] = {};
-      if (tile + stride < a.tiles) load_codes(words, a, tile + stride, warp, lane);
       for (int round = 0; round < rounds; ++round) {
         const int chunk = round * kLinearWarps + warp;
-        const Factors factors = next;
-        const bool last = round + 1 == rounds;
-        const int next_tile = last ? tile + stride : tile, next_chunk = last ? warp : chunk + kLinearWarps;
-        if (next_tile < a.tiles && next_chunk < chunks) load_factors(next, a, next_tile, next_chunk, g);
         cp_async_wait<kStages - 1>();
         __syncwarp();
-        if (chunk < chunks) multiply(sum, stage(current), chunk, buffer, factors, offset, shifted);
+        if (chunk < chunks) multiply(sum, stage(current), chunk, offset, shifted);
         __syncwarp();  // all lanes have read the stage
         copy_next();
         current = current + 1 < kStages ? current + 1 : 0;
@@ -385,14 +374,14 @@ struct LinearBlock {
 #pragma unroll
         for (int c = 0; c < 4; ++c) partial(buffer, warp, g + c / 2 * 8, 2 * p + c % 2) = sum[c];
       }
-      store_codes(words, 1 - buffer);
       if (!fetched) fetch_u(), fetched = true;
       if (a.ranks > 0) add_adapter(b, part, first, buffer);
       group_barrier();
       if (warp == number % kLinearWarps) finish(rows, buffer);
     }
+    // The last block to come by here leaves the counters as they were: nobody looks at them any more.
     if (a.ranks == 0) return;
-    __syncthreads();  // both groups have looked; the last block of all sets the counters back
+    __syncthreads();  // both groups have looked
     if (threadIdx.x == 0 && atomicAdd(a.meet + 1, 1) == static_cast<int>(gridDim.x) - 1) a.meet[0] = 0, a.meet[1] = 0;
   }
 };
