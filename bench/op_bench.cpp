@@ -47,7 +47,8 @@ Row measure(Backend& backend, Meter& meter, RandomData& random, const OpCase& c,
   const auto work = [&] { c.run(backend, memory.tensors()); };
   if (const size_t at = row.shape.find(",spare=0"); at != std::string::npos) row.shape.erase(at, 8);
   // What binds it on this device: the larger of its two floors. Only sums of products are measured against a GEMM.
-  const bool products = row.op == "matmul" || row.op == "nfk_matmul" || row.op.starts_with("attention");
+  const bool products = row.op == "matmul" || row.op.starts_with("nfk_matmul") || row.op == "nfk_linear" ||
+                        row.op.starts_with("attention");
   row.flops = products && c.flops / gemm > c.bytes / meter.copy_rate();
   const double before = row.flops ? meter.gemm_rate() : 0;
   const Timing t = meter.time(work);

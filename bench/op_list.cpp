@@ -13,6 +13,7 @@
 #include "tests/cases/matmul.h"
 #include "tests/cases/memory.h"
 #include "tests/cases/nfk.h"
+#include "tests/cases/nfk_linear.h"
 #include "tests/cases/rmsnorm.h"
 #include "tests/cases/rope.h"
 #include "tests/cases/swiglu.h"
@@ -48,6 +49,7 @@ void add_memory(Cases& cases, const ModelConfig& c, int64_t n) {
   cases.push_back(fill_case(storage, n, c.dim, 0, 0));
   cases.push_back(axpby_case(storage, storage, n, c.dim, 0, 1, 1));
   cases.push_back(gather_case(n, n, c.dim, 0, 0));
+  cases.push_back(scatter_case(n, n, c.dim, 0));
   cases.push_back(reduce_case(n * c.dim, 0));
 }
 
@@ -151,9 +153,53 @@ void add_quantizers(Cases& cases, const ModelConfig& c) {
     cases.push_back(nfk_dequant_case(format(bits), {c.ffn, c.dim, 2 * 64}));  // into a K-extended matrix
   }
   for (const int bits : {4, 3, 2})
-    for (const int64_t m : {1, 4, 16})
+    for (const int64_t m : {1, 2, 4, 8, 16, 32, 64})
       for (const MatrixShape& s : {square, tall, wide})
-        if (bits == 4 || s.rows == tall.rows) cases.push_back(nfk_matmul_case(format(bits), m, s, 0));
+        if (bits == 4 || (s.rows == tall.rows && (m == 1 || m == 8 || m == 16)))
+          cases.push_back(nfk_matmul_case(format(bits), m, s, 0));
+}
+
+// The launches of a decoded token's layer, but attention.
+void add_decoding(Cases& cases, const ModelConfig& c, int64_t rank) {
+  using Finish = PackedLinear::Finish;
+  for (const int bits : {4, 3, 2})
+    for (const int64_t m : {1, 8}) {
+      if (m > 1 && bits < 4) continue;
+      cases.push_back(nfk_linear_case({.m = m,
+                                       .cols = c.dim,
+                                       .rows = {c.q_width(), c.kv_width(), c.kv_width()},
+                                       .bits = bits,
+                                       .rank = rank,
+                                       .norm = true,
+                                       .finish = Finish::rope,
+                                       .head_dim = static_cast<int>(c.head_dim),
+                                       .cache = 64}));
+      const PackedLinearShape o{
+          .m = m, .cols = c.q_width(), .rows = {c.dim}, .bits = bits, .rank = rank, .residual = true};
+      cases.push_back(nfk_linear_case(o));
+      cases.push_back(nfk_linear_case({.m = m,
+                                       .cols = c.dim,
+                                       .rows = {c.ffn, c.ffn},
+                                       .bits = bits,
+                                       .rank = rank,
+                                       .norm = true,
+                                       .finish = Finish::swiglu}));
+      PackedLinearShape down = o;
+      down.cols = c.ffn;
+      cases.push_back(nfk_linear_case(down));
+    }
+  for (const auto& [sequences, keys] : {std::pair<int, int>{1, 512}, {1, 2048}, {16, 512}}) {
+    AttentionShape s{strf("decode,N=%d,keys=%d", sequences, keys),
+                     static_cast<int>(c.head_dim),
+                     static_cast<int>(c.heads),
+                     static_cast<int>(c.kv_heads),
+                     sequences,
+                     int64_t{sequences} * keys,
+                     {},
+                     0};
+    for (int i = 0; i < sequences; ++i) s.seqs.push_back({i, i + 1, i * keys, (i + 1) * keys, 0, 0});
+    cases.push_back(attention_fwd_case(s));
+  }
 }
 
 }  // namespace
@@ -205,6 +251,7 @@ Cases bench_cases(const BenchSizes& sizes) {
   cases.push_back(global_norm_case(trained));
   cases.push_back(adamw_case(trained, 0.3, 0, false));
   add_quantizers(cases, c);
+  add_decoding(cases, c, sizes.rank);
   return cases;
 }
 

@@ -9,7 +9,7 @@
 //         running max and sum and its part of o never leave its registers, so the only barrier is for the K/V tiles, which
 //         are loaded one step ahead. Which tile a block has is found on the device (find_query_tile), because sequence
 //         lengths live there. Rows that see no key yet have max = -inf, which must not meet another -inf in a subtraction.
-#include "kernels/attention.cuh"
+#include "kernels/attention_decode.cuh"
 
 namespace irq {
 namespace {
@@ -181,6 +181,8 @@ bool rows_are_aligned(Tensor x) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * size_of(x.dtype) % 16 == 0;
 }
 
+constexpr int64_t kDecodeScratchBytes = int64_t{48} << 20;  // of the 64 MB that a kernel may have
+
 void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor seqs, int head_dim) {
   AttentionArgs a = make_attention_args(q, k, v, lse, seqs, head_dim);
   a.o = o.data, a.o_stride = o.stride;
@@ -188,6 +190,9 @@ void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor
   const bool aligned = rows_are_aligned(q) && rows_are_aligned(k) && rows_are_aligned(v) && rows_are_aligned(o);
   // One row for each sequence is decoding: a tile would be 63/64 empty.
   const bool tiles = q.dtype == DType::BF16 && aligned && a.queries > a.n_seqs;
+  if (q.dtype == DType::BF16 && aligned && !tiles && attention_decode_takes(a) &&
+      attention_decode_scratch(a) <= kDecodeScratchBytes && int64_t{a.queries} * a.kv_heads <= kMeetings)
+    return attention_decode(a, static_cast<float*>(workspace(attention_decode_scratch(a))), meetings(), stream());
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) {
                           // Long sequences: 32 rows a warp halve the shared memory traffic. Short ones would leave half of such a tile empty.
                           if (a.queries > 96 * int64_t{a.n_seqs}) launch<dim, 2>(a, stream());

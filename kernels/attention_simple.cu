@@ -1,9 +1,9 @@
-// What    Attention forward and backward without tensor cores: F32 (proof), head_dims and strides the tiled kernels do not
-//         take, and decoding (one query row per sequence).
+// What    Attention forward and backward without tensor cores: F32 (proof), head_dims and strides that the other
+//         kernels do not take.
 // Math    As ops.inc: o = softmax(scale Q K^T) V; delta = rowsum(dO . o); dS = P (dO V^T - delta); dq = scale dS K;
 //         dk = scale dS^T Q; dv = P^T dO. All in F32.
 // Shapes  q, o, dq, dout (N, H*D); k, v, dk, dv (K, G*D), F32 or BF16, any stride; D <= 256.
-// Cost    Forward 4 D FLOPs and 4 D bytes from L2 per pair. Decoding reads each K, V row once for each query head: a 7B layer
+// Cost    Forward 4 D FLOPs and 4 D bytes from L2 per pair. A single query row reads each K, V row once for each query head: a 7B layer
 //         (32 heads of 128) against 1024 keys is 17 MB, about 6 us at 2.8 TB/s.
 // Tricky  One block per row and head; its warps take turns over the keys (backward of k and v: over the queries), four at a
 //         time so that their loads overlap, and are added up in warp order at the end: the same bits every time.

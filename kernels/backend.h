@@ -7,6 +7,7 @@
 
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.h"
+#include "kernels/nfk_linear.h"
 #include "kernels/quantized_matrix.h"
 #include "src/core/tensor.h"
 
@@ -22,6 +23,14 @@ struct StepParams {
   uint32_t seed[2] = {0, 0};
 };
 constexpr double kAdamBeta1 = 0.9, kAdamBeta2 = 0.999, kAdamEps = 1e-8;
+
+// Work that was recorded once and can be done again, with the same memory and whatever lies there by then. Made by
+// Backend::capture, and must not outlive its backend.
+class Recorded {
+ public:
+  virtual ~Recorded() = default;
+  virtual void launch() = 0;
+};
 
 class Backend {
  public:
@@ -45,6 +54,10 @@ class Backend {
   // waited for before the first one, so a device that is still busy hides the host's launch times. Waits for the end.
   // By default the wall clock around synchronize().
   virtual double time_ms(const std::function<void()>& work);
+  // Records the ops that `work` calls without doing them (CUDA: one graph, so that a launch costs the host one call however
+  // many kernels it holds). `work` may compute and copy on the device, not upload, download or allocate; what it decides on
+  // the host is decided then. It must have run once before. By default `work` itself is kept and called.
+  virtual std::unique_ptr<Recorded> capture(const std::function<void()>& work);
   // The device's own copy (the driver's on CUDA): the ceiling for everything that moves bytes. bytes % 4 = 0.
   virtual void copy_bytes(void* dst, const void* src, int64_t bytes);
   // A dry backend checks shapes and does nothing else (memory planning).
@@ -84,6 +97,7 @@ class CheckedBackend final : public Backend {
   void download(void* host, Tensor src) override;
   void synchronize() override;
   double time_ms(const std::function<void()>& work) override;
+  std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
   bool dry() const override { return inner_ == nullptr; }
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;

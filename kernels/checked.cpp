@@ -98,6 +98,39 @@ void OpChecks::quantized(const QuantizedMatrix& q) const {
   if (q.format.scale == ScaleKind::dq8 || q.has_tau()) vector("q.map", q.map, 256, Type::f32);
 }
 
+void OpChecks::packed_linear(const PackedLinear& c) const {
+  using Finish = PackedLinear::Finish;
+  const int64_t rows = c.x.rows;
+  any("x", c.x, Type::storage);
+  IRQ_CHECK(c.parts >= 1 && c.parts <= PackedLinear::kParts, "%s: %d parts", op_, c.parts);
+  if (c.norm) vector("norm", c.norm, c.x.cols, Type::master);
+  if (c.a) shape("a", c.a, c.a.rows, c.x.cols, Type::storage);
+  for (size_t i = 0; i < static_cast<size_t>(c.parts); ++i) {
+    quantized(c.w[i]);
+    IRQ_CHECK(c.w[i].cols == c.x.cols, "%s: part %zu reads %ld columns, x has %ld", op_, i, c.w[i].cols, c.x.cols);
+    if (!c.b[i]) continue;
+    shape("b", c.b[i], c.w[i].rows, c.b[i].cols, Type::storage);
+    IRQ_CHECK(c.a && c.column[i] >= 0 && c.column[i] + c.b[i].cols <= c.a.rows, "%s: part %zu has no rank columns", op_,
+              i);
+  }
+  const bool swiglu = c.finish == Finish::swiglu, rope = c.finish == Finish::rope;
+  IRQ_CHECK(!swiglu || (c.parts == 2 && c.w[0].rows == c.w[1].rows), "%s: swiglu takes two parts of one width", op_);
+  IRQ_CHECK(!rope || c.parts == 3, "%s: rope takes q, k and v", op_);
+  shape("y", c.y, rows, swiglu || rope ? c.w[0].rows : c.width(), Type::storage);
+  IRQ_CHECK(!c.residual || c.finish == Finish::add, "%s: a residual is added to z", op_);
+  if (c.residual) shape("residual", c.residual, rows, c.width(), Type::storage);
+  if (!rope) return;
+  heads("y", c.y, c.head_dim);
+  shape("cos_table", c.cos_table, c.cos_table.rows, c.head_dim / 2, Type::master);
+  shape("sin_table", c.sin_table, c.cos_table.rows, c.head_dim / 2, Type::master);
+  vector("positions", c.positions, rows, Type::i32);
+  vector("cache_rows", c.cache_rows, rows, Type::i32);
+  heads("keys", c.keys, c.head_dim);
+  shape("keys", c.keys, c.keys.rows, c.w[1].rows, Type::storage);
+  shape("values", c.values, c.keys.rows, c.w[2].rows, Type::storage);
+  IRQ_CHECK(c.w[1].rows == c.w[2].rows, "%s: %ld columns of keys, %ld of values", op_, c.w[1].rows, c.w[2].rows);
+}
+
 // ---- CheckedBackend: everything but the ops -------------------------------------------------------------------------
 CheckedBackend::CheckedBackend(std::unique_ptr<Backend> inner)
     : Backend(inner->precision()), inner_(std::move(inner)), device_(inner_->device()) {}
@@ -144,6 +177,10 @@ double CheckedBackend::time_ms(const std::function<void()>& work) {
   if (inner_) return inner_->time_ms(work);
   work();
   return 0;
+}
+// Recording through the checks: `work` calls this backend, which checks and passes on.
+std::unique_ptr<Recorded> CheckedBackend::capture(const std::function<void()>& work) {
+  return inner_ ? inner_->capture(work) : Backend::capture(work);
 }
 void CheckedBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {
   if (inner_) inner_->copy_bytes(dst, src, bytes);

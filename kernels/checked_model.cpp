@@ -35,6 +35,14 @@ void CheckedBackend::gather_rows(Tensor y, Tensor x, Tensor index, double beta) 
   FORWARD(gather_rows(y, x, index, beta));
 }
 
+void CheckedBackend::scatter_rows(Tensor y, Tensor x, Tensor index) {
+  CHECKS;
+  check.any("y", y, Type::storage);
+  check.shape("x", x, x.rows, y.cols, Type::storage);
+  check.vector("index", index, x.rows, Type::i32);
+  FORWARD(scatter_rows(y, x, index));
+}
+
 void CheckedBackend::reduce_sum(Tensor total, Tensor x, double beta) {
   CHECKS;
   check.vector("total", total, 1, Type::master);

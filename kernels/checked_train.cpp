@@ -162,4 +162,10 @@ void CheckedBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double be
   FORWARD(nfk_matmul(y, x, q, beta));
 }
 
+void CheckedBackend::nfk_linear(PackedLinear call) {
+  CHECKS;
+  check.packed_linear(call);
+  FORWARD(nfk_linear(call));
+}
+
 }  // namespace irq

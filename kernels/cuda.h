@@ -20,6 +20,7 @@ class CudaBackend final : public Backend {
   void download(void* host, Tensor src) override;
   void synchronize() override;
   double time_ms(const std::function<void()>& work) override;
+  std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
@@ -27,16 +28,22 @@ class CudaBackend final : public Backend {
 
   cudaStream_t stream() const { return stream_; }
   int sm_count() const { return properties_.multiProcessorCount; }
+  int64_t shared_bytes() const { return static_cast<int64_t>(properties_.sharedMemPerBlockOptin); }  // of one block
 
  private:
   // Fixed scratch for two-stage reductions and cuBLASLt, allocated once with the backend: a step allocates nothing.
   void* workspace(int64_t bytes);
+  // Counters by which the blocks of one launch meet; zero before and after each.
+  static constexpr int kMeetings = 1 << 16;
+  int* meetings() const { return meetings_; }
 
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;  // of time_ms()
   cublasLtHandle_t blas_ = nullptr;
   cudaDeviceProp properties_{};
   void* workspace_ = nullptr;
+  int* meetings_ = nullptr;
+  bool capturing_ = false;
   struct MatmulPlans;
   std::unique_ptr<MatmulPlans> plans_;
 };

@@ -1,4 +1,4 @@
-// fill, axpby, gather_rows, reduce_sum: CPU references.
+// fill, axpby, gather_rows, scatter_rows, reduce_sum: CPU references.
 #include <algorithm>
 
 #include "kernels/common.h"
@@ -35,6 +35,18 @@ void gather(Tensor y, Tensor x, const int32_t* index, T beta) {
 }
 
 }  // namespace
+
+void CpuBackend::scatter_rows(Tensor y, Tensor x, Tensor index) {
+  const int32_t* at = index.as<int32_t>();
+  dispatch_float(y.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t i = 0; i < x.rows; ++i) {
+      if (at[i] < 0) continue;
+      IRQ_CHECK(at[i] < y.rows, "index[%ld] = %d, %s has %ld rows", i, at[i], y.name, y.rows);
+      std::copy_n(x.row<T>(i), x.cols, y.row<T>(at[i]));
+    }
+  });
+}
 
 void CpuBackend::fill(Tensor x, double value) {
   dispatch_float(x.dtype, [&](auto zero) {

@@ -15,7 +15,7 @@
 //         copied to shared memory three chunks ahead, x and the scales are loaded one step ahead, and all of it is under way
 //         before the table is made. Partial sums are added in a fixed order.
 #include "kernels/nfk_matmul.cuh"
-#include "kernels/sm80.cuh"
+#include "kernels/nfk_pairs.cuh"
 
 namespace irq {
 namespace {
@@ -26,45 +26,6 @@ constexpr int kChunk = 4;   // blocks: a lane of a row's four decodes the scale 
 constexpr int kTile = 8;    // rows of x
 constexpr int kStages = 3;  // chunks of codes in shared memory
 constexpr uint32_t kOnes = 0x3f803f80u;
-
-// Multiples of the levels that bf16 holds best (found by trying): with them the error falls from 1.5e-3 to 8.3e-4 rms for
-// NF4, 5.6e-4 to 4.7e-4 for NF3, 2.2e-3 to 1e-5 for NF2, weighted by how often a level occurs and how large it is.
-constexpr float kLevelScale[5] = {0, 0, 1.52342606f, 1.30531311f, 1.43654251f};
-
-// A lane's 16 codes of a block, as 8 pairs. Pair i is taken out with as few instructions as possible.
-template <int kBits>
-struct Codes;
-template <>
-struct Codes<4> {
-  uint2 bytes;
-  __device__ __forceinline__ explicit Codes(const uint8_t* p) : bytes(*reinterpret_cast<const uint2*>(p)) {}
-  template <int i>
-  __device__ __forceinline__ uint32_t pair() const {
-    return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4);
-  }
-};
-template <>
-struct Codes<3> {
-  uint32_t a, b, c;  // 16 bits each: the 6 bytes are not aligned to more
-  __device__ __forceinline__ explicit Codes(const uint8_t* p) {
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(p);
-    a = halves[0], b = halves[1], c = halves[2];
-  }
-  template <int i>
-  __device__ __forceinline__ uint32_t pair() const {
-    const uint32_t v = i < 4 ? __byte_perm(a, b, 0x3014) : __byte_perm(b, c, 0x3145);  // 24 bits, first code on top
-    return (v >> (18 - 6 * (i % 4))) & 63;
-  }
-};
-template <>
-struct Codes<2> {
-  uint32_t v;
-  __device__ __forceinline__ explicit Codes(const uint8_t* p) : v(*reinterpret_cast<const uint32_t*>(p)) {}
-  template <int i>
-  __device__ __forceinline__ uint32_t pair() const {
-    return (v >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0))) & 15;
-  }
-};
 
 // A block's scale and shift of each of a lane's two rows, loaded but not yet decoded. kIcq: double-quantized scales and a
 // shift, known when compiling; otherwise q says which there are.
@@ -171,14 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   const float entry = q.map ? __ldg(q.map + threadIdx.x) : 0.0f, offset = q.scales ? 0.0f : __ldg(q.scale_offset);
   const float level = scaled.level[lane & ((1 << kBits) - 1)];
-#pragma unroll
-  for (int k = 0; k < S::kPairs * 8; k += kThreads) {  // 16 bytes of copies at a time
-    const int i = k + threadIdx.x, pair = i / 8;
-    const float first = __shfl_sync(kFullWarp, level, pair >> kBits);
-    const float second = __shfl_sync(kFullWarp, level, pair & ((1 << kBits) - 1));
-    const uint32_t value = pack_bf16(first, second);
-    if (i < S::kPairs * 8) reinterpret_cast<uint4*>(shared.table)[i] = make_uint4(value, value, value, value);
-  }
+  fill_pair_table<kBits, kThreads>(&shared.table[0][0], level);
   shared.map[threadIdx.x] = entry;
   const uint32_t copies = smem_address(&shared.table[0][lane]);
   const uint8_t* codes = &shared.codes[warp][0][g][part * 2 * kBits];

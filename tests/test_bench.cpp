@@ -93,6 +93,22 @@ TEST(Bench, StepTrainsInExactlyThePlannedMemory) {
   }
 }
 
+TEST(Bench, DecodingTakesExactlyThePlannedMemory) {
+  const CommandResult r = run_command("irq_bench", {"decode", "--device", "cpu", "--layers", "1", "--rank", "8",
+                                                    "--rows", "2", "--context", "20", "--steps", "3", "--csv"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const std::vector<CsvRow> rows = csv_rows(r.out);
+  ASSERT_EQ(rows.size(), 1u) << r.out;
+  const CsvRow& row = rows[0];
+  EXPECT_EQ(row.at("planned_bytes"), row.at("peak_bytes"));
+  EXPECT_NEAR(std::stod(row.at("tokens_per_s")), 2e3 / std::stod(row.at("ms")),
+              0.01 * std::stod(row.at("tokens_per_s")));
+  // Codes and 8-bit scales and shifts, adapters and head in F32 here, and 21.5 keys on average of two sequences.
+  const double weights = 4 * 256 * 256 + 3 * 256 * 688, adapters = 8 * (4 * (256 + 256) + 3 * (256 + 688));
+  const double bytes = weights * (0.5 + 2.0 / 64 + 8.0 / 16384) + 4 * (adapters + 512 * 256 + 2 * 2 * 21.5 * 256);
+  EXPECT_NEAR(std::stod(row.at("bytes")), bytes, 1e-3 * bytes);
+}
+
 TEST(Bench, ProfileNamesTheOps) {
   const CommandResult r =
       run_command("irq_bench", {"step", "--device", "cpu", "--rows", "2x8", "--layers", "1", "--rank", "4", "--steps",

@@ -1,7 +1,8 @@
-// irq_bench OP|all|step: times ops, or whole training steps, beside the ceilings of the same run.
+// irq_bench OP|all|step|decode: times ops, whole training steps, or decoding, beside the ceilings of the same run.
 #include <algorithm>
 #include <cstdio>
 
+#include "bench/decode_bench.h"
 #include "bench/op_bench.h"
 #include "bench/step_bench.h"
 #include "src/core/ignored_flags.h"
@@ -16,6 +17,7 @@ struct Arguments {
   int64_t layers = 0;
   OpBenchOptions op;
   StepBenchOptions step;
+  DecodeBenchOptions decode;
 };
 
 // Small enough for a CPU: seconds for the whole table.
@@ -26,7 +28,7 @@ ModelConfig tiny() {
 }
 
 std::vector<std::string> op_names() {
-  std::vector<std::string> names = {"all", "step"};
+  std::vector<std::string> names = {"all", "step", "decode"};
 #define IRQ_OP(name, ...) names.push_back(#name);
 #include "kernels/ops.inc"
 #undef IRQ_OP
@@ -81,6 +83,7 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
                        : a.model.ends_with(".json") ? model_config_from_json(a.model)
                                                     : preset_config(a.model);
   if (a.layers > 0) config.layers = a.layers;
+  if (a.what != "decode" && a.step.rank == 0) throw usage_error(cli.tool(), "--rank: 0 is for decode only");
   if (a.what == "step") {
     a.step.model = a.model, a.step.config = config;
     if (a.rows.empty()) a.rows = gpu ? "16x512" : "4x32";
@@ -90,6 +93,16 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
     a.step.sequences = whole_number(cli, a.rows.substr(0, x));
     a.step.length = whole_number(cli, a.rows.substr(x + 1));
     run_step_bench(backend, a.step);
+    return 0;
+  }
+  if (a.what == "decode") {
+    a.decode.model = a.model, a.decode.config = config;
+    a.decode.bits = a.step.bits, a.decode.rank = a.step.rank, a.decode.seed = a.step.seed;
+    a.decode.residency = a.step.residency == "cached" ? "cached" : "packed";
+    a.decode.profile = a.step.profile, a.decode.csv = a.step.csv;
+    if (cli.given("--steps")) a.decode.steps = a.step.steps;
+    if (!a.rows.empty()) a.decode.sequences = whole_number(cli, a.rows);
+    run_decode_bench(backend, a.decode);
     return 0;
   }
   a.op.op = a.what;
@@ -109,18 +122,21 @@ int main(int argc, char** argv) {
   using namespace irq;
   Arguments a;
   StepBenchOptions& s = a.step;
-  Cli cli("irq_bench", "time the ops or a training step, beside the ceilings of the same run");
-  cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, or a training 'step'");
+  Cli cli("irq_bench", "time the ops, a training step or decoding, beside the ceilings of the same run");
+  cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, a training 'step', or 'decode'");
   cli.option("--model", &a.model,
              "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, tiny, or a config.json (default: 7b on a GPU, tiny on a CPU)");
   cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
   cli.range("--layers", 1, 1000);
-  cli.option("--rows", &a.rows, "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step");
+  cli.option("--rows", &a.rows,
+             "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step, sequences for decode");
+  cli.option("--context", &a.decode.context, "decode: keys that the first timed token sees");
+  cli.range("--context", 1, 1000000);
   cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");
   cli.option("--repeats", &a.op.repeats, "timed repeats of an op");
   cli.range("--repeats", 1, 10000);
   cli.option("--rank", &s.rank, "LoRA rank");
-  cli.range("--rank", 1, 4096);
+  cli.range("--rank", 0, 4096);
   cli.option("--bits", &s.bits, "step: bits per weight", {2, 3, 4});
   cli.option("--dropout", &s.dropout, "step: dropout before A");
   cli.range("--dropout", 0, 0.99);

@@ -25,8 +25,11 @@ const char* describe(StopReason reason) {
 }
 
 Workload Generator::workload(int64_t tokens, int64_t prefill_rows) {
-  return {
-      .evaluate = {}, .logits = {{std::min(tokens, prefill_rows), 1, 1}}, .positions = tokens, .cache_tokens = tokens};
+  return {.evaluate = {},
+          .logits = {{std::min(tokens, prefill_rows), 1, 1}},
+          .positions = tokens,
+          .cache_tokens = tokens,
+          .decode_rows = 1};
 }
 
 Generator::Generator(ModelSession& session, int64_t prefill_rows) : session_(session), prefill_rows_(prefill_rows) {}
@@ -35,6 +38,11 @@ Generator::Generator(ModelSession& session, int64_t prefill_rows) : session_(ses
 std::vector<float> Generator::feed(const int32_t* ids, int64_t count) {
   const auto begin = static_cast<int32_t>(cached_.size()), n = static_cast<int32_t>(count);
   IRQ_CHECK(begin + n <= session_.cache_tokens(), "%d tokens behind %d of %ld", n, begin, session_.cache_tokens());
+  if (n == 1 && session_.decode_rows() == 1) {
+    std::vector<float> logits = session_.decode({{ids[0], begin, 0}});
+    cached_.push_back(ids[0]);
+    return logits;
+  }
   Batch b;
   b.tokens.assign(ids, ids + count);
   for (int32_t i = 0; i < n; ++i) b.positions.push_back(begin + i);

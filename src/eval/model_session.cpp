@@ -48,6 +48,7 @@ ModelSession::ModelSession(Backend& backend, const std::string& model_path, cons
 }
 
 ModelSession::~ModelSession() {
+  decoder_.reset();
   trainer_.reset();
   if (memory_ != nullptr) backend_.release(memory_);
 }
@@ -93,6 +94,7 @@ MemoryPlan ModelSession::try_plan(const Workload& work, Residency residency) con
   Arena arena = Arena::planning(backend_.device());
   Trainer trainer(dry, arena, plan.model, plan.max_labels);
   const KvCache cache = push_cache(arena, config(), backend_.precision().storage, work);
+  if (work.decode_rows > 0) Decoder(dry, arena, trainer.model(), cache, work.decode_rows).enqueue();
   stage_largest_matrix(arena, plan.model);
   for (const StepShape& s : work.evaluate) trainer.evaluate(hollow_batch(s));
   for (const StepShape& s : work.logits) trainer.logits(hollow_batch(s), work.cache_tokens > 0 ? &cache : nullptr);
@@ -113,16 +115,21 @@ void ModelSession::throw_too_large(const MemoryPlan& plan, int64_t budget_bytes)
                               : "./irq_quantize " + path_ + " model.irq --bits 4    then use model.irq");
 }
 
+// Unpacked weights before large batches: dequantizing costs every pass the same, however few rows it has. Few rows on a GPU
+// read the codes themselves, and then packed is fastest. A CPU gains nothing: taking codes apart costs more than reading.
+std::vector<Residency> ModelSession::residencies(const std::vector<Workload>& choices) const {
+  if (!quantized_) return {Residency::packed};
+  if (backend_.device() == Device::CUDA && choices[0].decode_rows > 0) return {Residency::packed};
+  return {Residency::cached, Residency::packed};
+}
+
 size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgress& progress, int64_t budget_bytes) {
   IRQ_CHECK(memory_ == nullptr && !choices.empty(), "%s is loaded once", path_.c_str());
   const int64_t free = backend_.free_bytes();
   const int64_t spare = backend_.device() == Device::CUDA ? int64_t{256} << 20 : free / 10;
   const int64_t budget = budget_bytes > 0 ? budget_bytes : free - spare;
-  // Unpacked weights before large batches: dequantizing costs every pass the same, however few rows it has.
-  std::vector<Residency> residencies = {Residency::packed};
-  if (quantized_) residencies.insert(residencies.begin(), Residency::cached);
   size_t chosen = choices.size();
-  for (const Residency residency : residencies)
+  for (const Residency residency : residencies(choices))
     for (size_t i = 0; i < choices.size() && chosen == choices.size(); ++i) {
       plan_ = try_plan(choices[i], residency);
       if (plan_.peak_bytes <= budget) chosen = i;
@@ -134,6 +141,8 @@ size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgre
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
   cache_ = push_cache(*arena_, config(), backend_.precision().storage, choices[chosen]);
   Llama& model = trainer_->model();
+  if (const int64_t rows = choices[chosen].decode_rows; rows > 0)
+    decoder_ = std::make_unique<Decoder>(backend_, *arena_, model, cache_, rows);
   model.init_rope();
   if (quantized_) load_quantized(backend_, *arena_, model, *quantized_, progress);
   else load_base(backend_, model, *base_, progress);

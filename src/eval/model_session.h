@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "src/eval/decoder.h"
 #include "src/io/checkpoint.h"
 #include "src/train/memory_plan.h"
 
@@ -20,7 +21,8 @@ struct Workload {
   std::vector<StepShape> evaluate;     // batches whose losses are wanted
   std::vector<StepShape> logits;       // batches whose logits are wanted (with the cache where there is one)
   int64_t positions = 0;               // tokens of the longest sequence
-  int64_t cache_tokens = 0;            // capacity of the KV cache, 0 = none
+  int64_t cache_tokens = 0;            // rows of the KV cache, of all sequences together, 0 = none
+  int64_t decode_rows = 0;             // sequences that decode() takes a token of at a time, 0 = none
   std::vector<StepShape> scores = {};  // batches whose rows' losses are wanted one by one
   int64_t passing_rows = 0;            // the largest of them that goes on from the cache's first rows, 0 = none does
 };
@@ -41,7 +43,8 @@ class ModelSession {
       const;  // "llama7b.irq: LLaMA, 32 layers, ..., NF4 with ICQ; adapter a.lora: ir-qlora, rank 64"
 
   // Takes the memory and loads the weights, once. choices: ways to do the same work, the best first. The first that fits
-  // into budget_bytes (0 = what is free) is taken, with unpacked weights if that fits too; returns its index.
+  // into budget_bytes (0 = what is free) is taken; returns its index. Weights are unpacked if that fits too, but for
+  // decoding on a GPU: it is bound by reading them, and packed ones are a quarter.
   size_t load(const std::vector<Workload>& choices, const ByteProgress& progress = {}, int64_t budget_bytes = 0);
   const MemoryPlan& plan() const { return plan_; }
 
@@ -56,11 +59,15 @@ class ModelSession {
   std::vector<float> logits(const Batch& batch);
   // The same, with keys and values in the cache: writes says where the batch's own go, its seqs count in cache rows.
   std::vector<float> logits(const Batch& batch, std::vector<KvCache::Write> writes);
+  // One token more of each sequence: decode_rows entries, logits (decode_rows, V).
+  std::vector<float> decode(const std::vector<DecodeRow>& next) { return decoder_->step(next); }
+  int64_t decode_rows() const { return decoder_ ? decoder_->rows() : 0; }
   int64_t cache_tokens() const { return cache_.capacity; }
 
  private:
   ModelPlan model_plan(int64_t positions) const;
   MemoryPlan try_plan(const Workload& work, Residency residency) const;
+  std::vector<Residency> residencies(const std::vector<Workload>& choices) const;
   [[noreturn]] void throw_too_large(const MemoryPlan& plan, int64_t budget_bytes) const;
 
   Backend& backend_;
@@ -73,6 +80,7 @@ class ModelSession {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<Trainer> trainer_;  // the forward pass; nothing trains
   KvCache cache_;
+  std::unique_ptr<Decoder> decoder_;
 };
 
 }  // namespace irq

@@ -25,6 +25,7 @@ Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatc
     return ops::cached_attention(t, qkv, c.heads, head_dim, cache->passing_keys, cache->passing_values, batch,
                                  layer.o.rank);
   }
+  if (cache->rows) ops::write_cache(t, qkv, cache->keys[index], cache->values[index], cache->rows);
   for (const KvCache::Write& w : cache->writes) {
     backend_.copy(cache->keys[index].slice_rows(w.cache_row, w.count), keys.slice_rows(w.row, w.count));
     backend_.copy(cache->values[index].slice_rows(w.cache_row, w.count), values.slice_rows(w.row, w.count));
@@ -33,7 +34,30 @@ Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatc
                                layer.o.rank);
 }
 
+// A layer for few rows whose weights are packed: norms, RoPE, the cache and SwiGLU are done inside the products' launches.
+Var Llama::packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache) {
+  const ModelConfig& c = config();
+  const int head_dim = static_cast<int>(c.head_dim);
+  const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
+  const Tensor &keys = cache.keys[index], &values = cache.values[index];
+  const Var q = ops::packed_qkv(t, x, layer.qkv, {layer.attn_norm, c.norm_eps},
+                                {head_dim, cos_, sin_, batch.positions, cache.rows, keys, values});
+  const Var o = ops::cached_attention(t, q, c.heads, head_dim, keys, values, batch, layer.o.rank);
+  t.done(q);
+  const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch,
+                                     {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
+  t.done(o);
+  const Var h = ops::packed_gate_up(t, x1, layer.gate_up, {layer.ffn_norm, c.norm_eps});
+  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch,
+                                     {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
+  t.done(h);
+  t.done(x1);
+  return x2;
+}
+
 Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache) {
+  if (cache != nullptr && cache->rows && ops::runs_packed(t, layer.qkv, batch.rows))
+    return packed_block(t, layer, index, x, batch, *cache);
   const double eps = config().norm_eps;
   const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
   // x1 = x + W_o attention(rope(W_qkv norm(x)))

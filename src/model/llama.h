@@ -33,6 +33,7 @@ struct KvCache {
   // [the first `kept` rows of the cache | the batch's own], gathered here. kept = -1: the batch is written, as above.
   Tensor passing_keys, passing_values;  // (rows, kv_width)
   int64_t kept = -1;
+  Tensor rows;  // (1, N) i32, decoding: instead of `writes`, where each row goes, known on the device only
 };
 
 // What a model is built for.
@@ -90,6 +91,7 @@ class Llama {
 
  private:
   Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
+  Var packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void gather_passing(const KvCache& cache, size_t index, const Tensor& keys, const Tensor& values);
   void build_group(LinearGroup& g, int first_linear);

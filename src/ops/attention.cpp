@@ -50,4 +50,11 @@ Var cached_attention(Tape& t, Var qkv, int64_t heads, int head_dim, const Tensor
   return o;
 }
 
+void write_cache(Tape& t, Var qkv, const Tensor& keys, const Tensor& values, const Tensor& index) {
+  const Tensor x = t.value(qkv);
+  const int64_t q = x.cols - keys.cols - values.cols;
+  t.backend().scatter_rows(keys, x.slice_cols(q, keys.cols), index);
+  t.backend().scatter_rows(values, x.slice_cols(q + keys.cols, values.cols), index);
+}
+
 }  // namespace irq::ops

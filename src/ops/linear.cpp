@@ -115,6 +115,12 @@ void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor&
 Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights, const DeviceBatch& batch,
                    const LinearOptions& options) {
   const Tensor in = t.value(x);
+  if (runs_packed(t, g, in.rows)) {
+    const Var y = t.saved(options.name, in.rows, g.out, std::max(options.spare_cols, g.rank));
+    packed_linear(t, t.value(y), in, g, options.residual ? t.value(options.residual) : Tensor{});
+    t.record(options.name, {y}, false, {});
+    return y;
+  }
   const Tensor u = g.rank > 0 ? t.keep("rank-r activations", t.storage(), in.rows, g.rank) : Tensor{};
   const bool masked = g.rank > 0 && g.dropout > 0 && t.training();
   const Tensor px = masked && g.pooled() ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};

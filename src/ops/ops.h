@@ -30,6 +30,8 @@ Var cached_attention(Tape& t, Var qkv, int64_t heads, int head_dim, const Tensor
                      const DeviceBatch& batch, int64_t spare_cols);
 // gate_up (N, 2F) -> silu(g) * u (N, F), not saved; the gradient overwrites gate_up
 Var swiglu(Tape& t, Var gate_up, int64_t spare_cols);
+// keys[index[i]] = the key columns of row i of qkv (N, (H + 2G) D), values alike; no gradient.
+void write_cache(Tape& t, Var qkv, const Tensor& keys, const Tensor& values, const Tensor& index);
 // The rows that are scored: (N, C) -> (L, C)
 Var gather_labels(Tape& t, Var x, const DeviceBatch& batch);
 
@@ -42,6 +44,25 @@ struct LinearOptions {
 // y = x W^T (+ scale (x A~^T) B~^T) (+ residual): (N, in) -> (N, out). x needs R spare columns.
 Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights, const DeviceBatch& batch,
                    const LinearOptions& options);
+
+// A packed group for few rows (decoding) reads its codes as they are: no dequantized matrix exists. Whether this group does so
+// in this pass; adapted_linear() then does it by itself.
+constexpr int64_t kFewRows = 16;
+bool runs_packed(const Tape& t, const LinearGroup& g, int64_t rows);
+// y = x W^T + scale (x A~^T) B~^T (+ residual)
+void packed_linear(Tape& t, const Tensor& y, const Tensor& x, const LinearGroup& g, const Tensor& residual);
+// The two groups of a layer with what surrounds them, in one op each: norm(x) -> q (N, H D), turned, with k and v written into
+// rows of the cache; norm(x) -> silu(gate) * up (N, F).
+struct PackedNorm {
+  const Weight& weight;
+  double eps;
+};
+struct PackedRope {
+  int head_dim;
+  Tensor cos_table, sin_table, positions, cache_rows, keys, values;
+};
+Var packed_qkv(Tape& t, Var x, const LinearGroup& g, const PackedNorm& norm, const PackedRope& rope);
+Var packed_gate_up(Tape& t, Var x, const LinearGroup& g, const PackedNorm& norm);
 
 // Mean next-token loss over the step: x (L, C) against targets, with head (V', C), in chunks of rows so that no (L, V')
 // matrix exists. The softmax is over the first `vocab` of the V' logits, the others are masked. Writes each row's loss

@@ -133,6 +133,17 @@ inline AttentionShape decode_attention(int head_dim, int heads, int kv_heads) {
            {5, 6, 510, 517, 300, 400}},
           0};
 }
+// Decoding against enough keys for many splits: one split, the last one nearly empty, a long one, a prefix across splits.
+inline AttentionShape long_decode_attention(int head_dim, int heads, int kv_heads) {
+  return {"long_decode",
+          head_dim,
+          heads,
+          kv_heads,
+          4,
+          3000,
+          {{0, 1, 0, 64, 0, 0}, {1, 2, 64, 1089, 0, 0}, {2, 3, 1100, 2900, 0, 0}, {3, 4, 2901, 3000, 5, 300}},
+          0};
+}
 // More keys than queries: the last query is aligned with the last key.
 inline AttentionShape chunk_attention(int head_dim, int heads, int kv_heads) {
   return {"chunk", head_dim, heads, kv_heads, 100, 280, {{0, 70, 0, 150, 0, 0}, {70, 99, 150, 279, 0, 0}}, 8};
@@ -154,6 +165,9 @@ inline std::vector<OpCase> attention_cases() {
     shapes.push_back(chunk_attention(head_dim, 2, 1));
     shapes.push_back(long_attention(head_dim, 2, 1));
   }
+  shapes.push_back(long_decode_attention(64, 2, 2));
+  shapes.push_back(long_decode_attention(128, 6, 2));
+  shapes.push_back(long_decode_attention(128, 8, 1));
   shapes.push_back(packed_attention("packed", 48, 2, 1, {33, 70}));
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes
   shapes.push_back(packed_attention("no_rows", 64, 2, 2, {0}));

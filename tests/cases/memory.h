@@ -1,4 +1,4 @@
-// Cases of copy, fill, axpby, gather_rows, reduce_sum.
+// Cases of copy, fill, axpby, gather_rows, scatter_rows, reduce_sum.
 #pragma once
 #include <array>
 #include <utility>
@@ -70,6 +70,20 @@ inline OpCase gather_case(int64_t rows, int64_t from_rows, int64_t cols, int64_t
   return c;
 }
 
+// Rows n - 1, n - 2, ... of y, every fourth row nowhere; the others of y stay as they are.
+inline OpCase scatter_case(int64_t rows, int64_t to_rows, int64_t cols, int64_t spare) {
+  OpCase c;
+  c.name = strf("scatter_rows/N=%ld,to=%ld,C=%ld,spare=%ld", rows, to_rows, cols, spare);
+  const auto index = [=](Rng&, int64_t i) { return i % 4 == 3 ? -1.0 : double(to_rows - 1 - i); };
+  c.args = {{"y", Role::inout, Kind::storage, to_rows, cols, nullptr, spare},
+            {"x", Role::in, Kind::storage, rows, cols, nullptr, spare},
+            {"index", Role::in, Kind::i32, 1, rows, index}};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.scatter_rows(t[0], t[1], t[2]); };
+  c.tolerance_f32 = c.tolerance_bf16 = 0;  // rows move unchanged
+  c.bytes = double(rows) * double(cols) * 2 * 2;
+  return c;
+}
+
 inline OpCase reduce_case(int64_t n, double beta) {
   OpCase c;
   c.name = strf("reduce_sum/n=%ld,b=%d", n, int(beta * 8));
@@ -106,6 +120,10 @@ inline std::vector<OpCase> memory_cases() {
   cases.push_back(gather_case(37, 11, 64, 8, 0.0));
   cases.push_back(gather_case(20, 50, 61, 3, 1.0));
   cases.push_back(gather_case(129, 40, 520, 0, 0.5));
+  cases.push_back(scatter_case(1, 1, 8, 0));
+  cases.push_back(scatter_case(7, 20, 64, 8));
+  cases.push_back(scatter_case(5, 5, 37, 3));
+  cases.push_back(scatter_case(0, 4, 8, 0));
   for (const int64_t n : {1, 31, 1000, 16384, 16385, 300001}) cases.push_back(reduce_case(n, n % 2 == 0 ? 0.0 : 1.0));
   return cases;
 }

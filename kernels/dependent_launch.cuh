@@ -1,0 +1,36 @@
+// Launches that begin before the kernel in front has ended (Hopper and later; elsewhere ordinary ones). A kernel that is launched
+// so does at first only what does not depend on the one before, and then waits for its end.
+#pragma once
+#include <nv/target>
+
+#include "kernels/common.cuh"
+
+namespace irq {
+
+// From here on all that the kernel in front wrote is there.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+  NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.wait;" ::: "memory");))
+}
+// The next kernel's blocks may take what room there is. By every block; what is written later is safe: the next one waits.
+__device__ __forceinline__ void let_next_kernel_begin() {
+  NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.launch_dependents;");))
+}
+
+// kernel<<<grid, threads, shared_bytes, stream>>>(args...), early where its code can wait (not where PTX of sm_80 runs).
+template <class... Parameters, class... Args>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+                  Args&&... args) {
+  cudaFuncAttributes code{};
+  CUDA_CHECK(cudaFuncGetAttributes(&code, kernel));
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = stream;
+  config.attrs = &early, config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));
+  CUDA_LAUNCHED();
+}
+
+}  // namespace irq
