@@ -146,12 +146,13 @@ void CheckedBackend::swiglu_fwd(Tensor h, Tensor gate_up) {
   FORWARD(swiglu_fwd(h, gate_up));
 }
 
-void CheckedBackend::swiglu_bwd(Tensor dgate_up, Tensor dh, Tensor gate_up) {
+void CheckedBackend::swiglu_bwd(Tensor dgate_up, Tensor h, Tensor dh, Tensor gate_up) {
   CHECKS;
   check.any("dh", dh, Type::storage);
   check.shape("dgate_up", dgate_up, dh.rows, 2 * dh.cols, Type::storage);
   check.shape("gate_up", gate_up, dh.rows, 2 * dh.cols, Type::storage);
-  FORWARD(swiglu_bwd(dgate_up, dh, gate_up));
+  if (h) check.shape("h", h, dh.rows, dh.cols, Type::storage);
+  FORWARD(swiglu_bwd(dgate_up, h, dh, gate_up));
 }
 
 // ---- matmul -------------------------------------------------------------------------------------------------------

@@ -19,18 +19,26 @@ Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatc
                                layer.o.rank);
 }
 
-Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache) {
+Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& all, const KvCache* cache, bool last) {
   const double eps = config().norm_eps;
   const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
   // x1 = x + W_o attention(rope(W_qkv norm(x)))
   const Var n1 = ops::rmsnorm(t, x, layer.attn_norm, eps, layer.qkv.rank);
-  const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, batch, {.name = "q|k|v"});
+  const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, all, {.name = "q|k|v"});
   t.done(n1);
-  const Var o = attend(t, layer, index, qkv, batch, cache);
+  Var o = attend(t, layer, index, qkv, all, cache);
   t.done(qkv);
+  if (last) {
+    const Var o_all = o;
+    o = ops::gather_labels(t, o_all, all, layer.o.rank);
+    t.done(o_all);
+    x = ops::gather_labels(t, x, all, stream_spare);
+  }
+  const DeviceBatch batch = last ? all.scored() : all;
   const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch,
                                      {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
   t.done(o);
+  if (last) t.done(x);
   // x2 = x1 + W_down (silu(W_gate n) * W_up n),  n = norm(x1)
   const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank);
   const bool rebuild = layer.recompute == Recompute::gate_up;
@@ -39,8 +47,9 @@ Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& 
   t.done(n2);
   const Var h = ops::swiglu(t, gate_up, layer.down.rank);
   t.done(gate_up);
-  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch,
-                                     {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
+  const Var x2 =
+      ops::adapted_linear(t, h, layer.down, *weights_, batch,
+                          {.residual = x1, .ends_block = true, .spare_cols = stream_spare, .name = "ffn out"});
   t.done(h);
   t.done(x1);
   return x2;
@@ -51,23 +60,21 @@ Var Llama::hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache) {
   const int64_t spare = layers_.empty() ? 0 : std::max(layers_[0].o.rank, layers_[0].down.rank);
   Var x = ops::embedding(t, embed_, batch, spare);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    Layer& layer = layers_[i];
-    const auto run = [&, i](Var in) { return block(t, layer, i, in, batch, cache); };
-    const Var next =
-        layer.recompute == Recompute::block
-            ? recompute(t, "layer", x,
-                        [this, &t, &layer, i, batch, cache](Var in) { return block(t, layer, i, in, batch, cache); })
-            : run(x);
+    const bool last = i + 1 == layers_.size();
+    const auto run = [this, &t, i, batch, cache, last](Var in) {
+      return block(t, layers_[i], i, in, batch, cache, last);
+    };
+    const Var next = layers_[i].recompute == Recompute::block
+                         ? recompute(t, "layer", x, last ? batch.labels : batch.rows, run)
+                         : run(x);
     t.done(x);
     x = next;
   }
-  return x;
+  return layers_.empty() ? ops::gather_labels(t, x, batch, 0) : x;
 }
 
 void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
-  const Var x = hidden(t, batch);
-  const Var scored = ops::gather_labels(t, x, batch);
-  t.done(x);
+  const Var scored = hidden(t, batch);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::cross_entropy_head(t, n, head_, batch, nll);
   t.done(n);
@@ -75,9 +82,7 @@ void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
 }
 
 void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache) {
-  const Var x = hidden(t, batch, cache);
-  const Var scored = ops::gather_labels(t, x, batch);
-  t.done(x);
+  const Var scored = hidden(t, batch, cache);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::logits(t, n, head_, out);
   t.done(n);
