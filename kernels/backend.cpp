@@ -18,6 +18,19 @@ void check_precision(Device device, Precision p) {
 
 }  // namespace
 
+namespace {
+class Rerun final : public Recorded {
+ public:
+  explicit Rerun(const std::function<void()>& work) : work_(work) {}
+  void launch() override { work_(); }
+
+ private:
+  std::function<void()> work_;
+};
+}  // namespace
+
+std::unique_ptr<Recorded> Backend::capture(const std::function<void()>& work) { return std::make_unique<Rerun>(work); }
+
 double Backend::time_ms(const std::function<void()>& work) {
   synchronize();
   const auto start = std::chrono::steady_clock::now();

@@ -23,6 +23,22 @@ struct StepParams {
 };
 constexpr double kAdamBeta1 = 0.9, kAdamBeta2 = 0.999, kAdamEps = 1e-8;
 
+// Work that was recorded once and can be done again, with the same memory and whatever lies there by then. Made by
+// Backend::capture, and must not outlive its backend.
+class Recorded {
+ public:
+  virtual ~Recorded() = default;
+  virtual void launch() = 0;
+};
+
+// One shape of matmul whose candidate algorithms were timed.
+struct MatmulTiming {
+  int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false;
+  int candidates = 0, chosen = 0;      // 0: what the library itself puts first
+  double first_us = 0, chosen_us = 0;  // what those two take
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -45,10 +61,26 @@ class Backend {
   // waited for before the first one, so a device that is still busy hides the host's launch times. Waits for the end.
   // By default the wall clock around synchronize().
   virtual double time_ms(const std::function<void()>& work);
+  // Records the ops that `work` calls without doing them (CUDA: one graph, so that a launch costs the host one call however
+  // many kernels it holds). `work` may compute and copy on the device, not upload, download or allocate; what it decides on
+  // the host is decided then. It must have run once before. By default `work` itself is kept and called.
+  virtual std::unique_ptr<Recorded> capture(const std::function<void()>& work);
   // The device's own copy (the driver's on CUDA): the ceiling for everything that moves bytes. bytes % 4 = 0.
   virtual void copy_bytes(void* dst, const void* src, int64_t bytes);
   // A dry backend checks shapes and does nothing else (memory planning).
   virtual bool dry() const { return false; }
+
+  // Several algorithms can run the same matmul; their results differ by rounding, and each gives the same bits every
+  // time. With tuning on, a shape's candidates are timed when it is first met (not while a graph is captured); off, as at
+  // first, the library's own first choice runs. Backends without a choice ignore all of this.
+  virtual void tune_matmul(bool on) { static_cast<void>(on); }
+  // What was timed since the last call.
+  virtual std::vector<MatmulTiming> take_matmul_timings() { return {}; }
+  // The choices as text: a line that names GPU and library, then one line per shape. met_only: without those that were
+  // restored and not met. "" where there is nothing to choose.
+  virtual std::string matmul_choices(bool met_only) const { return static_cast<void>(met_only), ""; }
+  // Takes such a text back, for shapes not met yet. False if it is another GPU's or library's, or no such text: ignored.
+  virtual bool restore_matmul_choices(const std::string& text) { return static_cast<void>(text), false; }
 
 #define IRQ_OP(name, ...) virtual void name(__VA_ARGS__) = 0;
 #include "kernels/ops.inc"
@@ -84,8 +116,13 @@ class CheckedBackend final : public Backend {
   void download(void* host, Tensor src) override;
   void synchronize() override;
   double time_ms(const std::function<void()>& work) override;
+  std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
   bool dry() const override { return inner_ == nullptr; }
+  void tune_matmul(bool on) override;
+  std::vector<MatmulTiming> take_matmul_timings() override;
+  std::string matmul_choices(bool met_only) const override;
+  bool restore_matmul_choices(const std::string& text) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
 #undef IRQ_OP

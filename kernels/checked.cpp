@@ -145,8 +145,25 @@ double CheckedBackend::time_ms(const std::function<void()>& work) {
   work();
   return 0;
 }
+// Recording through the checks: `work` calls this backend, which checks and passes on.
+std::unique_ptr<Recorded> CheckedBackend::capture(const std::function<void()>& work) {
+  return inner_ ? inner_->capture(work) : Backend::capture(work);
+}
 void CheckedBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {
   if (inner_) inner_->copy_bytes(dst, src, bytes);
+}
+
+void CheckedBackend::tune_matmul(bool on) {
+  if (inner_) inner_->tune_matmul(on);
+}
+std::vector<MatmulTiming> CheckedBackend::take_matmul_timings() {
+  return inner_ ? inner_->take_matmul_timings() : std::vector<MatmulTiming>{};
+}
+std::string CheckedBackend::matmul_choices(bool met_only) const {
+  return inner_ ? inner_->matmul_choices(met_only) : "";
+}
+bool CheckedBackend::restore_matmul_choices(const std::string& text) {
+  return inner_ && inner_->restore_matmul_choices(text);
 }
 
 namespace {

@@ -20,7 +20,12 @@ class CudaBackend final : public Backend {
   void download(void* host, Tensor src) override;
   void synchronize() override;
   double time_ms(const std::function<void()>& work) override;
+  std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
+  void tune_matmul(bool on) override;
+  std::vector<MatmulTiming> take_matmul_timings() override;
+  std::string matmul_choices(bool met_only) const override;
+  bool restore_matmul_choices(const std::string& text) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
 #undef IRQ_OP
@@ -37,6 +42,7 @@ class CudaBackend final : public Backend {
   cublasLtHandle_t blas_ = nullptr;
   cudaDeviceProp properties_{};
   void* workspace_ = nullptr;
+  bool capturing_ = false;
   struct MatmulPlans;
   std::unique_ptr<MatmulPlans> plans_;
 };

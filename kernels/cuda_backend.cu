@@ -129,6 +129,7 @@ int64_t CudaBackend::free_bytes() const {
 }
 
 void CudaBackend::upload(Tensor dst, const void* host) {
+  IRQ_CHECK(!capturing_, "%s", "a recording cannot hold a transfer from or to the host");
   if (dst.numel() == 0) return;
   const size_t width = static_cast<size_t>(dst.cols * size_of(dst.dtype));
   if (dst.contiguous())
@@ -140,6 +141,7 @@ void CudaBackend::upload(Tensor dst, const void* host) {
 }
 
 void CudaBackend::download(void* host, Tensor src) {
+  IRQ_CHECK(!capturing_, "%s", "a recording cannot hold a transfer from or to the host");
   if (src.numel() == 0) return;
   const size_t width = static_cast<size_t>(src.cols * size_of(src.dtype));
   if (src.contiguous())
@@ -160,6 +162,46 @@ double CudaBackend::time_ms(const std::function<void()>& work) {
   CUDA_CHECK(cudaEventSynchronize(end_));
   CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
   return static_cast<double>(ms);
+}
+
+namespace {
+class CudaGraph final : public Recorded {
+ public:
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : graph_(graph), stream_(stream) {
+    const cudaError_t status = cudaGraphInstantiate(&runnable_, graph_, 0);
+    if (status != cudaSuccess) cudaGraphDestroy(graph_);
+    CUDA_CHECK(status);
+  }
+  ~CudaGraph() override {
+    cudaStreamSynchronize(stream_);
+    cudaGraphExecDestroy(runnable_);
+    cudaGraphDestroy(graph_);
+  }
+  void launch() override { CUDA_CHECK(cudaGraphLaunch(runnable_, stream_)); }
+
+ private:
+  cudaGraph_t graph_;
+  cudaGraphExec_t runnable_ = nullptr;
+  cudaStream_t stream_;
+};
+}  // namespace
+
+std::unique_ptr<Recorded> CudaBackend::capture(const std::function<void()>& work) {
+  cudaGraph_t graph = nullptr;
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  capturing_ = true;
+  try {
+    work();
+  } catch (...) {
+    capturing_ = false;
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  capturing_ = false;
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  return std::make_unique<CudaGraph>(graph, stream_);
 }
 
 void CudaBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {

@@ -9,6 +9,7 @@
 //         same bits. Algorithms assume an alignment, so it is part of the key; for a BF16 row stride that
 //         is odd cuBLASLt may have nothing, and the tiled kernel takes over.
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/matmul_plans.cuh"
 
@@ -91,10 +92,12 @@ void set_preference(cublasLtMatmulPreference_t preference, cublasLtMatmulPrefere
                "cublasLtMatmulPreferenceSetAttribute");
 }
 
-std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const MatmulPlan& plan, const MatmulKey& key) {
+// Appends what cuBLASLt proposes for this workspace, best guess first; a proposal that is there already is left out.
+void add_candidates(std::vector<MatmulCandidate>& candidates, cublasLtHandle_t blas, const MatmulPlan& plan,
+                    const MatmulKey& key, uint64_t workspace_bytes) {
   cublasLtMatmulPreference_t preference = nullptr;
   cublas_check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kMatmulWorkspaceBytes});
+  set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
   set_preference(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                  uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(key.alignment[1]));
@@ -107,10 +110,13 @@ std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const Matmul
       cublasLtMatmulAlgoGetHeuristic(blas, plan.operation, plan.first, plan.second, plan.base, plan.result, preference,
                                      kMatmulCandidates, found, &count);
   cublasLtMatmulPreferenceDestroy(preference);
-  std::vector<MatmulCandidate> candidates;
-  for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; ++i)
-    if (found[i].state == CUBLAS_STATUS_SUCCESS) candidates.push_back({found[i].algo, found[i].wavesCount});
-  return candidates;
+  for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; ++i) {
+    const auto same = [&](const MatmulCandidate& c) {
+      return std::memcmp(&c.algorithm, &found[i].algo, sizeof found[i].algo) == 0;
+    };
+    if (found[i].state == CUBLAS_STATUS_SUCCESS && std::none_of(candidates.begin(), candidates.end(), same))
+      candidates.push_back({found[i].algo});
+  }
 }
 
 template <class In, class Out>
@@ -159,8 +165,18 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
   plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride);
   plan.base = layout_of(key.out, key.m, key.n, key.c_stride);
   plan.result = layout_of(key.out, key.m, key.n, key.y_stride);
-  plan.candidates = find_candidates(blas, plan, key);
+  // A list ends after eight; without workspace there are no split sums in it, so other ones come up.
+  for (const int64_t bytes : {kMatmulWorkspaceBytes, int64_t{0}})
+    if (bytes > 0 || tuning) add_candidates(plan.candidates, blas, plan, key, static_cast<uint64_t>(bytes));
+  settle(blas, plan, key);
   return plans.emplace(key, std::move(plan)).first->second;
+}
+
+cublasStatus_t CudaBackend::MatmulPlans::run(cublasLtHandle_t blas, const MatmulPlan& plan, size_t candidate,
+                                             const MatmulCall& call, cudaStream_t stream) const {
+  return cublasLtMatmul(blas, plan.operation, &call.alpha, call.b, plan.first, call.a, plan.second, &call.beta, call.c,
+                        plan.base, call.y, plan.result, &plan.candidates[candidate].algorithm, workspace,
+                        kMatmulWorkspaceBytes, stream);
 }
 
 void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta,
@@ -180,19 +196,16 @@ void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool tr
                       transpose_a,
                       transpose_b,
                       {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data), alignment_of(y.data)}};
-  const float alpha_f = static_cast<float>(alpha), beta_f = static_cast<float>(beta);
-  const MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
+  const MatmulCall call{a.data, b.data, c.data, y.data, static_cast<float>(alpha), static_cast<float>(beta)};
+  MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
   if (plan && !plan->candidates.empty()) {
-    const MatmulCandidate& candidate = plan->candidates[plan->chosen];
-    cublas_check(cublasLtMatmul(blas_, plan->operation, &alpha_f, b.data, plan->first, a.data, plan->second, &beta_f,
-                                c.data, plan->base, y.data, plan->result, &candidate.algorithm, plans_->workspace,
-                                kMatmulWorkspaceBytes, stream_),
-                 "cublasLtMatmul");
+    if (plans_->tuning && !plan->settled) plans_->tune(blas_, *plan, key, call, stream_);
+    cublas_check(plans_->run(blas_, *plan, plan->chosen, call, stream_), "cublasLtMatmul");
     return;
   }
   dispatch_storage(a.dtype, [&](auto in) {
     dispatch_storage(y.dtype, [&](auto out) {
-      launch_tiled<decltype(in), decltype(out)>(key, y, a, b, c.data, alpha_f, beta_f, stream_);
+      launch_tiled<decltype(in), decltype(out)>(key, y, a, b, c.data, call.alpha, call.beta, stream_);
     });
   });
 }

@@ -5,6 +5,7 @@
 #include "bench/op_bench.h"
 #include "bench/step_bench.h"
 #include "src/io/config_json.h"
+#include "src/train/matmul_cache.h"
 #include "tools/cli.h"
 
 namespace irq {
@@ -12,6 +13,7 @@ namespace {
 
 struct Arguments {
   std::string what, model, rows;
+  std::string tune_matmul = "on", graphs = "on";
   int64_t layers = 0;
   OpBenchOptions op;
   StepBenchOptions step;
@@ -61,6 +63,17 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
     begin = end + 1;
   }
   return rows;
+}
+
+// Shapes whose timing kept the library's first choice are only counted.
+void print_choices(const std::vector<MatmulTiming>& timings) {
+  if (timings.empty()) return;
+  std::printf("%s\n", describe(timings).c_str());
+  for (const MatmulTiming& t : timings)
+    if (t.chosen > 0)
+      std::printf("  %6ld x %6ld x %6ld %c%c  number %2d of %2d: %8.1f us instead of %8.1f (%.1f %%)\n", t.m, t.n, t.k,
+                  t.transpose_a ? 'T' : 'N', t.transpose_b ? 'T' : 'N', t.chosen + 1, t.candidates, t.chosen_us,
+                  t.first_us, 100 * (t.chosen_us / t.first_us - 1));
 }
 
 int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
@@ -122,6 +135,9 @@ int main(int argc, char** argv) {
              {"auto", "packed", "cached"});
   cli.option("--recompute", &s.recompute, "step: what is computed again", {"auto", "none", "gate_up", "block"});
   cli.size_option("--memory-limit", &s.memory_limit, "step: at most this much memory");
+  cli.option("--tune-matmul", &a.tune_matmul, "time the algorithms of each matrix product first, run the fastest",
+             {"on", "off"});
+  cli.option("--graphs", &a.graphs, "step: record the passes of a step and replay them", {"on", "off"});
   cli.option("--steps", &s.steps, "step: timed steps");
   cli.range("--steps", 1, 100000);
   cli.option("--warmup", &s.warmup, "step: steps before that");
@@ -135,6 +151,10 @@ int main(int argc, char** argv) {
   return cli.run(argc, argv, [&] {
     check_name(cli, a.what);
     const auto backend = cli.backend();
-    return bench(a, cli, *backend);
+    s.graphs = a.graphs == "on";
+    backend->tune_matmul(a.tune_matmul == "on");
+    const int status = bench(a, cli, *backend);
+    if (!a.step.csv) print_choices(backend->take_matmul_timings());
+    return status;
   });
 }
