@@ -174,6 +174,16 @@ void CheckedBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool
   FORWARD(matmul(y, a, transpose_a, b, transpose_b, alpha, beta, c));
 }
 
+void CheckedBackend::matmul_blocks(Tensor y, Tensor a, Tensor b, int parts, double alpha, double beta) {
+  CHECKS;
+  IRQ_CHECK(parts > 0, "matmul_blocks: %d parts", parts);
+  check.any("a", a, Type::storage);
+  check.shape("y", y, a.cols, b.cols / parts, Type::either);
+  check.shape("b", b, a.rows, y.cols * parts, Type::storage);
+  IRQ_CHECK(a.cols % parts == 0, "matmul_blocks: %ld columns in %d parts", a.cols, parts);
+  FORWARD(matmul_blocks(y, a, b, parts, alpha, beta));
+}
+
 void CheckedBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor samples, Tensor params, int adapter, double p,
                              double beta) {
   CHECKS;

@@ -78,11 +78,19 @@ int alignment_of(const void* p) {
 }
 
 // The column-major view of a row-major (rows, cols).
-cublasLtMatrixLayout_t layout_of(DType t, int64_t rows, int64_t cols, int64_t stride) {
+cublasLtMatrixLayout_t layout_of(DType t, int64_t rows, int64_t cols, int64_t stride, int64_t count, int64_t step) {
   cublasLtMatrixLayout_t layout = nullptr;
   cublas_check(cublasLtMatrixLayoutCreate(&layout, cuda_type(t), static_cast<uint64_t>(cols),
                                           static_cast<uint64_t>(rows), stride),
                "cublasLtMatrixLayoutCreate");
+  if (count > 1) {
+    const auto batch = static_cast<int32_t>(count);
+    cublas_check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
+                 "BATCH_COUNT");
+    cublas_check(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step),
+        "STRIDED_BATCH_OFFSET");
+  }
   return layout;
 }
 
@@ -161,10 +169,12 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
                "TRANSA");
   cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
                "TRANSB");
-  plan.first = layout_of(key.in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.b_stride);
-  plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride);
-  plan.base = layout_of(key.out, key.m, key.n, key.c_stride);
-  plan.result = layout_of(key.out, key.m, key.n, key.y_stride);
+  plan.first = layout_of(key.in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.b_stride,
+                         key.count, key.b_step);
+  plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride,
+                          key.count, key.a_step);
+  plan.base = layout_of(key.out, key.m, key.n, key.c_stride, key.count, key.y_step);
+  plan.result = layout_of(key.out, key.m, key.n, key.y_stride, key.count, key.y_step);
   // A list ends after eight; without workspace there are no split sums in it, so other ones come up.
   for (const int64_t bytes : {kMatmulWorkspaceBytes, int64_t{0}})
     if (bytes > 0 || tuning) add_candidates(plan.candidates, blas, plan, key, static_cast<uint64_t>(bytes));
@@ -208,6 +218,33 @@ void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool tr
       launch_tiled<decltype(in), decltype(out)>(key, y, a, b, c.data, call.alpha, call.beta, stream_);
     });
   });
+}
+
+void CudaBackend::matmul_blocks(Tensor y, Tensor a, Tensor b, int parts, double alpha, double beta) {
+  const int64_t m = a.cols / parts, n = b.cols / parts;
+  const auto one_by_one = [&] {
+    for (int64_t i = 0; i < parts; ++i) {
+      const Tensor part = y.slice_rows(i * m, m);
+      matmul(part, a.slice_cols(i * m, m), true, b.slice_cols(i * n, n), false, alpha, beta, part);
+    }
+  };
+  if (parts == 1 || y.numel() == 0 || a.rows == 0) return one_by_one();
+  // Every part's operands are as aligned as the least aligned part's.
+  const auto alignment = [&](const Tensor& t, int64_t step) {
+    const auto bytes = static_cast<uint64_t>(step * size_of(t.dtype));
+    return std::min(alignment_of(t.data), alignment_of(reinterpret_cast<const void*>(bytes)));
+  };
+  const int64_t y_step = m * y.stride;
+  const int y_alignment = alignment(y, y_step);
+  const MatmulKey key{m,        n,        a.rows,   a.stride,
+                      b.stride, y.stride, y.stride, a.dtype,
+                      y.dtype,  true,     false,    {alignment(a, m), alignment(b, n), y_alignment, y_alignment},
+                      parts,    m,        n,        y_step};
+  MatmulPlan& plan = plans_->find(blas_, key);
+  if (plan.candidates.empty()) return one_by_one();
+  const MatmulCall call{a.data, b.data, y.data, y.data, static_cast<float>(alpha), static_cast<float>(beta)};
+  if (plans_->tuning && !plan.settled) plans_->tune(blas_, plan, key, call, stream_);
+  cublas_check(plans_->run(blas_, plan, plan.chosen, call, stream_), "cublasLtMatmul");
 }
 
 }  // namespace irq

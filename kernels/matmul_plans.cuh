@@ -21,8 +21,11 @@ struct MatmulKey {
   DType in, out;
   bool transpose_a, transpose_b;
   std::array<int, 4> alignment;  // of a, b, c, y: bytes, a power of two, 16 at most
+  // Several products of one shape: operands of the next lie so many elements behind; c moves as y does.
+  int64_t count = 1, a_step = 0, b_step = 0, y_step = 0;
   auto all() const {
-    return std::tie(m, n, k, a_stride, b_stride, c_stride, y_stride, in, out, transpose_a, transpose_b, alignment);
+    return std::tie(m, n, k, a_stride, b_stride, c_stride, y_stride, in, out, transpose_a, transpose_b, alignment,
+                    count, a_step, b_step, y_step);
   }
   bool operator<(const MatmulKey& other) const { return all() < other.all(); }
 };

@@ -55,9 +55,9 @@ bool repeatable(const cublasLtMatmulAlgo_t& algorithm) {
 }
 
 std::string key_text(const MatmulKey& k) {
-  return strf("%ld %ld %ld %ld %ld %ld %ld %s %s %d %d %d %d %d %d", k.m, k.n, k.k, k.a_stride, k.b_stride, k.c_stride,
-              k.y_stride, name_of(k.in), name_of(k.out), k.transpose_a, k.transpose_b, k.alignment[0], k.alignment[1],
-              k.alignment[2], k.alignment[3]);
+  return strf("%ld %ld %ld %ld %ld %ld %ld %s %s %d %d %d %d %d %d %ld %ld %ld %ld", k.m, k.n, k.k, k.a_stride,
+              k.b_stride, k.c_stride, k.y_stride, name_of(k.in), name_of(k.out), k.transpose_a, k.transpose_b,
+              k.alignment[0], k.alignment[1], k.alignment[2], k.alignment[3], k.count, k.a_step, k.b_step, k.y_step);
 }
 
 bool read_type(std::istream& in, DType& type) {
@@ -74,6 +74,7 @@ bool read_line(const std::string& line, MatmulKey& k, cublasLtMatmulAlgo_t& algo
   if (!read_type(in, k.in) || !read_type(in, k.out)) return false;
   in >> k.transpose_a >> k.transpose_b;
   for (int& a : k.alignment) in >> a;
+  in >> k.count >> k.a_step >> k.b_step >> k.y_step;
   uint64_t words[kWords] = {};
   in >> std::hex;
   for (uint64_t& w : words) in >> w;
@@ -116,7 +117,7 @@ void CudaBackend::MatmulPlans::tune(cublasLtHandle_t blas, MatmulPlan& plan, con
   if (capturing != cudaStreamCaptureStatusNone) return;
   plan.settled = true;
   const bool in_place = call.beta != 0 && call.c == call.y;
-  const int64_t elements = (key.m - 1) * key.y_stride + key.n;
+  const int64_t elements = (key.count - 1) * key.y_step + (key.m - 1) * key.y_stride + key.n;
   const Spare spare(in_place ? static_cast<size_t>(elements * size_of(key.out)) : 0);
   if (in_place && spare.data == nullptr) return;
   MatmulCall timed = call;

@@ -17,7 +17,8 @@ std::vector<OpCase> step_cases() {
           matmul_case({256, 64, 512, false, false, 1, 0, false, 64}),
           matmul_case({64, 512, 256, true, false, 1, 1, true, 0, Kind::storage, Kind::master}),
           matmul_case({512, 64, 256, true, false, 0.25, 0, false, 0, Kind::storage, Kind::master}),
-          matmul_case({256, 320, 512, false, false, 1, 0.5, true, 8})};
+          matmul_case({256, 320, 512, false, false, 1, 0.5, true, 8}),
+          matmul_blocks_case(3, 128, 64, 256, 1)};
 }
 
 std::unique_ptr<CheckedBackend> tuning_backend() {

@@ -82,16 +82,32 @@ void grad_beta1(Tape& t, const Tensor& du, const Tensor& px, const LinearGroup& 
   t.backend().lora_dropout_dbeta1(dbeta1, du, px, static_cast<int>(g.adapters.size()), beta);
 }
 
+// Does adapter i of the group continue the gradients of B in `all`: as large as its predecessor, right behind it in memory,
+// in dy and in u?
+bool follows(Tape& t, const LinearGroup& g, size_t i, const Tensor& all) {
+  const AdapterPart &p = g.adapters[i], &before = g.adapters[i - 1];
+  return p.out == before.out && p.row == before.row + before.out && p.column == before.column + before.rank &&
+         t.params().grad_value(p.param_b).data == static_cast<const char*>(all.data) + all.bytes();
+}
+
 // The gradients that need no x: of B, with dropout of beta1. Leaves du in the spare columns behind dy.
 void adapter_backward(Tape& t, const Tensor& dy, const Tensor& u, const Tensor& px, const Tensor& ext,
                       const LinearGroup& g) {
   Backend& b = t.backend();
   const Tensor du = dy.slice_cols(g.out, g.rank);
   b.matmul(du, dy, kPlain, ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), kPlain, 1, 0, {});  // du = dy sB'
-  for (const AdapterPart& p : g.adapters) {
-    const GradSlot db = t.param_grad(p.param_b);  // dB = s dy^T u
-    b.matmul(db.tensor, dy.slice_cols(p.row, p.out), kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale,
-             db.beta, db.tensor);
+  for (size_t first = 0, last = 0; first < g.adapters.size();
+       first = last) {  // dB = s dy^T u, equal neighbours together
+    const AdapterPart& p = g.adapters[first];
+    const GradSlot db = t.param_grad(p.param_b);
+    Tensor all = db.tensor;
+    for (last = first + 1; last < g.adapters.size() && follows(t, g, last, all); ++last) {
+      t.param_grad(g.adapters[last].param_b);  // they are touched together, always
+      all.rows += p.out;
+    }
+    const auto parts = static_cast<int64_t>(last - first);
+    b.matmul_blocks(all, dy.slice_cols(p.row, parts * p.out), u.slice_cols(p.column, parts * p.rank),
+                    static_cast<int>(parts), g.scale, db.beta);
   }
   if (px) grad_beta1(t, du, px, g);
 }

@@ -59,7 +59,17 @@ void Trainer::replay_passes(const DeviceBatch& batch) {
   Graph& graph = known->second;
   graph.last_use = ++uses_;
   if (!graph.recorded) {
-    graph.recorded = backend_.capture([&] { run_passes(batch); });
+    const std::vector<uint8_t> before = store.touched();
+    const int64_t mark = arena_.mark();
+    try {
+      graph.recorded = backend_.capture([&] { run_passes(batch); });
+    } catch (const Error&) {  // the device has no memory left for it: everything goes on without recordings
+      graphs_.clear();
+      use_graphs_ = false;
+      store.set_touched(before);
+      arena_.pop_to(mark);
+      return run_passes(batch);
+    }
     graph.touched = store.touched();
   }
   graph.recorded->launch();
