@@ -87,6 +87,7 @@ void add_matmul(Cases& cases, const BenchSizes& sizes, int64_t n) {
         name + "_dA", {.m = r, .n = g.in, .k = n, .transpose_a = true, .transpose_b = false, .out = master}));
     cases.push_back(labelled_matmul(
         name + "_dB", {.m = out, .n = r, .k = n, .transpose_a = true, .transpose_b = false, .out = master}));
+    if (g.adapters > 1) cases.push_back(matmul_blocks_case(static_cast<int>(g.adapters), out, r, n));
   }
   cases.push_back(labelled_matmul("head", {.m = n, .n = sizes.config.vocab, .k = sizes.config.dim}));
 }

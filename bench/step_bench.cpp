@@ -176,6 +176,7 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   optimizer.seed = o.seed;
   std::vector<double> ms;
   int64_t step = 0;
+  trainer.use_graphs(o.graphs);
   const auto one = [&] {
     window = random_window(o, rng, step * o.sequences);
     ++step;
@@ -183,6 +184,7 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
     if (step == 1) r.first = r.last;
     return elapsed;
   };
+  meter.gemm_rate();  // its algorithms are timed here, not right before the steps: that would heat the GPU
   for (int i = 0; i < o.warmup; ++i) one();
   r.gemm_before = meter.gemm_rate();
   for (int i = 0; i < o.steps; ++i) ms.push_back(one());
@@ -193,6 +195,7 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
     throw Error("the steps that were timed did not train: the loss is not finite or the gradient is zero");
   if (!o.profile) return;
   backend.set_profile(true);
+  trainer.use_graphs(false);  // each op is waited for
   for (int i = 0; i < kProfiledSteps; ++i) one();
   backend.set_profile(false);
   print_profile(backend, kProfiledSteps);

@@ -18,6 +18,7 @@ struct StepBenchOptions {
   bool iec = true;
   std::string residency = "auto", recompute = "auto";
   int64_t memory_limit = 0;  // bytes of the arena, 0 = what is free
+  bool graphs = true;
   int steps = 20, warmup = 3;
   bool profile = false, csv = false;
   uint64_t seed = 1;

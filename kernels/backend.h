@@ -32,6 +32,14 @@ class Recorded {
   virtual void launch() = 0;
 };
 
+// One shape of matmul whose candidate algorithms were timed.
+struct MatmulTiming {
+  int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false;
+  int candidates = 0, chosen = 0;      // 0: what the library itself puts first
+  double first_us = 0, chosen_us = 0;  // what those two take
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -62,6 +70,18 @@ class Backend {
   virtual void copy_bytes(void* dst, const void* src, int64_t bytes);
   // A dry backend checks shapes and does nothing else (memory planning).
   virtual bool dry() const { return false; }
+
+  // Several algorithms can run the same matmul; their results differ by rounding, and each gives the same bits every
+  // time. With tuning on, a shape's candidates are timed when it is first met (not while a graph is captured); off, as at
+  // first, the library's own first choice runs. Backends without a choice ignore all of this.
+  virtual void tune_matmul(bool on) { static_cast<void>(on); }
+  // What was timed since the last call.
+  virtual std::vector<MatmulTiming> take_matmul_timings() { return {}; }
+  // The choices as text: a line that names GPU and library, then one line per shape. met_only: without those that were
+  // restored and not met. "" where there is nothing to choose.
+  virtual std::string matmul_choices(bool met_only) const { return static_cast<void>(met_only), ""; }
+  // Takes such a text back, for shapes not met yet. False if it is another GPU's or library's, or no such text: ignored.
+  virtual bool restore_matmul_choices(const std::string& text) { return static_cast<void>(text), false; }
 
 #define IRQ_OP(name, ...) virtual void name(__VA_ARGS__) = 0;
 #include "kernels/ops.inc"
@@ -100,6 +120,10 @@ class CheckedBackend final : public Backend {
   std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
   bool dry() const override { return inner_ == nullptr; }
+  void tune_matmul(bool on) override;
+  std::vector<MatmulTiming> take_matmul_timings() override;
+  std::string matmul_choices(bool met_only) const override;
+  bool restore_matmul_choices(const std::string& text) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
 #undef IRQ_OP

@@ -186,6 +186,19 @@ void CheckedBackend::copy_bytes(void* dst, const void* src, int64_t bytes) {
   if (inner_) inner_->copy_bytes(dst, src, bytes);
 }
 
+void CheckedBackend::tune_matmul(bool on) {
+  if (inner_) inner_->tune_matmul(on);
+}
+std::vector<MatmulTiming> CheckedBackend::take_matmul_timings() {
+  return inner_ ? inner_->take_matmul_timings() : std::vector<MatmulTiming>{};
+}
+std::string CheckedBackend::matmul_choices(bool met_only) const {
+  return inner_ ? inner_->matmul_choices(met_only) : "";
+}
+bool CheckedBackend::restore_matmul_choices(const std::string& text) {
+  return inner_ && inner_->restore_matmul_choices(text);
+}
+
 namespace {
 void check_transfer(const char* what, const Tensor& t, const void* host, Device device) {
   IRQ_CHECK(t.numel() == 0 || (t.data && host), "%s: null memory for %s", what, describe_tensor(t).c_str());

@@ -149,12 +149,13 @@ void CheckedBackend::swiglu_fwd(Tensor h, Tensor gate_up) {
   FORWARD(swiglu_fwd(h, gate_up));
 }
 
-void CheckedBackend::swiglu_bwd(Tensor dgate_up, Tensor dh, Tensor gate_up) {
+void CheckedBackend::swiglu_bwd(Tensor dgate_up, Tensor h, Tensor dh, Tensor gate_up) {
   CHECKS;
   check.any("dh", dh, Type::storage);
   check.shape("dgate_up", dgate_up, dh.rows, 2 * dh.cols, Type::storage);
   check.shape("gate_up", gate_up, dh.rows, 2 * dh.cols, Type::storage);
-  FORWARD(swiglu_bwd(dgate_up, dh, gate_up));
+  if (h) check.shape("h", h, dh.rows, dh.cols, Type::storage);
+  FORWARD(swiglu_bwd(dgate_up, h, dh, gate_up));
 }
 
 // ---- matmul -------------------------------------------------------------------------------------------------------
@@ -174,6 +175,16 @@ void CheckedBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool
               name_of(y.dtype));
   }
   FORWARD(matmul(y, a, transpose_a, b, transpose_b, alpha, beta, c));
+}
+
+void CheckedBackend::matmul_blocks(Tensor y, Tensor a, Tensor b, int parts, double alpha, double beta) {
+  CHECKS;
+  IRQ_CHECK(parts > 0, "matmul_blocks: %d parts", parts);
+  check.any("a", a, Type::storage);
+  check.shape("y", y, a.cols, b.cols / parts, Type::either);
+  check.shape("b", b, a.rows, y.cols * parts, Type::storage);
+  IRQ_CHECK(a.cols % parts == 0, "matmul_blocks: %ld columns in %d parts", a.cols, parts);
+  FORWARD(matmul_blocks(y, a, b, parts, alpha, beta));
 }
 
 void CheckedBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor samples, Tensor params, int adapter, double p,

@@ -22,6 +22,10 @@ class CudaBackend final : public Backend {
   double time_ms(const std::function<void()>& work) override;
   std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
+  void tune_matmul(bool on) override;
+  std::vector<MatmulTiming> take_matmul_timings() override;
+  std::string matmul_choices(bool met_only) const override;
+  bool restore_matmul_choices(const std::string& text) override;
 #define IRQ_OP(name, ...) void name(__VA_ARGS__) override;
 #include "kernels/ops.inc"
 #undef IRQ_OP

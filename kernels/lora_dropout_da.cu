@@ -82,9 +82,8 @@ __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned
     a[m][2] = low_halves(x[2][m], x[3][m]), a[m][3] = high_halves(x[2][m], x[3][m]);
   }
   const int i = lane % 8, du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    if (n * 16 >= width) break;
+  // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
+  const auto multiply = [&](int n) {
     uint32_t b[4];
     ldmatrix_x4_trans(b, stage_address + du_byte(du_row, 2 * n + lane / 16));
 #pragma unroll
@@ -92,7 +91,9 @@ __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned
       mma_m16n8k16(acc[m][2 * n], a[m], b[0], b[1]);
       mma_m16n8k16(acc[m][2 * n + 1], a[m], b[2], b[3]);
     }
-  }
+  };
+  multiply(0), multiply(1);
+  if (width > 32) multiply(2), multiply(3);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) {

@@ -8,6 +8,8 @@
 // Tricky: 64 rows a block; a warp owns 32 of them, one adapter and every kSplit-th 32 features. A lane reads 16 bytes of a
 //         row (eight features = one Philox call) from shared memory straight into an mma operand: K is permuted, the same
 //         way for A. Row sums for px are one more mma, with ones for the columns of slice t in result column t % 8.
+#include <algorithm>
+
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.cuh"
 
@@ -17,6 +19,8 @@ namespace {
 constexpr int kRows = 64;
 constexpr int kMaxSlices = 3;
 constexpr int kFusedGroups = 64;  // of px in shared memory
+constexpr int kSplitStages = 4;   // at least, of a block whose tile is shared
+constexpr int64_t kPartialBytes = int64_t{48} << 20;
 
 struct FwdArgs {
   __nv_bfloat16 *u, *px;
@@ -28,6 +32,10 @@ struct FwdArgs {
   bool pool;        // px is computed here; else it is read, if there is one
   bool store_pool;  // by this launch
   int rank;         // columns of px
+  // Few rows leave multiprocessors idle: then `splits` blocks share a tile of rows, each with its own features, and leave
+  // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
+  int splits, features_per_split;
+  float* partial;
   float inv_slice;
   IecMap map;
 };
@@ -118,6 +126,62 @@ __device__ __forceinline__ void add_row_sums(float* sums, int pitch, const uint3
   }
 }
 
+// Leaves the block's share of the sums behind; `partial` and `pooled` hold those of its warps.
+template <int kAdapters>
+__device__ __forceinline__ void store_partial(const FwdArgs& p, float (&acc)[2][8][4], const float* partial,
+                                              const float* pooled, int64_t first) {
+  using Config = FwdConfig<kAdapters>;
+  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, half = warp % 2, adapter = warp / 2 % kAdapters;
+  float* out = p.partial + int64_t{blockIdx.y} * p.rows * kWidth;
+  if (p.pool)
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * p.map.groups; i += Config::kThreads) {
+      const int row = i / p.map.groups, t = i - row * p.map.groups;
+      if (first + row < p.rows)
+        out[(first + row) * kWidth + kAdapters * kSliceRanks + t] = pooled[row * Config::kPoolPitch + t];
+    }
+  if (warp >= 2 * kAdapters) return;
+#pragma unroll
+  for (int i = 0; i < 64; i += 2) {
+    const int row = half * 32 + i / 32 * 16 + i / 2 % 2 * 8 + g, j = i / 4 % 8 * 8 + 2 * q;
+    if (first + row >= p.rows || j >= p.slice[adapter].width) continue;
+    float sum[2] = {acc[i / 32][i / 4 % 8][i % 4], acc[i / 32][i / 4 % 8][i % 4 + 1]};
+#pragma unroll
+    for (int s = 1; s < Config::kSplit; ++s)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) sum[e] += partial[((s - 1) * 2 * kAdapters * 64 + i + e) * kWarp];
+    *reinterpret_cast<float2*>(out + (first + row) * kWidth + adapter * kSliceRanks + j) = make_float2(sum[0], sum[1]);
+  }
+}
+
+// Adds the splits in order. Grid: rows. Block: any number of threads.
+template <int kAdapters>
+__global__ void finish_fwd_kernel(FwdArgs p) {
+  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
+  const int64_t row = blockIdx.x;
+  const float* sums = p.partial + row * kWidth;
+  const auto total = [&](int column) {
+    float sum = 0;
+    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + column];
+    return sum;
+  };
+  const auto mean = [&](int column) {
+    return total(kAdapters * kSliceRanks + p.map.group(column)) / static_cast<float>(p.map.slice);
+  };
+  for (int i = static_cast<int>(threadIdx.x); i < kAdapters * kSliceRanks; i += static_cast<int>(blockDim.x)) {
+    const RankSlice& slice = p.slice[i / kSliceRanks];
+    const int j = i % kSliceRanks, column = slice.first + j;
+    if (j >= slice.width) continue;
+    float value = p.mask.scale * total(i);
+    if (p.px && slice.beta1) value += *slice.beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
+    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+  }
+  if (p.store_pool)
+    for (int j = static_cast<int>(threadIdx.x); j < p.rank; j += static_cast<int>(blockDim.x))
+      p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
+}
+
 template <int kAdapters>
 __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropout_fwd_kernel(FwdArgs p) {
   using Config = FwdConfig<kAdapters>;
@@ -126,6 +190,7 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   TableRow* table = reinterpret_cast<TableRow*>(shared_memory + Config::kStages * Config::kStageBytes);
   float* pooled = reinterpret_cast<float*>(shared_memory + Config::kStages * Config::kStageBytes + Config::kTableBytes);
   const int64_t first = int64_t{blockIdx.x} * kRows;
+  const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int half = warp % 2, adapter = warp / 2 % kAdapters, split = warp / (2 * kAdapters);
@@ -136,10 +201,10 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   __syncthreads();
   const uint32_t stages = smem_address(shared_memory);
   const StageLoader<kAdapters> loader(p, table, first);
-  const int count = (p.cols + Config::kDepth - 1) / Config::kDepth;
+  const int count = (min(p.cols - first_feature, p.features_per_split) + Config::kDepth - 1) / Config::kDepth;
 #pragma unroll
   for (int s = 0; s < Config::kStages - 1; ++s) {
-    if (s < count) loader.load(stages + s * Config::kStageBytes, s * Config::kDepth, p.cols);
+    if (s < count) loader.load(stages + s * Config::kStageBytes, first_feature + s * Config::kDepth, p.cols);
     cp_async_commit();
   }
   const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
@@ -153,13 +218,14 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
     cp_async_wait<Config::kStages - 2>();
     __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
     if (s + Config::kStages - 1 < count)
-      loader.load(stages + free_slot * Config::kStageBytes, (s + Config::kStages - 1) * Config::kDepth, p.cols);
+      loader.load(stages + free_slot * Config::kStageBytes, first_feature + (s + Config::kStages - 1) * Config::kDepth,
+                  p.cols);
     cp_async_commit();
     const unsigned char* tile = shared_memory + slot * Config::kStageBytes;
     free_slot = slot;
     slot = slot + 1 == Config::kStages ? 0 : slot + 1;
 
-    const int chunk = split * 4 + q, c = s * Config::kDepth + chunk * 8;
+    const int chunk = split * 4 + q, c = first_feature + s * Config::kDepth + chunk * 8;
     uint32_t x[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) load_shared_16(x[i], tile + tile_byte<kChunks>(half * 32 + i * 8 + g, chunk));
@@ -172,9 +238,8 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
     const DropoutColumn column = dropout_column(c, id, seed);
 #pragma unroll
     for (int i = 0; i < 4; ++i) drop_chunk(x[i], rows[i], column, seed, p.mask.kept);
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      if (n * 8 >= width) break;
+    // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
+    const auto multiply = [&](int n) {
       uint32_t b[4];
       load_shared_16(b, tile + tile_byte<kChunks>(kRows + adapter * kSliceRanks + n * 8 + g, chunk));
 #pragma unroll
@@ -182,6 +247,12 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
         mma_m16n8k16(acc[m][n], {x[2 * m][0], x[2 * m + 1][0], x[2 * m][1], x[2 * m + 1][1]}, b[0], b[1]);
         mma_m16n8k16(acc[m][n], {x[2 * m][2], x[2 * m + 1][2], x[2 * m][3], x[2 * m + 1][3]}, b[2], b[3]);
       }
+    };
+#pragma unroll
+    for (int n = 0; n < 4; ++n) multiply(n);
+    if (width > 32) {
+#pragma unroll
+      for (int n = 4; n < 8; ++n) multiply(n);
     }
   }
   cp_async_wait<0>();
@@ -199,9 +270,10 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
       float sum = pooled[i];
 #pragma unroll
       for (int s = 1; s < kSplit; ++s) sum += pooled[s * kRows * kPitch + i];
-      pooled[i] = sum / static_cast<float>(p.map.slice);
+      pooled[i] = p.splits > 1 ? sum : sum / static_cast<float>(p.map.slice);
     }
   __syncthreads();
+  if (p.splits > 1) return store_partial<kAdapters>(p, acc, partial, pooled, first);
   if (p.store_pool)
     for (int i = static_cast<int>(threadIdx.x); i < kRows * p.rank; i += Config::kThreads) {
       const int row = i / p.rank, j = i - row * p.rank;
@@ -231,11 +303,19 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
 }
 
 template <int kAdapters>
-void launch(const FwdArgs& p, cudaStream_t stream) {
+void launch(FwdArgs p, int sm_count, cudaStream_t stream) {
   using Config = FwdConfig<kAdapters>;
   allow_shared_bytes(lora_dropout_fwd_kernel<kAdapters>, Config::kSharedBytes);
-  const auto blocks = static_cast<unsigned>(ceil_div(p.rows, kRows));
-  lora_dropout_fwd_kernel<kAdapters><<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(p);
+  // A block has a multiprocessor to itself: as many splits as there are multiprocessors for, each worth its start.
+  const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, Config::kDepth);
+  const int64_t splits = std::clamp<int64_t>(sm_count / tiles, 1, std::max<int64_t>(stages / kSplitStages, 1));
+  p.features_per_split = static_cast<int>(ceil_div(stages, splits)) * Config::kDepth;
+  p.splits = static_cast<int>(ceil_div(p.cols, p.features_per_split));
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits));
+  lora_dropout_fwd_kernel<kAdapters><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(p);
+  CUDA_LAUNCHED();
+  if (p.splits == 1) return;
+  finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
   CUDA_LAUNCHED();
 }
 
@@ -269,15 +349,18 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .pool = pool,
             .store_pool = pool,
             .rank = static_cast<int>(rank),
+            .splits = 1,
+            .features_per_split = static_cast<int>(x.cols),
+            .partial = static_cast<float*>(workspace(kPartialBytes)),
             .inv_slice = 1.0f / static_cast<float>(map.slice),
             .map = map};
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
     p.slices = static_cast<int>(std::min<size_t>(kMaxSlices, slices.size() - i));
     for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-    if (p.slices == 1) launch<1>(p, stream_);
-    else if (p.slices == 2) launch<2>(p, stream_);
-    else launch<3>(p, stream_);
+    if (p.slices == 1) launch<1>(p, sm_count(), stream_);
+    else if (p.slices == 2) launch<2>(p, sm_count(), stream_);
+    else launch<3>(p, sm_count(), stream_);
     p.store_pool = false;
   }
 }

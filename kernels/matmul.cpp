@@ -287,4 +287,12 @@ void CpuBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool tra
   });
 }
 
+void CpuBackend::matmul_blocks(Tensor y, Tensor a, Tensor b, int parts, double alpha, double beta) {
+  const int64_t m = a.cols / parts, n = b.cols / parts;
+  for (int64_t i = 0; i < parts; ++i) {
+    const Tensor part = y.slice_rows(i * m, m);
+    matmul(part, a.slice_cols(i * m, m), true, b.slice_cols(i * n, n), false, alpha, beta, part);
+  }
+}
+
 }  // namespace irq

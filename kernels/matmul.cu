@@ -9,6 +9,7 @@
 //         same bits. Algorithms assume an alignment, so it is part of the key; for a BF16 row stride that
 //         is odd cuBLASLt may have nothing, and the tiled kernel takes over.
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/matmul_plans.cuh"
 
@@ -77,11 +78,19 @@ int alignment_of(const void* p) {
 }
 
 // The column-major view of a row-major (rows, cols).
-cublasLtMatrixLayout_t layout_of(DType t, int64_t rows, int64_t cols, int64_t stride) {
+cublasLtMatrixLayout_t layout_of(DType t, int64_t rows, int64_t cols, int64_t stride, int64_t count, int64_t step) {
   cublasLtMatrixLayout_t layout = nullptr;
   cublas_check(cublasLtMatrixLayoutCreate(&layout, cuda_type(t), static_cast<uint64_t>(cols),
                                           static_cast<uint64_t>(rows), stride),
                "cublasLtMatrixLayoutCreate");
+  if (count > 1) {
+    const auto batch = static_cast<int32_t>(count);
+    cublas_check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
+                 "BATCH_COUNT");
+    cublas_check(
+        cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step),
+        "STRIDED_BATCH_OFFSET");
+  }
   return layout;
 }
 
@@ -91,10 +100,12 @@ void set_preference(cublasLtMatmulPreference_t preference, cublasLtMatmulPrefere
                "cublasLtMatmulPreferenceSetAttribute");
 }
 
-std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const MatmulPlan& plan, const MatmulKey& key) {
+// Appends what cuBLASLt proposes for this workspace, best guess first; a proposal that is there already is left out.
+void add_candidates(std::vector<MatmulCandidate>& candidates, cublasLtHandle_t blas, const MatmulPlan& plan,
+                    const MatmulKey& key, uint64_t workspace_bytes) {
   cublasLtMatmulPreference_t preference = nullptr;
   cublas_check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kMatmulWorkspaceBytes});
+  set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
   set_preference(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                  uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   set_preference(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(key.alignment[1]));
@@ -107,10 +118,13 @@ std::vector<MatmulCandidate> find_candidates(cublasLtHandle_t blas, const Matmul
       cublasLtMatmulAlgoGetHeuristic(blas, plan.operation, plan.first, plan.second, plan.base, plan.result, preference,
                                      kMatmulCandidates, found, &count);
   cublasLtMatmulPreferenceDestroy(preference);
-  std::vector<MatmulCandidate> candidates;
-  for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; ++i)
-    if (found[i].state == CUBLAS_STATUS_SUCCESS) candidates.push_back({found[i].algo, found[i].wavesCount});
-  return candidates;
+  for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < count; ++i) {
+    const auto same = [&](const MatmulCandidate& c) {
+      return std::memcmp(&c.algorithm, &found[i].algo, sizeof found[i].algo) == 0;
+    };
+    if (found[i].state == CUBLAS_STATUS_SUCCESS && std::none_of(candidates.begin(), candidates.end(), same))
+      candidates.push_back({found[i].algo});
+  }
 }
 
 template <class In, class Out>
@@ -155,12 +169,24 @@ MatmulPlan& CudaBackend::MatmulPlans::find(cublasLtHandle_t blas, const MatmulKe
                "TRANSA");
   cublas_check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
                "TRANSB");
-  plan.first = layout_of(key.in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.b_stride);
-  plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride);
-  plan.base = layout_of(key.out, key.m, key.n, key.c_stride);
-  plan.result = layout_of(key.out, key.m, key.n, key.y_stride);
-  plan.candidates = find_candidates(blas, plan, key);
+  plan.first = layout_of(key.in, key.transpose_b ? key.n : key.k, key.transpose_b ? key.k : key.n, key.b_stride,
+                         key.count, key.b_step);
+  plan.second = layout_of(key.in, key.transpose_a ? key.k : key.m, key.transpose_a ? key.m : key.k, key.a_stride,
+                          key.count, key.a_step);
+  plan.base = layout_of(key.out, key.m, key.n, key.c_stride, key.count, key.y_step);
+  plan.result = layout_of(key.out, key.m, key.n, key.y_stride, key.count, key.y_step);
+  // A list ends after eight; without workspace there are no split sums in it, so other ones come up.
+  for (const int64_t bytes : {kMatmulWorkspaceBytes, int64_t{0}})
+    if (bytes > 0 || tuning) add_candidates(plan.candidates, blas, plan, key, static_cast<uint64_t>(bytes));
+  settle(blas, plan, key);
   return plans.emplace(key, std::move(plan)).first->second;
+}
+
+cublasStatus_t CudaBackend::MatmulPlans::run(cublasLtHandle_t blas, const MatmulPlan& plan, size_t candidate,
+                                             const MatmulCall& call, cudaStream_t stream) const {
+  return cublasLtMatmul(blas, plan.operation, &call.alpha, call.b, plan.first, call.a, plan.second, &call.beta, call.c,
+                        plan.base, call.y, plan.result, &plan.candidates[candidate].algorithm, workspace,
+                        kMatmulWorkspaceBytes, stream);
 }
 
 void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool transpose_b, double alpha, double beta,
@@ -180,21 +206,45 @@ void CudaBackend::matmul(Tensor y, Tensor a, bool transpose_a, Tensor b, bool tr
                       transpose_a,
                       transpose_b,
                       {alignment_of(a.data), alignment_of(b.data), alignment_of(c.data), alignment_of(y.data)}};
-  const float alpha_f = static_cast<float>(alpha), beta_f = static_cast<float>(beta);
-  const MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
+  const MatmulCall call{a.data, b.data, c.data, y.data, static_cast<float>(alpha), static_cast<float>(beta)};
+  MatmulPlan* plan = key.k > 0 ? &plans_->find(blas_, key) : nullptr;  // an empty sum is left to our own kernel
   if (plan && !plan->candidates.empty()) {
-    const MatmulCandidate& candidate = plan->candidates[plan->chosen];
-    cublas_check(cublasLtMatmul(blas_, plan->operation, &alpha_f, b.data, plan->first, a.data, plan->second, &beta_f,
-                                c.data, plan->base, y.data, plan->result, &candidate.algorithm, plans_->workspace,
-                                kMatmulWorkspaceBytes, stream_),
-                 "cublasLtMatmul");
+    if (plans_->tuning && !plan->settled) plans_->tune(blas_, *plan, key, call, stream_);
+    cublas_check(plans_->run(blas_, *plan, plan->chosen, call, stream_), "cublasLtMatmul");
     return;
   }
   dispatch_storage(a.dtype, [&](auto in) {
     dispatch_storage(y.dtype, [&](auto out) {
-      launch_tiled<decltype(in), decltype(out)>(key, y, a, b, c.data, alpha_f, beta_f, stream_);
+      launch_tiled<decltype(in), decltype(out)>(key, y, a, b, c.data, call.alpha, call.beta, stream_);
     });
   });
+}
+
+void CudaBackend::matmul_blocks(Tensor y, Tensor a, Tensor b, int parts, double alpha, double beta) {
+  const int64_t m = a.cols / parts, n = b.cols / parts;
+  const auto one_by_one = [&] {
+    for (int64_t i = 0; i < parts; ++i) {
+      const Tensor part = y.slice_rows(i * m, m);
+      matmul(part, a.slice_cols(i * m, m), true, b.slice_cols(i * n, n), false, alpha, beta, part);
+    }
+  };
+  if (parts == 1 || y.numel() == 0 || a.rows == 0) return one_by_one();
+  // Every part's operands are as aligned as the least aligned part's.
+  const auto alignment = [&](const Tensor& t, int64_t step) {
+    const auto bytes = static_cast<uint64_t>(step * size_of(t.dtype));
+    return std::min(alignment_of(t.data), alignment_of(reinterpret_cast<const void*>(bytes)));
+  };
+  const int64_t y_step = m * y.stride;
+  const int y_alignment = alignment(y, y_step);
+  const MatmulKey key{m,        n,        a.rows,   a.stride,
+                      b.stride, y.stride, y.stride, a.dtype,
+                      y.dtype,  true,     false,    {alignment(a, m), alignment(b, n), y_alignment, y_alignment},
+                      parts,    m,        n,        y_step};
+  MatmulPlan& plan = plans_->find(blas_, key);
+  if (plan.candidates.empty()) return one_by_one();
+  const MatmulCall call{a.data, b.data, y.data, y.data, static_cast<float>(alpha), static_cast<float>(beta)};
+  if (plans_->tuning && !plan.settled) plans_->tune(blas_, plan, key, call, stream_);
+  cublas_check(plans_->run(blas_, plan, plan.chosen, call, stream_), "cublasLtMatmul");
 }
 
 }  // namespace irq

@@ -11,6 +11,7 @@ namespace irq {
 namespace {
 
 IRQ_OP_TESTS(Matmul, matmul_cases());
+IRQ_OP_TESTS(MatmulBlocks, matmul_blocks_cases());
 
 // y by the definition, one sum after the other in double. Independent of the kernel's blocking.
 std::vector<double> by_definition(const MatmulCase& s, const HostArgs& args) {

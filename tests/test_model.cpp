@@ -96,17 +96,27 @@ TEST(Model, RecomputeChangesNothing) {
 
 // Packing order changes which rows of a GEMM an example sits in, not its sums: forward and dX are row-wise; weight
 // gradients sum over rows in another order, hence F32 rounding of a few hundred terms.
-TEST(Model, PackedEqualsOneByOne) {
-  const std::vector<Example> examples = tiny_examples(6);
+void check_packing(size_t count) {
+  const std::vector<Example> examples = tiny_examples(static_cast<int>(count));
   std::vector<Batch> single;
-  for (size_t i = 0; i < examples.size(); ++i) single.push_back(pack_range(examples, i, i + 1));
+  for (size_t i = 0; i < count; ++i) single.push_back(pack_range(examples, i, i + 1));
+  const Batch packed_batch = pack_range(examples, 0, count);
   for (const double dropout : {0.0, 0.2}) {
     double packed_loss = 0, single_loss = 0;
-    const auto packed = grads_with(tiny_plan(true, dropout), {pack_range(examples, 0, 6)}, &packed_loss);
+    const auto packed = grads_with(tiny_plan(true, dropout), {packed_batch}, &packed_loss);
     const auto apart = grads_with(tiny_plan(true, dropout), single, &single_loss);
     EXPECT_NEAR(packed_loss, single_loss, 1e-6 * packed_loss);
     EXPECT_LT(relative_l2(packed, apart), 2e-6);
   }
+}
+TEST(Model, PackedEqualsOneByOne) { check_packing(6); }
+
+// One by one an example has as many label rows as rows, bucket for bucket; packed, the last layer drops a third of them.
+TEST(Model, UnlabelledRowsMayLeaveTheLastLayer) {
+  const std::vector<Example> examples = tiny_examples(50);
+  const Batch batch = pack_range(examples, 0, 50);
+  ASSERT_LT(static_cast<int64_t>(batch.label_rows.size()), batch.rows());
+  check_packing(50);
 }
 
 // All tokens differ: two equal tokens in front of different ones look the same to a model without absolute positions.

@@ -37,7 +37,7 @@ void expect_limits(Backend& b) {
   std::vector<double> gate_up = gates;
   gate_up.insert(gate_up.end(), ones.begin(), ones.end());
   const std::vector<double> h = run_case(swiglu_fwd_case(1, 5), b, {std::vector<double>(5), gate_up})[0];
-  const std::vector<double> d = run_case(swiglu_bwd_case(1, 5, true), b, {gate_up, ones, gate_up})[0];
+  const std::vector<double> d = run_case(swiglu_bwd_case(1, 5, true), b, {gate_up, ones, gate_up, ones})[0];
   const double slopes[] = {0, 0, 1, 1, 0.5};
   for (size_t i = 0; i < 5; ++i) {
     const double limit = std::max(gates[i], 0.0);

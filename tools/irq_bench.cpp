@@ -7,6 +7,7 @@
 #include "bench/step_bench.h"
 #include "src/core/ignored_flags.h"
 #include "src/io/config_json.h"
+#include "src/train/matmul_cache.h"
 #include "tools/cli.h"
 
 namespace irq {
@@ -14,6 +15,7 @@ namespace {
 
 struct Arguments {
   std::string what, model, rows;
+  std::string tune_matmul = "on", graphs = "on";
   int64_t layers = 0;
   OpBenchOptions op;
   StepBenchOptions step;
@@ -67,13 +69,26 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
 }
 
 void check_arguments(const Arguments& a, const Cli& cli) {
-  const bool step = a.what == "step";
-  refuse_ignored(cli.given_flags(),
-                 {{step, {"--shape", "--repeats"}, "a step has no shapes to choose from and is repeated --steps times"},
-                  {!step,
-                   {"--bits", "--dropout", "--iec", "--micro-batch", "--labelled", "--residency", "--recompute",
-                    "--memory-limit", "--steps", "--warmup", "--profile"},
-                   "it belongs to a training step"}});
+  const bool step = a.what == "step", decode = a.what == "decode";
+  refuse_ignored(
+      cli.given_flags(),
+      {{step || decode, {"--shape", "--repeats"}, "there are no shapes to choose from, and --steps says how often"},
+       {!decode, {"--context"}, "it belongs to decode"},
+       {!step && !decode, {"--bits", "--residency", "--steps", "--profile"}, "it belongs to step and decode"},
+       {!step,
+        {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs"},
+        "it belongs to a training step"}});
+}
+
+// Shapes whose timing kept the library's first choice are only counted.
+void print_choices(const std::vector<MatmulTiming>& timings) {
+  if (timings.empty()) return;
+  std::printf("%s\n", describe(timings).c_str());
+  for (const MatmulTiming& t : timings)
+    if (t.chosen > 0)
+      std::printf("  %6ld x %6ld x %6ld %c%c  number %2d of %2d: %8.1f us instead of %8.1f (%.1f %%)\n", t.m, t.n, t.k,
+                  t.transpose_a ? 'T' : 'N', t.transpose_b ? 'T' : 'N', t.chosen + 1, t.candidates, t.chosen_us,
+                  t.first_us, 100 * (t.chosen_us / t.first_us - 1));
 }
 
 int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
@@ -137,7 +152,7 @@ int main(int argc, char** argv) {
   cli.range("--repeats", 1, 10000);
   cli.option("--rank", &s.rank, "LoRA rank");
   cli.range("--rank", 0, 4096);
-  cli.option("--bits", &s.bits, "step: bits per weight", {2, 3, 4});
+  cli.option("--bits", &s.bits, "step, decode: bits per weight", {2, 3, 4});
   cli.option("--dropout", &s.dropout, "step: dropout before A");
   cli.range("--dropout", 0, 0.99);
   cli.flag("--iec", &s.iec, "step: elastic connections (default)", "--no-iec");
@@ -145,15 +160,18 @@ int main(int argc, char** argv) {
   cli.range("--micro-batch", 1, 1000000);
   cli.option("--labelled", &s.labelled, "step: share of the tokens that are scored");
   cli.range("--labelled", 0.001, 1);
-  cli.option("--residency", &s.residency, "step: base weights packed, or kept in 16 bits",
+  cli.option("--residency", &s.residency, "step, decode: base weights packed, or kept in 16 bits",
              {"auto", "packed", "cached"});
   cli.option("--recompute", &s.recompute, "step: what is computed again", {"auto", "none", "gate_up", "block"});
   cli.size_option("--memory-limit", &s.memory_limit, "step: at most this much memory");
-  cli.option("--steps", &s.steps, "step: timed steps");
+  cli.option("--tune-matmul", &a.tune_matmul, "time the algorithms of each matrix product first, run the fastest",
+             {"on", "off"});
+  cli.option("--graphs", &a.graphs, "step: record the passes of a step and replay them", {"on", "off"});
+  cli.option("--steps", &s.steps, "step, decode: timed steps");
   cli.range("--steps", 1, 100000);
   cli.option("--warmup", &s.warmup, "step: steps before that");
   cli.range("--warmup", 1, 100000);
-  cli.flag("--profile", &s.profile, "step: also the share of each op");
+  cli.flag("--profile", &s.profile, "step, decode: also the share of each op");
   cli.option("--seed", &s.seed, "of the random data");
   cli.flag("--csv", &s.csv, "comma-separated values");
   cli.footer(
@@ -163,6 +181,10 @@ int main(int argc, char** argv) {
     check_name(cli, a.what);
     check_arguments(a, cli);
     const auto backend = cli.backend();
-    return bench(a, cli, *backend);
+    s.graphs = a.graphs == "on";
+    backend->tune_matmul(a.tune_matmul == "on");
+    const int status = bench(a, cli, *backend);
+    if (!a.step.csv) print_choices(backend->take_matmul_timings());
+    return status;
   });
 }

@@ -48,6 +48,9 @@ int main(int argc, char** argv) {
   cli.size_option("--memory-limit", &o.memory_limit, "most memory to use, e.g. 10GiB");
   cli.option("--recompute", &o.recompute, "trade time for memory", {"auto", "none", "gate_up", "block"});
   cli.option("--residency", &o.residency, "weights on the device", {"auto", "packed", "cached"});
+  cli.option("--tune-matmul", &o.tune_matmul, "time the algorithms of each matrix product once, keep the fastest",
+             {"on", "off"});
+  cli.option("--graphs", &o.graphs, "on a GPU, record the passes of a step and replay them", {"on", "off"});
   cli.option("--dtype", &o.dtype, "type of the model.bin that full training writes", {"f32", "f16", "bf16"});
   cli.option("--eval-every", &o.eval_every, "steps between held-out losses, 0 = at the ends only");
   cli.option("--save-every", &o.save_every, "steps between training states, 0 = at the end only");

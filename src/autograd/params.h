@@ -36,6 +36,9 @@ class ParamStore {
   Tensor adam_m() const { return m_; }
   Tensor adam_v() const { return v_; }
 
+  // Which gradients were touched in this step: what a pass over a micro-batch leaves, beside the gradients themselves.
+  const std::vector<uint8_t>& touched() const { return touched_; }
+  void set_touched(const std::vector<uint8_t>& touched) { touched_ = touched; }
   void begin_step();         // forgets which gradients were touched
   GradSlot grad(int index);  // marks it as touched
   // Marks it as touched without a slot: somebody will overwrite it before the norm.

@@ -1,6 +1,7 @@
 #include "src/autograd/tape.h"
 
 #include <chrono>
+#include <utility>
 
 namespace irq {
 
@@ -124,16 +125,26 @@ GradSlot Tape::grad_over_value(Var v) {
   return {s.grad, 0};
 }
 
-void Tape::hand_over(Var from, Var to) {
+void Tape::use_later(Var v, std::function<void(const Tensor&)> use) {
+  if (at(v).delivers && at(v).place == Place::absent) at(v).uses.push_back(std::move(use));
+  else use(value(v));
+}
+
+void Tape::deliver(Var v, const Tensor& value) {
+  for (const auto& use : std::exchange(at(v).uses, {})) use(value);
+}
+
+bool Tape::hand_over(Var from, Var to) {
   State &f = at(from), &t = at(to);
   IRQ_CHECK(f.rows == t.rows && f.cols == t.cols, "%s and %s differ in shape", f.name, t.name);
   if (!t.grad && !f.grad_is_value && f.spare == t.spare) {
     t.grad = f.grad;
     f.grad = {};
-    return;
+    return true;
   }
   const GradSlot slot = grad(to);
   backend_.axpby(slot.tensor, f.grad, 1, slot.beta);
+  return false;
 }
 
 void Tape::run_back_to(size_t first_node) {
@@ -147,6 +158,9 @@ void Tape::run_back_to(size_t first_node) {
       reached = reached || s.grad;
     }
     if (node.backward && reached) node.backward();
+    for (const int id : node.outs)
+      IRQ_CHECK(vars_[static_cast<size_t>(id)].uses.empty(), "%s was promised and not delivered",
+                vars_[static_cast<size_t>(id)].name);
     for (const int id : node.outs) {
       State& s = vars_[static_cast<size_t>(id)];
       free_grad(s);
@@ -176,7 +190,9 @@ void Tape::replay(Var out, const std::function<Var()>& forward) {
   const int64_t mark = arena_.mark();
   last_mark_ = mark;
   const size_t first_row = rows_.size();
+  replaying_ = true;
   const Var again = forward();
+  replaying_ = false;
   std::swap(at(again).grad, at(out).grad);
   std::swap(at(again).grad_is_value, at(out).grad_is_value);
   run_back_to(first_node);
@@ -187,10 +203,10 @@ void Tape::replay(Var out, const std::function<Var()>& forward) {
   arena_.pop_to(mark);
 }
 
-Var recompute(Tape& t, const char* name, Var x, const std::function<Var(Var)>& block) {
+Var recompute(Tape& t, const char* name, Var x, int64_t out_rows, const std::function<Var(Var)>& block) {
   if (!t.recording()) return block(x);
   const Tensor in = t.value(x);
-  const Var out = t.saved(name, in.rows, in.cols, in.stride - in.cols);
+  const Var out = t.saved(name, out_rows, in.cols, in.stride - in.cols);
   const Var inner = t.without_recording([&] { return block(x); });
   t.backend().copy(t.value(out), t.value(inner));
   t.without_recording([&] { return t.done(inner), inner; });

@@ -29,7 +29,8 @@ class Tape {
   Backend& backend() const { return backend_; }
   Arena& arena() const { return arena_; }
   bool recording() const { return recording_; }
-  bool training() const { return training_; }  // also while recompute() looks away: dropout is on
+  bool replaying() const { return replaying_; }  // inside recompute()'s backward: the block's result is known already
+  bool training() const { return training_; }    // also while recompute() looks away: dropout is on
   DType storage() const { return backend_.precision().storage; }
   DType master() const { return backend_.precision().master; }
 
@@ -40,7 +41,9 @@ class Tape {
   Var saved(const char* name, int64_t rows, int64_t cols, int64_t spare_cols = 0);
   Var transient(const char* name, int64_t rows, int64_t cols, int64_t spare_cols = 0);
   Tensor value(Var v);  // rebuilds a transient that was given up
-  void done(Var v);     // the forward pass has no further use for v
+  // May v's value be given up and rebuilt, without what others left in its spare columns?
+  bool is_transient(Var v) const { return at(v).is_transient; }
+  void done(Var v);  // the forward pass has no further use for v
   // Memory that belongs to a node beside its output: kept for backward when recording, else scratch until record().
   Tensor keep(const char* name, DType dtype, int64_t rows, int64_t cols);
 
@@ -56,8 +59,14 @@ class Tape {
   Tensor out_grad(Var v) const;     // the finished gradient of an op's own output
   GradSlot grad(Var v);             // where to add to the gradient of an input
   GradSlot grad_over_value(Var v);  // the same, but overwriting v's value, which nobody reads any more
-  void hand_over(Var from,
-                 Var to);  // to's gradient += from's; free when `to` has none yet. from's gradient is gone after
+  // to's gradient += from's; free when `to` has none yet: true then, and the memory, spare columns too, lives on as to's.
+  bool hand_over(Var from, Var to);
+  // For an op whose backward computes its own output again on the way (swiglu): record() it, then say so. use_later() then
+  // keeps `use` until that backward delivers; where nobody will, or the value is there, it runs at once.
+  void will_deliver(Var v) { at(v).delivers = recording_; }
+  void use_later(Var v, std::function<void(const Tensor&)> use);
+  bool awaited(Var v) const { return !at(v).uses.empty(); }
+  void deliver(Var v, const Tensor& value);
   ParamStore& params() const { return *params_; }
   GradSlot param_grad(int index) { return params_->grad(index); }
 
@@ -80,6 +89,8 @@ class Tape {
     int64_t rows = 0, cols = 0, spare = 0;
     bool needs_grad = false, is_transient = false, grad_is_value = false;
     Rebuild rebuild;
+    bool delivers = false;
+    std::vector<std::function<void(const Tensor&)>> uses;  // that wait for the value
   };
   struct Node {
     const char* op;
@@ -108,6 +119,7 @@ class Tape {
   ParamStore* params_;
   bool recording_;
   const bool training_;
+  bool replaying_ = false;
   std::vector<State> vars_;
   std::vector<Node> nodes_;
   int64_t last_mark_;
@@ -117,7 +129,8 @@ class Tape {
   std::vector<Row> rows_;
 };
 
-// Runs `block` keeping only its input and output; backward runs it again. The one way to trade time for memory.
-Var recompute(Tape& t, const char* name, Var x, const std::function<Var(Var)>& block);
+// Runs `block` keeping only its input and output (out_rows, as wide as x); backward runs it again. The one way to trade
+// time for memory.
+Var recompute(Tape& t, const char* name, Var x, int64_t out_rows, const std::function<Var(Var)>& block);
 
 }  // namespace irq

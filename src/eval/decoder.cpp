@@ -15,7 +15,8 @@ Decoder::Decoder(Backend& backend, Arena& arena, Llama& model, KvCache cache, in
   logits_ = arena.push("logits", backend.precision().master, rows, model.config().vocab);
   const auto part = [&](int64_t which) { return numbers_.slice_cols(which * rows, rows); };
   batch_.tokens = part(0), batch_.positions = part(1), batch_.label_rows = part(3);
-  batch_.samples = batch_.row_label = batch_.targets = batch_.tokens;  // nothing trains: never read
+  batch_.samples = batch_.row_label = batch_.targets = batch_.tokens;                // nothing trains: never read
+  batch_.label_positions = batch_.positions, batch_.label_samples = batch_.samples;  // every row is a label row
   batch_.seqs = numbers_.slice_cols(4 * rows, 6 * rows).reshape(rows, 6);
   batch_.rows = batch_.labels = rows;
   cache_.rows = part(2), cache_.writes.clear();

@@ -35,6 +35,7 @@ Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatc
 }
 
 // A layer for few rows whose weights are packed: norms, RoPE, the cache and SwiGLU are done inside the products' launches.
+// Every row is a label row (decoding).
 Var Llama::packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache) {
   const ModelConfig& c = config();
   const int head_dim = static_cast<int>(c.head_dim);
@@ -55,20 +56,28 @@ Var Llama::packed_block(Tape& t, Layer& layer, size_t index, Var x, const Device
   return x2;
 }
 
-Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache) {
-  if (cache != nullptr && cache->rows && ops::runs_packed(t, layer.qkv, batch.rows))
-    return packed_block(t, layer, index, x, batch, *cache);
+Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& all, const KvCache* cache, bool last) {
+  if (cache != nullptr && cache->rows && ops::runs_packed(t, layer.qkv, all.rows))
+    return packed_block(t, layer, index, x, all, *cache);
   const double eps = config().norm_eps;
   const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
   // x1 = x + W_o attention(rope(W_qkv norm(x)))
   const Var n1 = ops::rmsnorm(t, x, layer.attn_norm, eps, layer.qkv.rank);
-  const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, batch, {.name = "q|k|v"});
+  const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, all, {.name = "q|k|v"});
   t.done(n1);
-  const Var o = attend(t, layer, index, qkv, batch, cache);
+  Var o = attend(t, layer, index, qkv, all, cache);
   t.done(qkv);
+  if (last) {
+    const Var o_all = o;
+    o = ops::gather_labels(t, o_all, all, layer.o.rank);
+    t.done(o_all);
+    x = ops::gather_labels(t, x, all, stream_spare);
+  }
+  const DeviceBatch batch = last ? all.scored() : all;
   const Var x1 = ops::adapted_linear(t, o, layer.o, *weights_, batch,
                                      {.residual = x, .spare_cols = stream_spare, .name = "attention out"});
   t.done(o);
+  if (last) t.done(x);
   // x2 = x1 + W_down (silu(W_gate n) * W_up n),  n = norm(x1)
   const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank);
   const bool rebuild = layer.recompute == Recompute::gate_up;
@@ -77,8 +86,9 @@ Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& 
   t.done(n2);
   const Var h = ops::swiglu(t, gate_up, layer.down.rank);
   t.done(gate_up);
-  const Var x2 = ops::adapted_linear(t, h, layer.down, *weights_, batch,
-                                     {.residual = x1, .spare_cols = stream_spare, .name = "ffn out"});
+  const Var x2 =
+      ops::adapted_linear(t, h, layer.down, *weights_, batch,
+                          {.residual = x1, .ends_block = true, .spare_cols = stream_spare, .name = "ffn out"});
   t.done(h);
   t.done(x1);
   return x2;
@@ -89,23 +99,21 @@ Var Llama::hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache) {
   const int64_t spare = layers_.empty() ? 0 : std::max(layers_[0].o.rank, layers_[0].down.rank);
   Var x = ops::embedding(t, embed_, batch, spare);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    Layer& layer = layers_[i];
-    const auto run = [&, i](Var in) { return block(t, layer, i, in, batch, cache); };
-    const Var next =
-        layer.recompute == Recompute::block
-            ? recompute(t, "layer", x,
-                        [this, &t, &layer, i, batch, cache](Var in) { return block(t, layer, i, in, batch, cache); })
-            : run(x);
+    const bool last = i + 1 == layers_.size();
+    const auto run = [this, &t, i, batch, cache, last](Var in) {
+      return block(t, layers_[i], i, in, batch, cache, last);
+    };
+    const Var next = layers_[i].recompute == Recompute::block
+                         ? recompute(t, "layer", x, last ? batch.labels : batch.rows, run)
+                         : run(x);
     t.done(x);
     x = next;
   }
-  return x;
+  return layers_.empty() ? ops::gather_labels(t, x, batch, 0) : x;
 }
 
 void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
-  const Var x = hidden(t, batch);
-  const Var scored = ops::gather_labels(t, x, batch);
-  t.done(x);
+  const Var scored = hidden(t, batch);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::cross_entropy_head(t, n, head_, config().vocab + (plan_.pad_row ? 1 : 0), batch, nll);
   t.done(n);
@@ -113,9 +121,7 @@ void Llama::loss(Tape& t, const DeviceBatch& batch, Tensor nll) {
 }
 
 void Llama::row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCache* cache) {
-  const Var x = hidden(t, batch, cache);
-  const Var scored = ops::gather_labels(t, x, batch);
-  t.done(x);
+  const Var scored = hidden(t, batch, cache);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::row_losses(t, n, head_.value.slice_rows(0, config().vocab), batch, nll);
   t.done(n);
@@ -123,9 +129,7 @@ void Llama::row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCa
 }
 
 void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache) {
-  const Var x = hidden(t, batch, cache);
-  const Var scored = ops::gather_labels(t, x, batch);
-  t.done(x);
+  const Var scored = hidden(t, batch, cache);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::logits(t, n, head_.value.slice_rows(0, config().vocab), out);
   t.done(n);

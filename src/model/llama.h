@@ -80,7 +80,8 @@ class Llama {
   void refresh();
   void finish_gradients();  // dbeta from dA and dB, zeros where nothing arrived
 
-  // The residual stream after the last layer, (N, C).
+  // The residual stream of the label rows after the last layer, (L, C). What the last layer does behind its attention is
+  // done for these rows alone: nobody reads the others.
   Var hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache = nullptr);
   // Next-token loss of every label row into nll (1, L).
   void loss(Tape& t, const DeviceBatch& batch, Tensor nll);
@@ -90,7 +91,8 @@ class Llama {
   void logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache = nullptr);
 
  private:
-  Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache* cache);
+  // `last`: only the label rows of the result are wanted.
+  Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& all, const KvCache* cache, bool last);
   Var packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void gather_passing(const KvCache& cache, size_t index, const Tensor& keys, const Tensor& values);

@@ -12,8 +12,8 @@ Var embedding(Tape& t, const Weight& table, const DeviceBatch& batch, int64_t sp
   return y;
 }
 
-Var gather_labels(Tape& t, Var x, const DeviceBatch& batch) {
-  const Var y = t.saved("label rows", batch.labels, t.value(x).cols);
+Var gather_labels(Tape& t, Var x, const DeviceBatch& batch, int64_t spare_cols) {
+  const Var y = t.saved("label rows", batch.labels, t.value(x).cols, spare_cols);
   t.backend().gather_rows(t.value(y), t.value(x), batch.label_rows, 0);
   t.record("gather_labels", {y}, t.needs_grad(x), [&t, x, y, inverse = batch.row_label] {
     const GradSlot d = t.grad(x);

@@ -35,7 +35,8 @@ void forward(Tape& t, const Tensor& y, const Tensor& x, const Tensor& u, const L
   Backend& b = t.backend();
   const Tensor ext = weights.acquire(g);
   const double beta = residual ? 1 : 0;
-  if (g.rank > 0) b.copy(x.slice_cols(g.in, g.rank), u);  // the spare columns behind x
+  const Tensor behind = x.extend_cols(g.rank).slice_cols(g.in, g.rank);  // the spare columns behind x
+  if (g.rank > 0 && behind.data != u.data) b.copy(behind, u);
   b.matmul(y, x.extend_cols(g.rank), kPlain, ext.slice_rows(0, g.out), kTransposed, 1, beta, residual);
   weights.release(g, ext);
 }
@@ -54,21 +55,23 @@ GradSlot stacked_grad_a(Tape& t, const LinearGroup& g) {
   return {all, beta};
 }
 
-// With dropout dA_m = s du_m^T drop_m(x) and dbeta1_m = <du_m, P x>; without it finish_gradients() takes dbeta1 from dA.
-void masked_adapter_backward(Tape& t, const Tensor& du, const Tensor& x, const Tensor& px, const LinearGroup& g,
-                             const DeviceBatch& batch) {
+// dA = du^T x; with dropout dA_m = s du_m^T drop_m(x).
+void grad_a(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
   Backend& b = t.backend();
   const AdapterMasks masks = masks_of(g, batch);
-  if (const GradSlot all = stacked_grad_a(t, g); all.tensor) {
-    b.lora_dropout_da(all.tensor, du, x, masks, all.beta);
-  } else {
-    for (int m = 0; m < masks.count; ++m) {
-      const AdapterPart& p = g.adapters[static_cast<size_t>(m)];
-      const GradSlot da = t.param_grad(p.param_a);
-      b.lora_dropout_da(da.tensor, du.slice_cols(p.column, p.rank), x, masks.only(m), da.beta);
-    }
+  const auto add = [&](const GradSlot& da, const Tensor& part, const AdapterMasks& mask) {
+    if (g.dropout > 0) b.lora_dropout_da(da.tensor, part, x, mask, da.beta);
+    else b.matmul(da.tensor, part, kTransposed, x, kPlain, 1, da.beta, da.tensor);
+  };
+  if (const GradSlot all = stacked_grad_a(t, g); all.tensor) return add(all, du, masks);
+  for (int m = 0; m < masks.count; ++m) {
+    const AdapterPart& p = g.adapters[static_cast<size_t>(m)];
+    add(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), masks.only(m));
   }
-  if (!px) return;
+}
+
+// With dropout dbeta1_m = <du_m, P x>; without it finish_gradients() takes dbeta1 from dA.
+void grad_beta1(Tape& t, const Tensor& du, const Tensor& px, const LinearGroup& g) {
   AdapterScalars dbeta1{};
   double beta = 0;  // they are touched together, always
   for (size_t i = 0; i < g.adapters.size(); ++i) {
@@ -76,26 +79,37 @@ void masked_adapter_backward(Tape& t, const Tensor& du, const Tensor& x, const T
     const GradSlot d = t.param_grad(g.adapters[i].param_beta1);
     dbeta1[i] = d.tensor, beta = d.beta;
   }
-  b.lora_dropout_dbeta1(dbeta1, du, px, masks.count, beta);
+  t.backend().lora_dropout_dbeta1(dbeta1, du, px, static_cast<int>(g.adapters.size()), beta);
 }
 
-// Gradients of A and B, with dropout also of beta1; leaves du in the spare columns behind dy.
-void adapter_backward(Tape& t, const Tensor& dy, const Tensor& x, const Tensor& u, const Tensor& px, const Tensor& ext,
-                      const LinearGroup& g, const DeviceBatch& batch) {
+// Does adapter i of the group continue the gradients of B in `all`: as large as its predecessor, right behind it in memory,
+// in dy and in u?
+bool follows(Tape& t, const LinearGroup& g, size_t i, const Tensor& all) {
+  const AdapterPart &p = g.adapters[i], &before = g.adapters[i - 1];
+  return p.out == before.out && p.row == before.row + before.out && p.column == before.column + before.rank &&
+         t.params().grad_value(p.param_b).data == static_cast<const char*>(all.data) + all.bytes();
+}
+
+// The gradients that need no x: of B, with dropout of beta1. Leaves du in the spare columns behind dy.
+void adapter_backward(Tape& t, const Tensor& dy, const Tensor& u, const Tensor& px, const Tensor& ext,
+                      const LinearGroup& g) {
   Backend& b = t.backend();
-  const Tensor du = dy.slice_cols(g.out, g.rank), input = x.slice_cols(0, g.in);
+  const Tensor du = dy.slice_cols(g.out, g.rank);
   b.matmul(du, dy, kPlain, ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), kPlain, 1, 0, {});  // du = dy sB'
-  for (const AdapterPart& p : g.adapters) {
-    const GradSlot db = t.param_grad(p.param_b);  // dB = s dy^T u
-    b.matmul(db.tensor, dy.slice_cols(p.row, p.out), kTransposed, u.slice_cols(p.column, p.rank), kPlain, g.scale,
-             db.beta, db.tensor);
+  for (size_t first = 0, last = 0; first < g.adapters.size();
+       first = last) {  // dB = s dy^T u, equal neighbours together
+    const AdapterPart& p = g.adapters[first];
+    const GradSlot db = t.param_grad(p.param_b);
+    Tensor all = db.tensor;
+    for (last = first + 1; last < g.adapters.size() && follows(t, g, last, all); ++last) {
+      t.param_grad(g.adapters[last].param_b);  // they are touched together, always
+      all.rows += p.out;
+    }
+    const auto parts = static_cast<int64_t>(last - first);
+    b.matmul_blocks(all, dy.slice_cols(p.row, parts * p.out), u.slice_cols(p.column, parts * p.rank),
+                    static_cast<int>(parts), g.scale, db.beta);
   }
-  if (g.dropout > 0) return masked_adapter_backward(t, du, input, px, g, batch);
-  const auto grad_a = [&](const GradSlot& da, const Tensor& du_part) {  // dA = du^T x
-    b.matmul(da.tensor, du_part, kTransposed, input, kPlain, 1, da.beta, da.tensor);
-  };
-  if (const GradSlot all = stacked_grad_a(t, g); all.tensor) return grad_a(all, du);
-  for (const AdapterPart& p : g.adapters) grad_a(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank));
+  if (px) grad_beta1(t, du, px, g);
 }
 
 // dx = [dy | du] [W ; A']; with dropout the A part goes back through its masks. It comes first: a pass over dx that only
@@ -121,7 +135,11 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
     t.record(options.name, {y}, false, {});
     return y;
   }
-  const Tensor u = g.rank > 0 ? t.keep("rank-r activations", t.storage(), in.rows, g.rank) : Tensor{};
+  // u belongs behind x. Where x does not live until backward it is kept apart and copied there.
+  const bool apart = t.training() && t.is_transient(x);
+  const Tensor u = g.rank == 0 ? Tensor{}
+                   : apart     ? t.keep("rank-r activations", t.storage(), in.rows, g.rank)
+                               : in.extend_cols(g.rank).slice_cols(g.in, g.rank);
   const bool masked = g.rank > 0 && g.dropout > 0 && t.training();
   const Tensor px = masked && g.pooled() ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
   const int64_t spare = std::max(options.spare_cols, g.rank);
@@ -129,7 +147,7 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
                                   : t.saved(options.name, in.rows, g.out, spare);
   if (g.rank > 0) rank_forward(t, u, px, in, g, batch);
   const Tensor residual = options.residual ? t.value(options.residual) : Tensor{};
-  forward(t, t.value(y), in, u, g, weights, residual);
+  if (!(options.ends_block && t.replaying())) forward(t, t.value(y), in, u, g, weights, residual);
 
   const bool trains = g.param_weight >= 0 || !g.adapters.empty();
   const bool needs = trains || t.needs_grad(x) || (options.residual && t.needs_grad(options.residual));
@@ -137,16 +155,22 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   t.record(
       options.name, {y}, needs,
       [&t, x, y, u, px, res, &g, &weights, batch] {
-        const Tensor dy = t.out_grad(y), xv = t.value(x);
+        const Tensor dy = t.out_grad(y);
         if (g.param_weight >= 0) {
           const GradSlot dw = t.param_grad(g.param_weight);
-          t.backend().matmul(dw.tensor, dy, kTransposed, xv, kPlain, 1, dw.beta, dw.tensor);
+          t.backend().matmul(dw.tensor, dy, kTransposed, t.value(x), kPlain, 1, dw.beta, dw.tensor);
         }
         const Tensor ext = weights.acquire(g);
-        if (g.rank > 0) adapter_backward(t, dy, xv, u, px, ext, g, batch);
+        if (g.rank > 0) adapter_backward(t, dy, u, px, ext, g);
         if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, batch);
         weights.release(g, ext);
-        if (res && t.needs_grad(res)) t.hand_over(y, res);
+        const bool stays = res && t.needs_grad(res) && t.hand_over(y, res);  // dy's memory, and du in it
+        if (g.rank == 0) return;
+        const auto use = [&t, &g, batch, du = dy.slice_cols(g.out, g.rank)](const Tensor& input) {
+          grad_a(t, du, input.slice_cols(0, g.in), g, batch);
+        };
+        if (stays) t.use_later(x, use);
+        else use(t.value(x));
       },
       [&t, x, u, &g, &weights, res](Tensor out) {
         forward(t, out, t.value(x), u, g, weights, res ? t.value(res) : Tensor{});

@@ -33,12 +33,13 @@ Var swiglu(Tape& t, Var gate_up, int64_t spare_cols);
 // keys[index[i]] = the key columns of row i of qkv (N, (H + 2G) D), values alike; no gradient.
 void write_cache(Tape& t, Var qkv, const Tensor& keys, const Tensor& values, const Tensor& index);
 // The rows that are scored: (N, C) -> (L, C)
-Var gather_labels(Tape& t, Var x, const DeviceBatch& batch);
+Var gather_labels(Tape& t, Var x, const DeviceBatch& batch, int64_t spare_cols);
 
 struct LinearOptions {
-  Var residual = {};       // y += residual
-  bool transient = false;  // do not save y: backward recomputes it (recompute level gate_up)
-  int64_t spare_cols = 0;  // at least the group's own R, more if y feeds a wider one
+  Var residual = {};        // y += residual
+  bool ends_block = false;  // y is the block's result: a replay needs its gradient, not its value
+  bool transient = false;   // do not save y: backward recomputes it (recompute level gate_up)
+  int64_t spare_cols = 0;   // at least the group's own R, more if y feeds a wider one
   const char* name = "linear";
 };
 // y = x W^T (+ scale (x A~^T) B~^T) (+ residual): (N, in) -> (N, out). x needs R spare columns.

@@ -11,9 +11,12 @@ Var swiglu(Tape& t, Var gate_up, int64_t spare_cols) {
       [&t, gate_up, h] {
         const Tensor x = t.value(gate_up);
         const GradSlot d = t.grad_over_value(gate_up);
-        t.backend().swiglu_bwd(d.tensor, t.out_grad(h), x);
+        const Tensor dh = t.out_grad(h);  // becomes h where a consumer still waits for that
+        t.backend().swiglu_bwd(d.tensor, t.awaited(h) ? dh : Tensor{}, dh, x);
+        t.deliver(h, dh);
       },
       [&t, gate_up](Tensor out) { t.backend().swiglu_fwd(out, t.value(gate_up)); });
+  t.will_deliver(h);
   return h;
 }
 

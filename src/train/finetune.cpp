@@ -9,6 +9,7 @@
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
 #include "src/train/finetune_run.h"
+#include "src/train/matmul_cache.h"
 
 namespace irq {
 namespace {
@@ -60,10 +61,14 @@ void Finetune::load_weights() {
 
 void Finetune::restore_or_init() {
   load_weights();
+  const bool tune = o_.tune_matmul == "on";
+  backend_.tune_matmul(tune);
+  if (tune) load_matmul_cache(backend_);
   state_.seed = o_.seed, state_.base_hash = base_hash_, state_.identity = identity();
   if (saved_) {
     state_ = load_state(backend_, trainer_->model().params(), out("train.state"));
     loader_->seek(state_.cursor);
+    if (tune) backend_.restore_matmul_choices(state_.matmul);  // before the cache's: it may have been timed anew
     note(strf("resuming after step %ld", state_.step));
   } else {
     std::error_code ignored;  // a state of the run that is overwritten must not be taken for this one's
@@ -128,7 +133,20 @@ double Finetune::learning_rate(int64_t step) const {
 void Finetune::checkpoint(bool finished) {
   state_.finished = finished;
   state_.cursor = loader_->cursor();
+  state_.matmul = backend_.matmul_choices(true);
   save_state(backend_, trainer_->model().params(), state_, out("train.state"));
+}
+
+// Shapes are timed when they are first met: most in the first step, some whenever a step has a new number of rows. Returns
+// what the user should know, once.
+std::string Finetune::note_timed_matmuls() {
+  const std::vector<MatmulTiming> timed = backend_.take_matmul_timings();
+  if (timed.empty()) return "";
+  log_->write("{\"note\": " + json_text(describe(timed)) + "}");
+  const std::string failed = save_matmul_cache(backend_);
+  if (!failed.empty() && !std::exchange(told_cache_, true))
+    return "note: the fastest matmuls are not remembered for the next run: " + failed;
+  return std::exchange(told_timings_, true) ? "" : describe(timed);
 }
 
 void Finetune::train() {
@@ -149,6 +167,7 @@ void Finetune::train() {
     if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
       fail_not_finite(strf("step %ld", step), strf("loss %g, gradient norm %g", r.loss, r.grad_norm));
     state_.step = step;
+    if (const std::string text = note_timed_matmuls(); !text.empty()) bar.message(text);
     if (o_.print_tape && step == first) std::printf("%s", trainer_->tape_table().c_str());
     window_tokens += r.tokens;
     if (const double now = seconds_now(); now - window_start > 0.5 || ends) {

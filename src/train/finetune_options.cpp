@@ -109,6 +109,8 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   if (o_.memory_limit > 0) add("--memory-limit", number(o_.memory_limit), kFree);
   add("--recompute", o_.recompute, kFree);
   if (method_.quantized) add("--residency", o_.residency, kFree);
+  add("--tune-matmul", o_.tune_matmul, kFree);
+  add("--graphs", o_.graphs, kFree);
   if (method_.full) add("--dtype", o_.dtype, kFree);
   add("--eval-every", number(o_.eval_every), kFree);
   add("--save-every", number(o_.save_every), kFree);

@@ -65,6 +65,7 @@ class Finetune {
   [[noreturn]] void fail_not_finite(const std::string& when, const std::string& found);
   double held_out_loss();
   double learning_rate(int64_t step) const;
+  std::string note_timed_matmuls();
   void train();
   void checkpoint(bool finished);
   void save_result();
@@ -96,6 +97,7 @@ class Finetune {
   OptimizerConfig optimizer_;
   std::optional<TrainState> saved_;  // of the run that is resumed
   TrainState state_;
+  bool told_timings_ = false, told_cache_ = false;
 };
 
 }  // namespace irq

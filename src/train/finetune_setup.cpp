@@ -256,6 +256,7 @@ void Finetune::build() {
   memory_ = backend_.allocate(plan_.peak_bytes);
   arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+  trainer_->use_graphs(o_.graphs == "on");
 }
 
 // The largest micro-batch that fits with everything else given up already.

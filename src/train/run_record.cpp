@@ -69,7 +69,7 @@ void RunLog::write(const std::string& json_object) {
 void save_state(Backend& backend, ParamStore& params, const TrainState& s, const std::string& path) {
   const nlohmann::json text = {{"step", s.step},           {"cursor", s.cursor},     {"seed", s.seed},
                                {"base_hash", s.base_hash}, {"finished", s.finished}, {"loss_before", s.loss_before},
-                               {"identity", s.identity}};
+                               {"identity", s.identity},   {"matmul", s.matmul}};
   std::vector<std::vector<float>> values;
   std::vector<Tensor> arrays;
   const std::pair<const char*, Tensor> all[] = {
@@ -89,8 +89,8 @@ TrainState parse(const std::string& text, const std::string& path) {
   if (j.is_discarded() || !j.is_object())
     throw Error(path + ": the state's text is not JSON").line("try", "--overwrite");
   try {
-    return {j.at("step"),     j.at("cursor"),      j.at("seed"),    j.at("base_hash"),
-            j.at("finished"), j.at("loss_before"), j.at("identity")};
+    return {j.at("step"),     j.at("cursor"),      j.at("seed"),     j.at("base_hash"),
+            j.at("finished"), j.at("loss_before"), j.at("identity"), j.value("matmul", "")};
   } catch (const nlohmann::json::exception& e) {
     throw Error(path + ": the state is not one of irq_train's").line("found", e.what()).line("try", "--overwrite");
   }

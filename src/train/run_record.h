@@ -27,6 +27,7 @@ struct TrainState {
   bool finished = false;
   double loss_before = -1;  // held-out, before the first step
   std::string identity;     // what must agree for a resume to be the same run: one "flag value" a line, and the data
+  std::string matmul;       // Backend::matmul_choices() of the run: with other algorithms the last bits would differ
 };
 void save_state(Backend& backend, ParamStore& params, const TrainState& state, const std::string& path);
 // Reads the header text only.

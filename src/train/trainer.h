@@ -1,6 +1,8 @@
 // Trainer: one optimizer step = accumulate the gradients of a window of micro-batches, clip, AdamW, refold. The same code
 // run on a planning arena gives the memory plan.
 #pragma once
+#include <compare>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -36,18 +38,40 @@ class Trainer {
   // Logits (n, V) row-major of the batch's label rows, dead ones dropped.
   std::vector<float> logits(const Batch& batch, const KvCache* cache = nullptr);
 
+  // On a GPU, record the passes over a micro-batch when a shape comes for the second time, and replay them from then on: the
+  // same kernels on the same memory, so the same bits, without the host's work for each. Off at first.
+  void use_graphs(bool on) { use_graphs_ = on; }
+  int64_t graphs() const { return static_cast<int64_t>(graphs_.size()); }
+
   // The next step's tape as a table (--print-tape).
   void print_next_tape() { print_tape_ = true; }
   const std::string& tape_table() const { return tape_table_; }
 
  private:
-  double accumulate(const Batch& batch);
+  // Everything that decides which kernels run on which memory.
+  struct GraphKey {
+    int64_t rows, labels, sequences;
+    std::vector<uint8_t> touched;  // before: gradients that exist are added to
+    auto operator<=>(const GraphKey&) const = default;
+  };
+  struct Graph {
+    std::unique_ptr<Recorded> recorded;  // null: met once
+    std::vector<uint8_t> touched;        // after
+    int64_t last_use = 0;
+  };
+  void accumulate(const Batch& batch);  // leaves the summed loss in nll_sum_
+  void run_passes(const DeviceBatch& batch);
+  void replay_passes(const DeviceBatch& batch);
+  void make_room();
   void write_params(const StepParams& params);
 
   Backend& backend_;
   Arena& arena_;
   Llama model_;
   Tensor params_, norm_, nll_, nll_sum_;
+  bool use_graphs_ = false;
+  std::map<GraphKey, Graph> graphs_;
+  int64_t uses_ = 0;
   bool print_tape_ = false;
   std::string tape_table_;
 };

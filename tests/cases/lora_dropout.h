@@ -110,8 +110,10 @@ inline std::vector<OpCase> lora_dropout_cases() {
   const std::vector<LoraDropoutShape> shapes = {
       {.n = 67, .h = 512, .r = 64, .count = 3},
       {.n = 131, .h = 768, .r = 64, .count = 1, .p = 0.3, .beta = 1, .tile = true},  // slices of 12
-      {.n = 64, .h = 352, .r = 8, .count = 2, .beta = 0.5, .spare = 8},    // slices of 44; 352 is no multiple of 64
-      {.n = 33, .h = 1376, .r = 64, .count = 2},                           // slices of 43
+      {.n = 64, .h = 352, .r = 8, .count = 2, .beta = 0.5, .spare = 8},  // slices of 44; 352 is no multiple of 64
+      {.n = 33, .h = 1376, .r = 64, .count = 2},                         // slices of 43
+      {.n = 70, .h = 2176, .r = 64, .count = 1},                         // several blocks share a tile of rows
+      {.n = 129, .h = 1024, .r = 16, .count = 2, .tile = true},
       {.n = 40, .h = 96, .r = 24, .count = 3, .spare = 16, .tile = true},  // slices of 4
       {.n = 19, .h = 352, .r = 80, .count = 2, .beta = 1},                 // four times up to 64 ranks
       {.n = 9, .h = 144, .r = 72, .count = 1},                             // 72 slices: more than are summed at once

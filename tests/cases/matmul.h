@@ -40,6 +40,29 @@ inline OpCase matmul_case(const MatmulCase& s) {
   return c;
 }
 
+inline OpCase matmul_blocks_case(int parts, int64_t m, int64_t n, int64_t k, double beta = 0, int64_t spare = 0) {
+  OpCase c;
+  c.name = strf("matmul_blocks/%dx%ldx%ldx%ld_beta=%g_spare=%ld", parts, m, n, k, beta, spare);
+  c.args = {{"y", beta == 0 ? Role::out : Role::inout, Kind::master, parts * m, n, nullptr, spare},
+            {"a", Role::in, Kind::storage, k, parts * m, nullptr, spare},
+            {"b", Role::in, Kind::storage, k, parts * n, nullptr, spare}};
+  c.run = [=](Backend& backend, const std::vector<Tensor>& t) {
+    backend.matmul_blocks(t[0], t[1], t[2], parts, 0.25, beta);
+  };
+  c.tolerance_f32 = 2e-6, c.tolerance_bf16 = 5e-6;  // as matmul with an F32 result
+  const auto size = static_cast<double>(parts);
+  c.bytes = size * (2 * static_cast<double>(k * (m + n)) + 4 * static_cast<double>(m * n) * (beta != 0 ? 2 : 1));
+  c.flops = 2 * size * static_cast<double>(m * n * k);
+  return c;
+}
+
+inline std::vector<OpCase> matmul_blocks_cases() {
+  return {matmul_blocks_case(3, 64, 16, 96),      matmul_blocks_case(2, 128, 64, 256, 1, 8),
+          matmul_blocks_case(2, 33, 7, 65, 1, 3), matmul_blocks_case(1, 40, 8, 24, 0.5),
+          matmul_blocks_case(4, 24, 8, 1, 1),     matmul_blocks_case(3, 8, 8, 0),
+          matmul_blocks_case(2, 0, 8, 16)};
+}
+
 inline std::vector<OpCase> matmul_cases() {
   std::vector<OpCase> cases;
   const auto add = [&](const MatmulCase& s) { cases.push_back(matmul_case(s)); };

@@ -18,14 +18,18 @@ inline OpCase swiglu_fwd_case(int64_t n, int64_t f, int64_t spare = 0) {
   return c;
 }
 
-inline OpCase swiglu_bwd_case(int64_t n, int64_t f, bool in_place, int64_t spare = 0) {
+inline OpCase swiglu_bwd_case(int64_t n, int64_t f, bool in_place, int64_t spare = 0) {  // in place: h over dh too
   OpCase c;
   c.name = strf("swiglu_bwd/N=%ld,F=%ld,in_place=%d,spare=%ld", n, f, in_place, spare);
   c.args = {{"dgate_up", in_place ? Role::inout : Role::out, Kind::storage, n, 2 * f, nullptr, spare},
-            {"dh", Role::in, Kind::storage, n, f, nullptr, spare},
-            {"gate_up", Role::in, Kind::storage, n, 2 * f}};
-  c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.swiglu_bwd(t[0], t[1], t[in_place ? 0 : 2]); };
-  c.bytes = 10.0 * double(n) * double(f);
+            {"dh", in_place ? Role::inout : Role::in, Kind::storage, n, f, nullptr, spare},
+            {"gate_up", Role::in, Kind::storage, n, 2 * f},
+            {"h", Role::out, Kind::storage, n, f, nullptr, spare}};
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.swiglu_bwd(t[0], t[in_place ? 1 : 3], t[1], t[in_place ? 0 : 2]);
+    if (in_place) b.copy(t[3], t[1]);
+  };
+  c.bytes = 12.0 * double(n) * double(f);
   c.flops = 15.0 * double(n) * double(f);
   return c;
 }
