@@ -71,14 +71,15 @@ demo: deps                           ## quantize, finetune and ask the tiny mode
 	@$(MAKE) $(DEMO)
 	@tools/demo/demo.sh
 smollm2: deps                        ## fetch, quantize, finetune and ask a real small model, SmolLM2-135M-Instruct
-	@$(MAKE) $(TOOLS)
+	@$(MAKE) $(DEMO) irq_convert
 	@tools/smollm2.sh
 test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
 	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
 	@OMP_WAIT_POLICY=passive $(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
-parity: deps                         ## compare logits, loss and gradients with torch + transformers, where they are installed
-	@$(MAKE) $(BUILD)/parity_dump $(filter irq_quantize,$(TOOLS))
-	@python3 tests/parity/parity.py --build $(BUILD) || [ $$? = 77 ]
+parity: deps                         ## compare with torch, transformers, peft and gguf, where they are installed
+	@$(MAKE) $(BUILD)/parity_dump $(TOOLS)
+	@failed=0; for script in parity hf_convert export choice; do echo "== tests/parity/$$script.py"; \
+	  python3 tests/parity/$$script.py --build $(BUILD) || [ $$? = 77 ] || failed=1; done; exit $$failed
 fuzz: deps                           ## run each parser's fuzzer for FUZZ_SECONDS=600 (needs clang and libomp-dev)
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang and libomp-dev: apt-get install clang libomp-dev" >&2; exit 1; }
 	@$(MAKE) FUZZ=1 fuzzers
@@ -96,7 +97,7 @@ install: $(TOOLS)                    ## copy the tools to PREFIX/bin and libirq.
 	install $(addprefix $(BUILD)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(BUILD)/libirq.so $(DESTDIR)$(PREFIX)/lib
 help:                                ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 # A real binary lies beside its library; ./irq_x is a link to the one built last (CUDA or CPU).
 $(TOOLS): %: $(BUILD)/% FORCE

@@ -203,7 +203,7 @@ class Bench:
         want = self.reference(key, config, weights, adapter, sequences, torch.float64, rope)
         own = self.reference(key, config, weights, adapter, sequences, dtype, "stock")
         with tempfile.TemporaryDirectory(dir=self.folder) as out:
-            command = [self.tool("parity_dump"), model, tokens, out, "--device", device, "--precision", precision, "--quiet"]
+            command = [self.tool("parity_dump"), model, tokens, out, "--device", device, "--storage", precision, "--quiet"]
             got = self.engine(command + options + (["--adapter", lora] if adapter else []), out, want[2])
         self.compare(title, got, want, own, precision, case["tile"])
         if precision == "f32" and adapter and not case["tile"]:

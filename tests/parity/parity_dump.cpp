@@ -187,7 +187,7 @@ int main(int argc, char** argv) {
                  "a text file: one sequence a line, tokens as ID:L, L = 1 where the token is scored");
   cli.positional("OUT", &o.out, "a folder for the .npy files");
   cli.option("--adapter", &o.adapter, "a .lora file (absent: every parameter trains)");
-  cli.option("--precision", &o.precision, "storage type (f64: CPU only, bf16: CUDA only)", {"f64", "f32", "bf16"});
+  cli.option("--storage", &o.precision, "storage type (f64: CPU only, bf16: CUDA only)", {"f64", "f32", "bf16"});
   cli.option("--recompute", &o.recompute, "what backward makes again", {"none", "gate_up", "block"});
   cli.option("--residency", &o.residency, "how a .irq lies in memory", {"packed", "cached"});
   return cli.run(argc, argv, [&] {
