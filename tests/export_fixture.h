@@ -5,6 +5,7 @@
 
 #include "src/eval/model_session.h"
 #include "src/io/export.h"
+#include "src/io/foreign_names.h"
 #include "src/io/inspect.h"
 #include "src/io/safetensors.h"
 #include "src/train/quantize_base.h"

@@ -239,6 +239,9 @@ TEST(TokenizerJson, BeginAndEnd) {
   EXPECT_CONTAINS(error_of([&] { open_json(small_json({}), R"({"legacy": "yes"})"); }),
                   "\"legacy\" to be true or false");
   EXPECT_CONTAINS(error_of([&] { open_json(small_json({}), "{"); }), "tokenizer_config.json: not valid JSON");
+  const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
+  EXPECT_CONTAINS(error_of([&] { open_json(small_json({}), R"({"chat_template": [{"name": )" + deep + "}]}"); }),
+                  "tokenizer_config.json: is nested too deeply");
 }
 
 TEST(TokenizerJson, RefusesWhatItCannotReproduce) {

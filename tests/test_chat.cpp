@@ -182,7 +182,8 @@ TEST(GenerateCommand, ChatInTheModelsOwnForm) {
   EXPECT_CONTAINS(own.err, "chat form: ChatML, the model's own");
   const CommandResult alpaca = generate({"--chat", "--prompt", "Hi", "--template", "alpaca"});
   EXPECT_EQ(alpaca.out, text_behind(t->encode(alpaca_prompt("Hi", ""))));
-  EXPECT_CONTAINS(generate({"--prompt", "Hi", "--template", "model"}).err, "--template belongs to --chat");
+  EXPECT_CONTAINS(generate({"--prompt", "Hi", "--template", "model"}).err,
+                  "--template has no effect here: only --chat puts a prompt into a form");
   // No BOS in front of a prompt where the tokenizer adds none, so that an empty one is nothing at all.
   EXPECT_EQ("Hi" + generate({"--prompt", "Hi"}).out, "Hi" + text_behind(t->encode("Hi")));
   EXPECT_CONTAINS(generate({"--prompt", ""}).err, "the prompt is empty");

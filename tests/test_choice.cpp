@@ -295,6 +295,11 @@ TEST(EvalChoice, SaysWhatIsWrong) {
   fails({"--partial"}, 2, "nothing to evaluate");
   fails({"--logits", "1,2", dir / "x.npy", "--add-bos"}, 2, "belong to --choice");
   fails({"--choice", dir / "t.jsonl", "--shots", "3"}, 2, "belong to --mmlu");
+  fails({"--choice", dir / "t.jsonl", "--csv", "raw"}, 2, "--csv has no effect here: ");
+  fails({"--choice", dir / "t.jsonl", "--stride", "3"}, 2, "--stride has no effect here: ");
+  fails({"--logits", "1,2", dir / "x.npy", "--partial"}, 2, "--partial has no effect here: ");
+  fails({"--logits", "1,2", dir / "x.npy", "--limit", "3"}, 2, "--limit has no effect here: ");
+  fails({"--logits", "1,2", dir / "x.npy", "--legacy", "on"}, 2, "--legacy has no effect here: ");
 }
 
 }  // namespace

@@ -104,6 +104,7 @@ TEST(ChoiceTask, BadLines) {
   fails("{\"query\": \"\", \"choices\": [\"a\", \"b\"], \"gold\": \"A\"}", "line 1: \"gold\" is no", "found   : \"A\"");
   fails("{\"query\": \"\", \"choices\": [\"a\", \"b\"]}", "line 1: no \"gold\"", "found");
   fails(std::string(100000, '['), "line 1: not valid JSON", "expected");
+  fails(std::string(1000000, '[') + std::string(1000000, ']'), "line 1: is nested too deeply", "expected");
   ChoiceOptions tight;
   tight.max_tokens = 5;
   const std::string text = error_of([&] {

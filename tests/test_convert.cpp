@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "src/io/convert.h"
-#include "src/io/float_pieces.h"
 #include "tests/cli_util.h"
 #include "tests/hf_files.h"
 

@@ -361,7 +361,8 @@ TEST(GenerateCommand, SaysWhatIsWrong) {
   };
   fails({}, 2, "nothing to continue: give --prompt, --chat or --ids");
   fails({"--prompt", "a", "--ids", "1"}, 2, "--ids stands alone");
-  fails({"--ids", "1", "--top-p", "0.9"}, 2, "--top-p needs --temperature");
+  fails({"--ids", "1", "--top-p", "0.9"}, 2, "--top-p has no effect here: without --temperature");
+  fails({"--ids", "1", "--seed", "7"}, 2, "--seed has no effect here: without --temperature");
   fails({"--ids", "1,259"}, 2, "ids from 0 to 258");
   fails({"--ids", " "}, 2, "the list is empty");
   fails({"--prompt", "a"}, 1, "no tokenizer beside it");

@@ -87,7 +87,17 @@ TEST_F(ImportGguf, Refusals) {
     const std::string e = error_in(change);
     EXPECT_NE(e.find(part), std::string::npos) << "expected: " << part << "\nfound: " << e;
   };
+  has(
+      [](GgufBytes& g) {  // nothing in a file speaks to the terminal
+        g.rename("general.architecture", "general.architecturx"), g.string("general.architecture", "\x1b[2J");
+      },
+      "its architecture is ?[2J\n");
   has([](GgufBytes& g) { g.pair("split.count", 2, raw<uint16_t>(3)); }, "is one part of a model");
+  has(
+      [](GgufBytes& g) {  // nothing in a file speaks to the terminal
+        g.rename("general.architecture", "general.architecturx"), g.string("general.architecture", "\x1b[2J");
+      },
+      "its architecture is ?[2J\n");
   has([](GgufBytes& g) { g.pair("split.count", 2, raw<uint16_t>(3)); }, "llama-gguf-split --merge");
   has([](GgufBytes& g) { g.string("general.type", "adapter"); }, "it is no model but of type adapter");
   has([](GgufBytes& g) { g.u32("llama.expert_count", 8); }, "it is a mixture of 8 experts");

@@ -80,11 +80,11 @@ TEST_F(ImportLlama2c, WrongSizes) {
 
 TEST_F(ImportLlama2c, VersionWithoutMagicIsRecognised) {
   const std::string v0 = llama2c_of(config_, weights_, 0);
-  EXPECT_TRUE(is_llama2c_v0(save(v0)));
-  EXPECT_FALSE(is_llama2c_v0(save(v0 + "x")));
-  EXPECT_FALSE(is_llama2c_v0(save(llama2c_of(config_, weights_, 1))));
-  EXPECT_FALSE(is_llama2c_v0(save("")));
-  EXPECT_FALSE(is_llama2c_v0(save("{\"hidden_size\": 64, \"intermediate_size\": 96}")));
+  EXPECT_TRUE(is_llama2c_v0(MappedFile(save(v0))));
+  EXPECT_FALSE(is_llama2c_v0(MappedFile(save(v0 + "x"))));
+  EXPECT_FALSE(is_llama2c_v0(MappedFile(save(llama2c_of(config_, weights_, 1)))));
+  EXPECT_FALSE(is_llama2c_v0(MappedFile(save(""))));
+  EXPECT_FALSE(is_llama2c_v0(MappedFile(save("{\"hidden_size\": 64, \"intermediate_size\": 96}"))));
 }
 
 // tokenizer.bin: 259 pieces. Taken where it is whole; where it is not, that is said.

@@ -157,6 +157,9 @@ TEST_F(InitAdapter, WhatThisEngineCannotTrainIsRefused) {
   }
   write_bytes(folder_ + "/adapter_config.json", "{\"r\": ");
   EXPECT_CONTAINS(refusal(), "is not an adapter's configuration");
+  const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
+  write_bytes(folder_ + "/adapter_config.json", "{\"r\": 8, \"rank_pattern\": " + deep + "}");
+  EXPECT_CONTAINS(refusal(), "is nested too deeply");
   // Off, empty or unknown keys do no harm; a regular expression is left to the keys of the file.
   write_config({{"use_dora", false},
                 {"modules_to_save", nullptr},

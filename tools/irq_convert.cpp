@@ -3,11 +3,9 @@
 #include <filesystem>
 
 #include "src/core/file.h"
-#include "src/core/interrupt.h"
-#include "src/core/progress.h"
 #include "src/io/bitsandbytes.h"
 #include "src/io/convert.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 namespace irq {
 namespace {
@@ -18,10 +16,6 @@ struct Arguments {
   std::string in, out, dtype = "source";
 };
 
-bool ends_with(const std::string& s, const std::string& end) {
-  return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0;
-}
-
 void check_arguments(const Arguments& a) {
   std::error_code ignored;
   if (fs::equivalent(a.in, a.out, ignored)) throw Error(a.out + ": IN and OUT are one file", Exit::usage);
@@ -30,22 +24,6 @@ void check_arguments(const Arguments& a) {
         .line("expected", "the name of the file to write")
         .line("try", "./irq_convert " + shell_quoted(a.in) + " " + shell_quoted(a.out + "/model.bin"));
 }
-
-class ConvertBar {
- public:
-  explicit ConvertBar(const Cli& cli) : bar_("convert", 0, "B", cli.quiet()) {}
-  ByteProgress progress() {
-    return [this](int64_t done, int64_t all) {
-      throw_if_interrupted();
-      bar_.set_total(all);
-      bar_.update(done);
-    };
-  }
-  void finish() { bar_.finish(); }
-
- private:
-  ProgressBar bar_;
-};
 
 void row(const char* label, const std::string& text) { std::printf("  %-8s: %s\n", label, text.c_str()); }
 
@@ -72,10 +50,10 @@ int convert_nf4(const Arguments& a, const Cli& cli) {
     throw usage_error(cli.tool(), "--dtype " + a.dtype + ": a model in NF4 is taken over as it is, codes and scales");
   BitsandbytesFolder folder(a.in);
   print_notes(folder.notes(), folder.side_files(), cli);
-  if (!ends_with(a.out, ".irq"))
+  if (!a.out.ends_with(".irq"))
     cli.note("note: " + a.out + " will be a quantized base; such a file is better named .irq");
-  ConvertBar bar(cli);
-  const ConvertSummary s = folder.write(a.out, bar.progress());
+  ProgressBar bar("convert", 0, "B", cli.quiet());
+  const ConvertSummary s = folder.write(a.out, byte_progress(bar));
   bar.finish();
   print_summary(a, folder.config(), s,
                 strf("NF4 of bitsandbytes, codes and scales as they are%s; embeddings %s",
@@ -88,7 +66,7 @@ int convert_nf4(const Arguments& a, const Cli& cli) {
 int run(const Arguments& a, const Cli& cli) {
   check_arguments(a);
   if (is_bitsandbytes(a.in)) return convert_nf4(a, cli);
-  if (ends_with(a.out, ".irq"))
+  if (a.out.ends_with(".irq"))
     throw usage_error(cli.tool(), a.out + ": the model is not quantized, so what is written is a .bin")
         .line("try", "./irq_convert " + shell_quoted(a.in) + " model.bin    then    ./irq_quantize model.bin " +
                          shell_quoted(a.out));
@@ -97,8 +75,8 @@ int run(const Arguments& a, const Cli& cli) {
   std::optional<DType> dtype;
   for (const DType t : {DType::F32, DType::F16, DType::BF16})
     if (a.dtype == name_of(t)) dtype = t;
-  ConvertBar bar(cli);
-  const ConvertSummary s = convert(*in, a.out, dtype, bar.progress());
+  ProgressBar bar("convert", 0, "B", cli.quiet());
+  const ConvertSummary s = convert(*in, a.out, dtype, byte_progress(bar));
   bar.finish();
   const std::string from = dtype && *dtype != in->dtype() ? std::string(" (from ") + name_of(in->dtype()) + ")" : "";
   print_summary(a, in->config(), s, std::string("matrices in ") + name_of(s.dtype) + from + ", norms in f32", cli);

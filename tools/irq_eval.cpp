@@ -6,6 +6,7 @@
 #include <set>
 
 #include "src/core/file.h"
+#include "src/core/ignored_flags.h"
 #include "src/core/progress.h"
 #include "src/eval/perplexity.h"
 #include "src/io/npy.h"
@@ -34,14 +35,12 @@ std::string task_name(const std::string& path) {
 void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.loss.empty() && a.logits.empty() && a.mmlu.empty() && a.choice.empty())
     throw usage_error(cli.tool(), "nothing to evaluate: give --loss, --mmlu, --choice or --logits");
-  const auto belong = [&](bool there, const std::vector<const char*>& flags, const std::string& what) {
-    for (const char* flag : flags)
-      if (!there && cli.given(flag)) throw usage_error(cli.tool(), what);
-  };
-  belong(!a.loss.empty(), {"--window", "--stride"}, "--window and --stride belong to --loss");
-  belong(!a.mmlu.empty(), {"--shots", "--csv"}, "--shots and --csv belong to --mmlu");
-  belong(!a.choice.empty(), {"--partial", "--add-bos"}, "--partial and --add-bos belong to --choice");
-  belong(!a.choice.empty() || !a.mmlu.empty(), {"--limit"}, "--limit belongs to --choice and --mmlu");
+  refuse_ignored(cli.given_flags(),
+                 {{a.loss.empty(), {"--window", "--stride"}, "--window and --stride belong to --loss"},
+                  {a.mmlu.empty(), {"--shots", "--csv"}, "--shots and --csv belong to --mmlu"},
+                  {a.choice.empty(), {"--partial", "--add-bos"}, "--partial and --add-bos belong to --choice"},
+                  {a.choice.empty() && a.mmlu.empty(), {"--limit"}, "it counts the questions of --choice and --mmlu"},
+                  {a.choice.empty() && a.mmlu.empty() && a.loss.empty(), {"--legacy"}, "--logits takes token ids"}});
   std::set<std::string> names;
   for (const std::string& path : a.choice)
     if (!names.insert(task_name(path)).second)

@@ -3,10 +3,8 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "src/core/interrupt.h"
-#include "src/core/progress.h"
 #include "src/io/export.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 namespace irq {
 namespace {
@@ -56,11 +54,7 @@ int run_export(Arguments& a, const Cli& cli) {
   if (!a.dtype.empty()) a.options.dtype = a.dtype == "f32" ? DType::F32 : a.dtype == "f16" ? DType::F16 : DType::BF16;
   ExportSource source(a.model, a.adapter, a.merge);
   ProgressBar bar("export", 0, "B", cli.quiet());
-  const ByteProgress progress = [&](int64_t done, int64_t all) {
-    throw_if_interrupted();
-    bar.set_total(all);
-    bar.update(done);
-  };
+  const ByteProgress progress = byte_progress(bar);
   const ExportReport report = !a.peft.empty() ? export_peft(source, a.peft, a.options, progress)
                               : !a.hf.empty() ? export_hugging_face(source, a.hf, a.options, progress)
                                               : export_gguf(source, a.gguf, a.options, progress);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "src/core/ignored_flags.h"
 #include "src/core/interrupt.h"
 #include "src/eval/generate.h"
 #include "src/text/chat.h"
@@ -27,11 +28,10 @@ void check_arguments(Arguments& a, const Cli& cli) {
     throw usage_error(cli.tool(), "nothing to continue: give --prompt, --chat or --ids");
   if (a.has_ids && (a.has_prompt || a.chat))
     throw usage_error(cli.tool(), "--ids stands alone: it takes the place of --prompt and --chat");
-  if (cli.given("--template") && !a.chat) throw usage_error(cli.tool(), "--template belongs to --chat");
-  for (const char* name : {"--top-p", "--top-k"})
-    if (cli.given(name) && a.sampling.temperature == 0)
-      throw usage_error(cli.tool(),
-                        std::string(name) + " needs --temperature: without one the likeliest token is taken");
+  refuse_ignored(cli.given_flags(), {{!a.chat, {"--template"}, "only --chat puts a prompt into a form"},
+                                     {a.sampling.temperature == 0,
+                                      {"--top-p", "--top-k", "--seed"},
+                                      "without --temperature the likeliest token is taken"}});
   for (const std::string& s : a.stops)
     if (s.empty()) throw usage_error(cli.tool(), "--stop: an empty string would end every text at once");
 }

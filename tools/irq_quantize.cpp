@@ -13,7 +13,6 @@
 namespace irq {
 namespace {
 
-constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights
 namespace fs = std::filesystem;
 
 struct Arguments {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
-#include "src/core/progress.h"
+#include "src/core/interrupt.h"
 
 namespace irq {
 
@@ -48,6 +48,14 @@ std::optional<bool> legacy_of(const std::string& value) {
 std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy) {
   const std::string path = find_tokenizer(model_path);
   return path.empty() ? nullptr : open_tokenizer(path, legacy);
+}
+
+ByteProgress byte_progress(ProgressBar& bar) {
+  return [&bar](int64_t done, int64_t all) {
+    throw_if_interrupted();
+    bar.set_total(all);
+    bar.update(done);
+  };
 }
 
 size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Workload>& choices) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "src/core/progress.h"
 #include "src/eval/model_session.h"
 #include "src/text/tokenizer.h"
 #include "tools/cli.h"
@@ -18,6 +19,8 @@ void declare_legacy(Cli& cli, std::string* value);
 std::optional<bool> legacy_of(const std::string& value);
 // The model's tokenizer, null if there is none beside it.
 std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy = {});
+// Shows bytes done of all on `bar`, and ends the work where Ctrl-C was pressed.
+ByteProgress byte_progress(ProgressBar& bar);
 // ModelSession::load with a progress bar and a note on what was loaded into how much memory.
 size_t load_session(const Cli& cli, ModelSession& session, const std::vector<Workload>& choices);
 

@@ -4,12 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 
 #include "src/core/check.h"
+#include "src/core/clock.h"
 
 namespace irq {
 namespace {
@@ -22,10 +22,6 @@ int terminal_width() {
   winsize size = {};
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
   return 80;
-}
-
-double monotonic_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 bool continues(char c) {
@@ -113,7 +109,7 @@ ProgressTarget stderr_target(bool quiet) {
   const bool terminal = isatty(STDERR_FILENO) && (term == nullptr || std::strcmp(term, "dumb") != 0);
   target.style = quiet ? ProgressStyle::off : terminal ? ProgressStyle::bar : ProgressStyle::lines;
   target.width = terminal_width;
-  target.now = monotonic_seconds;
+  target.now = now_seconds;
   return target;
 }
 
@@ -123,7 +119,7 @@ ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit, boo
 ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit, ProgressTarget target)
     : label_(std::move(label)), unit_(std::move(unit)), total_(total), target_(std::move(target)) {
   if (!target_.width) target_.width = terminal_width;
-  if (!target_.now) target_.now = monotonic_seconds;
+  if (!target_.now) target_.now = now_seconds;
   start_ = mark_time_ = target_.now();
   if (target_.style == ProgressStyle::lines) last_drawn_ = start_;  // a job shorter than the interval prints no line
 }

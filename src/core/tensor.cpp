@@ -76,34 +76,4 @@ Tensor make_view(void* data, DType dtype, int64_t rows, int64_t cols, const char
   return Tensor{data, rows, cols, cols, dtype, device, name};
 }
 
-namespace {
-
-template <class Word>
-int64_t first_with_full_exponent(const void* data, int64_t n, Word exponent) {
-  constexpr int64_t kPiece = 1 << 16;
-  const auto* words = static_cast<const Word*>(data);
-  int64_t first = n;
-#pragma omp parallel for reduction(min : first)
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    const int64_t end = begin + kPiece < n ? begin + kPiece : n;
-    bool bad = false;  // without a branch, so that the compiler takes whole vectors
-    for (int64_t i = begin; i < end; ++i) bad |= (words[i] & exponent) == exponent;
-    for (int64_t i = begin; bad && i < end && i < first; ++i)
-      if ((words[i] & exponent) == exponent) first = i;
-  }
-  return first < n ? first : -1;
-}
-
-}  // namespace
-
-int64_t first_not_finite(const Tensor& t) {
-  IRQ_CHECK(t.contiguous() && t.device == Device::CPU, "%s is not contiguous host memory", t.name);
-  switch (t.dtype) {
-    case DType::F32: return first_with_full_exponent(t.data, t.numel(), uint32_t{0x7f800000});
-    case DType::F16: return first_with_full_exponent(t.data, t.numel(), uint16_t{0x7c00});
-    case DType::BF16: return first_with_full_exponent(t.data, t.numel(), uint16_t{0x7f80});
-    default: IRQ_CHECK(false, "%s is %s", t.name, name_of(t.dtype));
-  }
-}
-
 }  // namespace irq

@@ -45,7 +45,4 @@ struct Tensor {
 // A view of caller-owned contiguous memory.
 Tensor make_view(void* data, DType dtype, int64_t rows, int64_t cols, const char* name, Device device = Device::CPU);
 
-// The first NaN or infinity of a contiguous host tensor of F32, F16 or BF16, counted row by row; -1 if there is none.
-int64_t first_not_finite(const Tensor& t);
-
 }  // namespace irq

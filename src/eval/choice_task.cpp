@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "src/core/file.h"
+#include "src/core/parallel.h"
+#include "src/text/json_file.h"
 
 namespace irq {
 namespace {
@@ -30,7 +32,7 @@ const Json& member(const Json& object, const char* key, const std::string& path,
 ChoiceQuestion parse_question(const std::string& path, int64_t line, const std::string& text) {
   Json object;
   try {
-    object = Json::parse(text);
+    object = parse_shallow_json(text, strf("%s: line %ld", path.c_str(), line));
   } catch (const Json::parse_error& e) {
     const size_t at = std::min(e.byte > 0 ? e.byte - 1 : 0, text.size());
     throw error_at(path, line, "not valid JSON")
@@ -149,7 +151,7 @@ ChoiceTask make_choice_task(const std::string& name, const std::string& path,
   ChoiceTask task;
   task.name = name, task.path = path;
   std::vector<Built> built(questions.size());
-  in_parallel(static_cast<int64_t>(questions.size()), [&](int64_t i) {
+  parallel_for(static_cast<int64_t>(questions.size()), 16, [&](int64_t i) {
     const auto at = static_cast<size_t>(i);
     built[at] = build(path, questions[at], tokenizer, options);
   });

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "src/core/file.h"
+#include "src/core/parallel.h"
 #include "src/text/csv.h"
 
 namespace irq {
@@ -102,7 +103,7 @@ MmluSubject load_subject(const std::string& folder, const MmluSubjectName& which
   if (options.limit > 0) rows.resize(std::min(rows.size(), static_cast<size_t>(options.limit)));
   for (size_t i = 0; i < rows.size(); ++i) subject.gold.push_back(letter_number(test, lines[i], rows[i][kColumns - 1]));
   std::vector<Prompt> prompts(rows.size());
-  in_parallel(static_cast<int64_t>(rows.size()), [&](int64_t i) {
+  parallel_for(static_cast<int64_t>(rows.size()), 16, [&](int64_t i) {
     const auto at = static_cast<size_t>(i);
     prompts[at] = encode_prompt(mmlu, subject.name, shots, rows[at], tokenizer, options.max_tokens);
   });

@@ -9,13 +9,9 @@
 namespace irq {
 namespace {
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 bool has_tensor(const AdapterFile& adapter, const char* suffix) {
   return std::any_of(adapter.tensors.begin(), adapter.tensors.end(),
-                     [&](const NamedArray& t) { return ends_with(t.name, suffix); });
+                     [&](const NamedArray& t) { return t.name.ends_with(suffix); });
 }
 
 // Keys and values of every layer, (capacity, G D) each, and room for one layer's of batches that pass.

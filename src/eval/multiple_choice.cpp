@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <map>
 
 #include "src/core/interrupt.h"
@@ -255,19 +254,6 @@ std::vector<std::vector<double>> score_group(ModelSession& session, const Questi
     if (progress) progress(static_cast<int64_t>(plan.last));
   }
   return scores;
-}
-
-void in_parallel(int64_t count, const std::function<void(int64_t)>& work) {
-  std::exception_ptr error;
-  int64_t error_at = count;
-#pragma omp parallel for schedule(dynamic, 16)
-  for (int64_t i = 0; i < count; ++i) try {
-      work(i);
-    } catch (...) {
-#pragma omp critical
-      if (i < error_at) error_at = i, error = std::current_exception();
-    }
-  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace irq

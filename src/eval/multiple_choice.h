@@ -51,7 +51,4 @@ using QuestionProgress = std::function<void(int64_t done_questions)>;
 std::vector<std::vector<double>> score_group(ModelSession& session, const QuestionGroup& group, int64_t max_rows,
                                              Device device, ScoringCount& count, const QuestionProgress& progress = {});
 
-// work(0) .. work(count - 1) on all cores; the first Error by number is thrown at the end.
-void in_parallel(int64_t count, const std::function<void(int64_t)>& work);
-
 }  // namespace irq

@@ -1,7 +1,6 @@
 #include "src/io/bitsandbytes.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -9,13 +8,14 @@
 
 #include "kernels/nf_codebook.h"
 #include "src/core/check.h"
+#include "src/core/clock.h"
 #include "src/core/hash.h"
 #include "src/core/interrupt.h"
 #include "src/io/config_json.h"
 #include "src/io/float_pieces.h"
 #include "src/io/hugging_face.h"
 #include "src/io/inspect.h"
-#include "src/io/json_file.h"
+#include "src/text/json_file.h"
 
 namespace irq {
 namespace {
@@ -88,6 +88,7 @@ struct BitsandbytesFolder::Impl {
   const FolderTensor& take(const std::string& name);
   void write_plain(IrqWriter& writer, const TensorSpec& spec, ConvertSummary& summary);
   void write_matrix(IrqWriter& writer, const std::string& name, ConvertSummary& summary);
+  void hash_identity(const FolderTensor& t);
   void hash_tensor(const FolderTensor& t);
 
   FolderTensors folder;
@@ -95,7 +96,7 @@ struct BitsandbytesFolder::Impl {
   DType dtype = DType::F32;
   bool nested = false;
   std::vector<std::string> notes;
-  std::map<std::string, bool> known;
+  std::set<std::string> known;
   std::map<std::string, NfMatrix> matrices;  // by this engine's name
   const FolderTensor* first_map = nullptr;
   std::vector<float> map;  // (256), nested only
@@ -103,7 +104,7 @@ struct BitsandbytesFolder::Impl {
 };
 
 const FolderTensor& BitsandbytesFolder::Impl::take(const std::string& name) {
-  known[name] = true;
+  known.insert(name);
   return folder.require(name);
 }
 
@@ -117,7 +118,7 @@ BitsandbytesFolder::Impl::Impl(const std::string& path) : folder(path) {
     if (linear_index(config, spec.name, &shape) >= 0) add_matrix(shape, spec.name);
     else check_plain(spec);
   }
-  if (config.tied) known["lm_head.weight"] = true;
+  if (config.tied) known.insert("lm_head.weight");
   const DType embed = float_type(folder.require(hugging_face_name("embed")));
   const DType head = config.tied ? embed : float_type(folder.require(hugging_face_name("head")));
   dtype = embed == head ? embed : DType::F32;
@@ -203,9 +204,12 @@ void BitsandbytesFolder::Impl::check_tables(const NfMatrix& m) {
 }
 
 // name, type and shape, then the bytes: two folders of one content have one hash, however they are sharded.
-void BitsandbytesFolder::Impl::hash_tensor(const FolderTensor& t) {
+void BitsandbytesFolder::Impl::hash_identity(const FolderTensor& t) {
   const std::string identity = t.entry->name + " " + t.shape() + "\n";
   hash.update(identity.data(), identity.size());
+}
+void BitsandbytesFolder::Impl::hash_tensor(const FolderTensor& t) {
+  hash_identity(t);
   hash.update(t.data(), static_cast<size_t>(t.entry->bytes));
 }
 
@@ -213,8 +217,7 @@ void BitsandbytesFolder::Impl::write_plain(IrqWriter& writer, const TensorSpec& 
   constexpr int64_t kPiece = int64_t{4} << 20;  // values
   const FolderTensor& t = folder.require(hugging_face_name(spec.name));
   const DType from = float_type(t);
-  const std::string identity = t.entry->name + " " + t.shape() + "\n";
-  hash.update(identity.data(), identity.size());
+  hash_identity(t);
   std::vector<char> raw, values;
   for (int64_t begin = 0; begin < t.entry->count(); begin += kPiece) {
     throw_if_interrupted();
@@ -273,11 +276,10 @@ void BitsandbytesFolder::Impl::write_matrix(IrqWriter& writer, const std::string
 
 bool is_bitsandbytes(const std::string& path) {
   std::error_code ignored;
-  const std::string config = (std::filesystem::is_directory(path, ignored) ? path : parent_path(path)) + "/config.json";
-  const std::string name = base_name(path);
-  const bool in_folder = std::filesystem::is_directory(path, ignored) || name == "config.json" ||
-                         (name.size() > 12 && name.compare(name.size() - 12, 12, ".safetensors") == 0);
-  return in_folder && file_exists(config) && says_bitsandbytes(config);
+  const bool is_folder = std::filesystem::is_directory(path, ignored);
+  if (!is_folder && base_name(path) != "config.json" && !path.ends_with(".safetensors")) return false;
+  const std::string config = (is_folder ? path : parent_path(path)) + "/config.json";
+  return file_exists(config) && says_bitsandbytes(config);
 }
 
 BitsandbytesFolder::BitsandbytesFolder(const std::string& path) : impl_(std::make_unique<Impl>(path)) {}
@@ -289,7 +291,7 @@ const std::vector<std::string>& BitsandbytesFolder::notes() const { return impl_
 std::vector<SideFile> BitsandbytesFolder::side_files() { return folder_side_files(impl_->folder.folder()); }
 
 ConvertSummary BitsandbytesFolder::write(const std::string& out_path, const ByteProgress& progress) {
-  const auto start = std::chrono::steady_clock::now();
+  const double start = now_seconds();
   const std::vector<SideFile> files = side_files();
   IrqInfo info;
   info.config = impl_->config, info.dtype = impl_->dtype;
@@ -301,9 +303,8 @@ ConvertSummary BitsandbytesFolder::write(const std::string& out_path, const Byte
   summary.dtype = info.dtype;
   while (writer.next()->name != "entropy") {
     const TensorSpec due = *writer.next();
-    const size_t dot = due.name.find_last_of('.');
-    const bool is_part = due.name.size() > 6 && due.name.compare(dot + 1, std::string::npos, "codes") == 0;
-    if (is_part) impl_->write_matrix(writer, due.name.substr(0, dot), summary);
+    if (due.name.ends_with(".codes"))
+      impl_->write_matrix(writer, due.name.substr(0, due.name.size() - std::strlen(".codes")), summary);
     else impl_->write_plain(writer, due, summary);
     const TensorSpec* next = writer.next();
     if (progress) progress(next->offset, writer.layout().payload_bytes());
@@ -312,7 +313,7 @@ ConvertSummary BitsandbytesFolder::write(const std::string& out_path, const Byte
   summary.hash = writer.finish();
   summary.code_entropy /= static_cast<double>(linear_weights(info.config));
   summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
-  summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  summary.seconds = now_seconds() - start;
   summary.notes = write_side_files(files, out_path);
   return summary;
 }

@@ -5,7 +5,7 @@
 
 #include "src/core/check.h"
 #include "src/core/file.h"
-#include "src/io/json_file.h"
+#include "src/text/json_file.h"
 
 namespace irq {
 namespace {

@@ -1,12 +1,12 @@
 #include "src/io/convert.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <future>
 
 #include "src/core/check.h"
+#include "src/core/clock.h"
 #include "src/core/interrupt.h"
 #include "src/io/float_pieces.h"
 
@@ -14,10 +14,6 @@ namespace irq {
 namespace {
 
 constexpr int64_t kPieceValues = int64_t{4} << 20;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::string coordinates(int64_t index, int64_t cols) { return strf("row %ld, column %ld", index / cols, index % cols); }
 

@@ -38,10 +38,6 @@ ExportReport export_gguf(ExportSource& source, const std::string& path, const Ex
                          const ByteProgress& progress = {});
 
 // ---- what these share ------------------------------------------------------------------------------------------------
-// "layers.3.wq" -> "model.layers.3.self_attn.q_proj"; "embed" -> "model.embed_tokens"; "head" -> "lm_head".
-std::string hugging_face_module(const std::string& name);
-// "layers.3.wq" -> "blk.3.attn_q"; "embed" -> "token_embd"; "head" -> "output".
-std::string gguf_module(const std::string& name);
 // Where the weights come from and what was computed, for a file's metadata.
 std::map<std::string, std::string> provenance(ExportSource& source, DType dtype);
 void append_merge_note(const ExportSource& source, DType dtype, ExportReport& report);

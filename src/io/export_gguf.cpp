@@ -1,6 +1,8 @@
 // One file for llama.cpp and the programs built on it.
 #include "src/io/export.h"
+#include "src/io/foreign_names.h"
 #include "src/io/gguf.h"
+#include "src/io/rope_rows.h"
 #include "src/text/tokenizer.h"
 #include "src/text/vocabulary.h"
 
@@ -90,13 +92,10 @@ void put_vocabulary(PairList& out, const ModelConfig& c, const Vocabulary& v) {
   if (!v.chat_template.empty()) out.text("tokenizer.chat_template", v.chat_template);
 }
 
-// llama.cpp turns neighbouring pairs (2j, 2j + 1) of a head, this engine the halves (j, j + D/2): row i of its q and k.
+// llama.cpp wants wq and wk in the interleaved order.
 ExportSource::RowOrder row_order(const std::string& name, int64_t head_dim) {
-  if (!name.ends_with(".wq") && !name.ends_with(".wk")) return {};
-  return [head_dim](int64_t i) {
-    const int64_t within = i % head_dim;
-    return i - within + within / 2 + within % 2 * (head_dim / 2);
-  };
+  if (!is_rotary(name)) return {};
+  return [head_dim](int64_t row) { return half_split_row(row, head_dim); };
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/io/export.h"
+#include "src/io/foreign_names.h"
 #include "src/io/output_folder.h"
 #include "src/io/safetensors.h"
 #include "src/text/tokenizer.h"
@@ -13,7 +14,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const char* safetensors_name(DType t) { return t == DType::F32 ? "F32" : t == DType::F16 ? "F16" : "BF16"; }
 const char* torch_name(DType t) { return t == DType::F32 ? "float32" : t == DType::F16 ? "float16" : "bfloat16"; }
 
 std::string config_text(const ModelConfig& c, DType dtype) {

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/io/export.h"
+#include "src/io/foreign_names.h"
 #include "src/io/output_folder.h"
 #include "src/io/safetensors.h"
 

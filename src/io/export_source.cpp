@@ -4,13 +4,13 @@
 #include <atomic>
 #include <cmath>
 
+#include "src/io/float_pieces.h"
 #include "src/io/inspect.h"
 #include "src/io/synthetic.h"
 
 namespace irq {
 namespace {
 
-constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights
 constexpr int64_t kPieceBytes = int64_t{8} << 20;
 constexpr int64_t kTile = 256;  // columns of A~ that stay in the cache while all rows of B~ pass
 
@@ -20,15 +20,6 @@ constexpr const char* kWhyMerge =
     "accuracy";
 constexpr const char* kWhyPeft =
     "an adapter of a quantized base has learned to correct its rounding: on another base it loses accuracy";
-
-float widened(const void* data, DType type, int64_t i) {
-  switch (type) {
-    case DType::F32: return static_cast<const float*>(data)[i];
-    case DType::F16: return to_float(static_cast<const F16*>(data)[i]);
-    case DType::BF16: return to_float(static_cast<const Bf16*>(data)[i]);
-    default: IRQ_CHECK(false, "weights in %s", name_of(type));
-  }
-}
 
 // Rounds once and writes; returns the value that is written.
 float store(float x, DType type, unsigned char* to) {
@@ -59,7 +50,7 @@ struct ExportSource::Opened {
   const float* fetch(int64_t r, float* space) const {
     if (!values.empty()) return values.data() + r * cols;
     const unsigned char* row = static_cast<const unsigned char*>(plain.data) + r * cols * size_of(plain.dtype);
-    for (int64_t i = 0; i < cols; ++i) space[i] = widened(row, plain.dtype, i);
+    for (int64_t i = 0; i < cols; ++i) space[i] = value_at(row, plain.dtype, i);
     return space;
   }
   // The row of s B~ A~: for each column the sum over k in ascending order, in F32.

@@ -4,8 +4,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "src/core/check.h"
-
 namespace irq {
 namespace {
 
@@ -72,6 +70,11 @@ int64_t first_not_finite(const void* values, DType type, int64_t count) {
   IRQ_CHECK(type == DType::F16 || type == DType::BF16, "first_not_finite: %s", name_of(type));
   return first_with_exponent<uint16_t>(static_cast<const uint16_t*>(values), type == DType::F16 ? 0x7c00u : 0x7f80u,
                                        count);
+}
+
+int64_t first_not_finite(const Tensor& t) {
+  IRQ_CHECK(t.contiguous() && t.device == Device::CPU, "%s is not contiguous host memory", t.name);
+  return first_not_finite(t.data, t.dtype, t.numel());
 }
 
 }  // namespace irq

@@ -5,6 +5,7 @@
 
 #include "src/core/check.h"
 #include "src/io/ggml_blocks.h"
+#include "src/io/printable.h"
 
 namespace irq {
 namespace {
@@ -147,22 +148,23 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 GgufTensor read_tensor(Cursor& in) {
   GgufTensor t;
   t.name = in.text(kMaxNameBytes, "the name of a tensor");
-  const uint32_t dims = in.get<uint32_t>("the dimensions of " + t.name);
-  if (dims < 1 || dims > kMaxDims) throw in.damaged("1 to 4 dimensions of " + t.name, strf("%u", dims));
+  const std::string name = printable(t.name);
+  const uint32_t dims = in.get<uint32_t>("the dimensions of " + name);
+  if (dims < 1 || dims > kMaxDims) throw in.damaged("1 to 4 dimensions of " + name, strf("%u", dims));
   int64_t count = 1;
   bool fits = true;
   for (uint32_t d = 0; d < dims; ++d) {
-    const int64_t n = in.get<int64_t>("the shape of " + t.name);
+    const int64_t n = in.get<int64_t>("the shape of " + name);
     t.shape.push_back(n);
     fits = fits && n >= 1 && !__builtin_mul_overflow(count, n, &count);
   }
-  t.type = in.get<uint32_t>("the type of " + t.name);
-  t.offset = in.get<int64_t>("the offset of " + t.name);
+  t.type = in.get<uint32_t>("the type of " + name);
+  t.offset = in.get<int64_t>("the offset of " + name);
   const GgmlBlock* block = ggml_block(t.type);
   if (fits && block)
     fits = t.shape[0] % block->weights == 0 && !__builtin_mul_overflow(count / block->weights, block->bytes, &t.bytes);
   if (!fits || t.offset < 0)
-    throw in.damaged("a possible shape and offset of " + t.name,
+    throw in.damaged("a possible shape and offset of " + name,
                      strf("%s of %s at offset %lu", shape_text(t.shape).c_str(), ggml_type_name(t.type).c_str(),
                           static_cast<uint64_t>(t.offset)));
   return t;
@@ -213,13 +215,13 @@ GgufReader::GgufReader(const std::string& path) : file_(path) {
   uint64_t elements_left = kMaxElements;
   for (uint64_t i = 0; i < pairs; ++i) {
     const std::string key = in.text(kMaxKeyBytes, strf("key %lu", i));
-    if (!values_.emplace(key, read_value(in, key, elements_left)).second)
-      throw in.damaged("every key once", key + " twice");
+    if (!values_.emplace(key, read_value(in, printable(key), elements_left)).second)
+      throw in.damaged("every key once", printable(key) + " twice");
   }
   for (uint64_t i = 0; i < tensors; ++i) {
     tensors_.push_back(read_tensor(in));
     if (!index_.emplace(tensors_.back().name, tensors_.size() - 1).second)
-      throw in.damaged("every tensor once", tensors_.back().name + " twice");
+      throw in.damaged("every tensor once", printable(tensors_.back().name) + " twice");
   }
   const int64_t alignment = read_alignment(in, find("general.alignment"));
   data_offset_ = (in.at() + alignment - 1) / alignment * alignment;
@@ -236,7 +238,7 @@ void GgufReader::check_offsets(int64_t alignment) const {
   const GgufTensor* before = nullptr;
   for (const GgufTensor* t : order) {
     const std::string name =
-        strf("%s (%s, %s)", t->name.c_str(), shape_text(t->shape).c_str(), ggml_type_name(t->type).c_str());
+        strf("%s (%s, %s)", printable(t->name).c_str(), shape_text(t->shape).c_str(), ggml_type_name(t->type).c_str());
     if (t->offset > data_bytes || t->bytes > data_bytes - t->offset)
       throw Error(path() + ": GGUF file is cut short")
           .line("expected",
@@ -250,7 +252,7 @@ void GgufReader::check_offsets(int64_t alignment) const {
           .line("expected",
                 overlaps ? "tensors that do not overlap" : strf("every tensor at a multiple of %ld bytes", alignment))
           .line("found", strf("%s at offset %ld", name.c_str(), t->offset) +
-                             (overlaps ? strf(", inside %s", before->name.c_str()) : ""));
+                             (overlaps ? ", inside " + printable(before->name) : ""));
     before = t;
   }
 }
@@ -267,7 +269,7 @@ const GgufTensor* GgufReader::tensor(const std::string& name) const {
 
 const unsigned char* GgufReader::data(const GgufTensor& tensor) const {
   if (!ggml_decodable(tensor.type))
-    throw Error(path() + ": " + tensor.name + " is of a type that cannot be read")
+    throw Error(path() + ": " + printable(tensor.name) + " is of a type that cannot be read")
         .line("expected", "F32, F16, BF16, Q8_0, Q6_K, Q4_0 or Q4_1")
         .line("found", ggml_type_name(tensor.type))
         .line("try", "take an F16, BF16 or Q8_0 file of the same model");

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "src/io/decimal.h"
+#include "src/io/printable.h"
 
 namespace irq {
 namespace {
@@ -14,7 +15,7 @@ bool is_integer(GgufType t) {
 
 std::string shown(const GgufValue& v) {
   if (v.is_array) return strf("an array of %zu", std::max({v.integers.size(), v.numbers.size(), v.texts.size()}));
-  if (v.type == GgufType::string) return "'" + v.text.substr(0, 60) + "'";
+  if (v.type == GgufType::string) return "'" + printable(v.text.substr(0, 60)) + "'";
   if (v.type == GgufType::f32 || v.type == GgufType::f64) return strf("%g", v.number);
   if (v.type == GgufType::boolean) return v.integer ? "true" : "false";
   return v.type == GgufType::u64 ? strf("%lu", static_cast<uint64_t>(v.integer)) : std::to_string(v.integer);

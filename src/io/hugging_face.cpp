@@ -4,11 +4,10 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "src/core/check.h"
 #include "src/io/flat_file.h"
-#include "src/io/json_file.h"
+#include "src/text/json_file.h"
 
 namespace irq {
 namespace {
@@ -17,11 +16,6 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kMaxIndexBytes = int64_t{8} << 20;
 constexpr const char* kIndexName = "model.safetensors.index.json";
-
-bool ends_with(const std::string& s, const std::string& end) {
-  return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0;
-}
-bool starts_with(const std::string& s, const std::string& start) { return s.rfind(start, 0) == 0; }
 
 std::vector<std::string> list_files(const std::string& folder) {
   std::vector<std::string> names;
@@ -58,8 +52,8 @@ std::map<std::string, std::string> read_index(const std::string& path) {
   const auto any = [&](auto&& test) { return std::any_of(names.begin(), names.end(), test); };
   Error e(folder + ": has no safetensors file");
   e.line("expected", "config.json and model.safetensors, or model.safetensors.index.json and its shards");
-  const bool torch = any([](const std::string& n) { return starts_with(n, "pytorch_model") || ends_with(n, ".pth"); });
-  const bool gguf = any([](const std::string& n) { return ends_with(n, ".gguf"); });
+  const bool torch = any([](const std::string& n) { return n.starts_with("pytorch_model") || n.ends_with(".pth"); });
+  const bool gguf = any([](const std::string& n) { return n.ends_with(".gguf"); });
   if (torch) {
     e.line("found", "PyTorch's own files (.bin, .pth), which are programs to be executed: they are not read here");
     e.line("try", "python3 -c \"from transformers import AutoModelForCausalLM as A; A.from_pretrained('" + folder +
@@ -69,7 +63,7 @@ std::map<std::string, std::string> read_index(const std::string& path) {
   } else if (any([](const std::string& n) { return n == "adapter_model.safetensors"; })) {
     e.line("found", "adapter_model.safetensors: a PEFT adapter, not a model");
     e.line("try", "./irq_train BASE --init-adapter " + shell_quoted(folder));
-  } else if (any([](const std::string& n) { return starts_with(n, "consolidated"); })) {
+  } else if (any([](const std::string& n) { return n.starts_with("consolidated"); })) {
     e.line("found", "consolidated.*: Meta's own layout, which is not read here");
     e.line("try", "take the model in Hugging Face's layout (often the same repository has it)");
   } else if (gguf) {
@@ -82,25 +76,6 @@ std::map<std::string, std::string> read_index(const std::string& path) {
 
 }  // namespace
 
-std::string hugging_face_name(const std::string& name) {
-  static const std::map<std::string, std::string> names = {{"embed", "model.embed_tokens"},
-                                                           {"norm", "model.norm"},
-                                                           {"head", "lm_head"},
-                                                           {"attn_norm", "input_layernorm"},
-                                                           {"ffn_norm", "post_attention_layernorm"},
-                                                           {"wq", "self_attn.q_proj"},
-                                                           {"wk", "self_attn.k_proj"},
-                                                           {"wv", "self_attn.v_proj"},
-                                                           {"wo", "self_attn.o_proj"},
-                                                           {"w_gate", "mlp.gate_proj"},
-                                                           {"w_up", "mlp.up_proj"},
-                                                           {"w_down", "mlp.down_proj"}};
-  const size_t dot = name.find_last_of('.');
-  const auto found = names.find(dot == std::string::npos ? name : name.substr(dot + 1));
-  IRQ_CHECK(found != names.end(), "no tensor of a base is called %s", name.c_str());
-  return (dot == std::string::npos ? "" : "model." + name.substr(0, dot + 1)) + found->second + ".weight";
-}
-
 std::string FolderTensor::shape() const {
   std::string text;
   for (const int64_t d : entry->shape) text += (text.empty() ? "" : ", ") + std::to_string(d);
@@ -112,7 +87,7 @@ FolderTensors::FolderTensors(const std::string& path) {
   const bool is_folder = fs::is_directory(path, ignored);
   folder_ = is_folder ? path : parent_path(path);
   while (folder_.size() > 1 && folder_.back() == '/') folder_.pop_back();
-  open_files(choose_files(is_folder || ends_with(path, ".json") ? "" : base_name(path)));
+  open_files(choose_files(is_folder || path.ends_with(".json") ? "" : base_name(path)));
 }
 
 std::vector<std::string> FolderTensors::choose_files(const std::string& picked) {
@@ -136,8 +111,7 @@ std::vector<std::string> FolderTensors::choose_unnamed() const {
   const std::vector<std::string> names = list_files(folder_);
   std::vector<std::string> files;
   for (const std::string& n : names)
-    if (ends_with(n, ".safetensors") && !starts_with(n, "adapter_") && !starts_with(n, "consolidated"))
-      files.push_back(n);
+    if (n.ends_with(".safetensors") && !n.starts_with("adapter_") && !n.starts_with("consolidated")) files.push_back(n);
   if (files.empty()) throw_no_weights(folder_, names);
   const auto is_shard = [](const std::string& n) { return n.find("-of-") != std::string::npos; };
   if (files.size() == 1 || std::all_of(files.begin(), files.end(), is_shard)) return files;
@@ -195,17 +169,17 @@ const FolderTensor& FolderTensors::require(const std::string& name) const {
       .line("likely", "a config.json of another model, or files missing from the download");
 }
 
-int64_t FolderTensors::refuse_unknown(const std::map<std::string, bool>& known) const {
+int64_t FolderTensors::refuse_unknown(const std::set<std::string>& known) const {
   int64_t ignored = 0;
   for (const auto& [name, tensor] : tensors_) {
     if (known.count(name)) continue;
-    if (ends_with(name, ".rotary_emb.inv_freq")) {  // theta^(-2j/D): computed from rope_theta here
+    if (name.ends_with(".rotary_emb.inv_freq")) {  // theta^(-2j/D): computed from rope_theta here
       ++ignored;
       continue;
     }
     Error e(tensor.where() + " has no place in LLaMA");
     e.line("found", tensor.shape());
-    if (ends_with(name, ".bias")) e.line("likely", "another architecture: LLaMA's linears have no bias");
+    if (name.ends_with(".bias")) e.line("likely", "another architecture: LLaMA's linears have no bias");
     else if (name.find("lora_") != std::string::npos)
       e.line("likely", "an adapter saved into the model: merge it first");
     else if (name.find("rotary") != std::string::npos) e.line("likely", "stretched positions, which are not supported");
@@ -245,17 +219,14 @@ void resolve_head(const FolderTensors& folder, ModelConfig& config, std::vector<
   config.tied = false;
   notes.push_back(
       "config.json ties the embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are kept, as "
-      "an "
-      "untied model");
+      "an untied model");
 }
 
 DType float_type(const FolderTensor& t) {
-  if (t.entry->dtype == "F32") return DType::F32;
-  if (t.entry->dtype == "F16") return DType::F16;
-  if (t.entry->dtype == "BF16") return DType::BF16;
+  if (const std::optional<DType> type = plain_type(t.entry->dtype)) return *type;
   Error e(t.where() + " is of a type that is not read here");
   e.line("expected", "F32, F16 or BF16").line("found", t.shape());
-  if (t.entry->dtype == "U8" || t.entry->dtype == "I8" || t.entry->dtype[0] == 'I')
+  if (t.entry->dtype == "U8" || t.entry->dtype[0] == 'I')
     e.line("likely", "a quantized model").line("try", "take the 16-bit original instead");
   throw e;
 }
@@ -273,7 +244,7 @@ void check_shape(const FolderTensor& t, int64_t rows, int64_t cols) {
 std::vector<SideFile> folder_side_files(const std::string& folder) {
   constexpr int64_t kMaxTokenizerBytes = int64_t{256} << 20;
   std::vector<SideFile> files;
-  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
+  for (const char* name : kSideFiles) {
     const std::string path = folder + "/" + name;
     if (!file_exists(path)) continue;
     const FileKind kind = sniff(path);

@@ -3,16 +3,18 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "src/io/foreign_names.h"
 #include "src/io/import.h"
 #include "src/io/safetensors.h"
 
 namespace irq {
 
 // "model.layers.3.self_attn.q_proj.weight" of "layers.3.wq".
-std::string hugging_face_name(const std::string& name);
+inline std::string hugging_face_name(const std::string& name) { return hugging_face_module(name) + ".weight"; }
 
 struct FolderTensor {
   const SafetensorsReader* file = nullptr;
@@ -34,7 +36,7 @@ class FolderTensors {
   const FolderTensor& require(const std::string& name) const;  // an Error if there is none
   const std::vector<std::string>& notes() const { return notes_; }
   // Throws unless every tensor is one of `known`, or a rotary_emb.inv_freq buffer; returns how many of these there are.
-  int64_t refuse_unknown(const std::map<std::string, bool>& known) const;
+  int64_t refuse_unknown(const std::set<std::string>& known) const;
 
  private:
   std::vector<std::string> choose_files(const std::string& picked);

@@ -6,15 +6,12 @@
 #include <vector>
 
 #include "src/core/dtype.h"
+#include "src/core/file.h"
 #include "src/core/tensor.h"
 #include "src/model/config.h"
+#include "src/text/side_file.h"
 
 namespace irq {
-
-// A small file that belongs beside the converted model: tokenizer.model, tokenizer.json, tokenizer_config.json.
-struct SideFile {
-  std::string name, content;
-};
 
 class ImportedModel {
  public:
@@ -46,7 +43,7 @@ std::unique_ptr<ImportedModel> import_gguf(const std::string& path);
 std::unique_ptr<ImportedModel> import_llama2c(const std::string& path);  // .bin versions 0 and 1
 std::unique_ptr<ImportedModel> import_llmc(const std::string& path);     // LLaMA .bin versions 3 and 5
 // Version 0 has no magic: true if the first seven int32 are a possible configuration whose size is the file's.
-bool is_llama2c_v0(const std::string& path);
+bool is_llama2c_v0(const MappedFile& file);
 // Finds out which of these it is.
 std::unique_ptr<ImportedModel> open_import(const std::string& path);
 

@@ -5,10 +5,12 @@
 #include <set>
 
 #include "src/core/check.h"
+#include "src/io/foreign_names.h"
 #include "src/io/ggml_blocks.h"
 #include "src/io/gguf_keys.h"
 #include "src/io/import.h"
 #include "src/io/layout.h"
+#include "src/io/printable.h"
 #include "src/io/rope_rows.h"
 
 namespace irq {
@@ -24,9 +26,9 @@ void refuse_other_models(const GgufKeys& keys, const std::string& path) {
   const std::string architecture = keys.text("general.architecture", "");
   if (architecture != "llama")
     throw refuse(path, architecture.empty() ? "the file does not say its architecture"
-                                            : "its architecture is " + architecture.substr(0, 60));
+                                            : "its architecture is " + printable(architecture.substr(0, 60)));
   const std::string type = keys.text("general.type", "model");
-  if (type != "model") throw refuse(path, "it is no model but of type " + type.substr(0, 60));
+  if (type != "model") throw refuse(path, "it is no model but of type " + printable(type.substr(0, 60)));
   if (const int64_t parts = keys.integer("split.count", 1); parts > 1)
     throw Error(path + ": is one part of a model")
         .line("expected", "a whole model in one file")
@@ -47,7 +49,8 @@ void refuse_other_models(const GgufKeys& keys, const std::string& path) {
 void refuse_rope_scaling(const GgufKeys& keys, const std::string& path) {
   const std::string type = keys.text("llama.rope.scaling.type", "linear");
   if (type != "none" && type != "linear")
-    throw refuse(path, "llama.rope.scaling.type is " + type.substr(0, 60) + " (stretched positions are not supported)");
+    throw refuse(path, "llama.rope.scaling.type is " + printable(type.substr(0, 60)) +
+                           " (stretched positions are not supported)");
   for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"})
     if (const double factor = keys.number(key, 1); type != "none" && factor != 1 && factor != 0)
       throw refuse(path, strf("%s is %g (stretched positions are not supported)", key, factor));
@@ -125,16 +128,6 @@ class GgufModel final : public ImportedModel {
     int64_t rows, cols, head_dim;  // head_dim > 0: rows are interleaved, to be made half-split
   };
 
-  static std::string gguf_name(const std::string& name) {
-    static const std::map<std::string, std::string> names = {
-        {"embed", "token_embd"},  {"norm", "output_norm"}, {"head", "output"}, {"attn_norm", "attn_norm"},
-        {"wq", "attn_q"},         {"wk", "attn_k"},        {"wv", "attn_v"},   {"wo", "attn_output"},
-        {"ffn_norm", "ffn_norm"}, {"w_gate", "ffn_gate"},  {"w_up", "ffn_up"}, {"w_down", "ffn_down"}};
-    const size_t dot = name.find_last_of('.');
-    const std::string prefix = dot == std::string::npos ? "" : "blk." + name.substr(7, dot - 7) + ".";  // "layers.N.wq"
-    return prefix + names.at(name.substr(dot + 1)) + ".weight";
-  }
-
   void take_tensors() {
     const std::string& path = file_.path();
     std::set<std::string> wanted;
@@ -142,15 +135,14 @@ class GgufModel final : public ImportedModel {
     bool mixed = false;
     const Layout layout = base_layout(config_, DType::F32, path);
     for (const TensorSpec& spec : layout.tensors()) {
-      const std::string name = gguf_name(spec.name);
+      const std::string name = gguf_module(spec.name) + ".weight";
       const GgufTensor* t = file_.tensor(name);
       if (!t)
         throw refuse(path, "there is no tensor " + name)
             .line("likely", "a damaged file, or one part of a model in several files");
       file_.data(*t);  // an Error unless its type can be decoded
       check_shape(*t, spec);
-      const bool rotary = name.find(".attn_q.") != std::string::npos || name.find(".attn_k.") != std::string::npos;
-      places_[spec.name] = {t, spec.rows, spec.cols, rotary ? config_.head_dim : 0};
+      places_[spec.name] = {t, spec.rows, spec.cols, is_rotary(spec.name) ? config_.head_dim : 0};
       wanted.insert(name);
       if (spec.rows == 1 && t->shape.size() == 1) continue;
       if (!first_matrix) first_matrix = t;
@@ -178,7 +170,7 @@ class GgufModel final : public ImportedModel {
   }
 
   Error unknown_tensor(const std::string& name) const {
-    const std::string shown = name.substr(0, 80);
+    const std::string shown = printable(name.substr(0, 80));
     if (name.find(".bias") != std::string::npos) return refuse(file_.path(), "it has a bias, " + shown);
     if (name.find("_exps") != std::string::npos || name.find("ffn_gate_inp") != std::string::npos)
       return refuse(file_.path(), "it is a mixture of experts: " + shown);
@@ -207,7 +199,8 @@ class GgufModel final : public ImportedModel {
     carry_vocabulary_ = v.model == "llama" || v.model == "gpt2";
     if (v.model.empty()) notes_.push_back("the file has no vocabulary: a tokenizer must come from elsewhere");
     else if (!carry_vocabulary_)
-      notes_.push_back("its tokenizer is of a kind that is not supported (" + v.model.substr(0, 40) + "): left out");
+      notes_.push_back("its tokenizer is of a kind that is not supported (" + printable(v.model.substr(0, 40)) +
+                       "): left out");
     const auto special = [&](const char* name, int32_t found, int32_t otherwise) {
       if (found >= 0) return found;
       if (otherwise >= config_.vocab) throw keys.wrong(name, "the id of a token");

@@ -2,7 +2,6 @@
 
 #include "src/core/check.h"
 #include "src/io/config_json.h"
-#include "src/io/float_pieces.h"
 #include "src/io/hugging_face.h"
 #include "src/io/layout.h"
 
@@ -15,17 +14,17 @@ class HuggingFaceModel final : public ImportedModel {
     config_ = model_config_from_json(folder_.config_path());
     notes_ = folder_.notes();
     resolve_head(folder_, config_, notes_);
-    std::map<std::string, bool> known;
+    std::set<std::string> known;
     const Layout layout = base_layout(config_, DType::F32, folder_.config_path());
     for (const TensorSpec& spec : layout.tensors()) {
       const std::string name = hugging_face_name(spec.name);
       const FolderTensor& t = folder_.require(name);
       check_shape(t, spec.rows, spec.cols);
-      known[name] = true;
+      known.insert(name);
       const DType type = float_type(t);
       if (spec.rows > 1 || spec.name.find("norm") == std::string::npos) matrix_types_[type] += 1;
     }
-    if (config_.tied) known["lm_head.weight"] = true;  // the same values once more
+    if (config_.tied) known.insert("lm_head.weight");  // the same values once more
     if (const int64_t ignored = folder_.refuse_unknown(known))
       notes_.push_back(strf("%ld rotary_emb.inv_freq buffers are left out: they follow from rope_theta", ignored));
     choose_dtype();

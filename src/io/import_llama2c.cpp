@@ -5,13 +5,13 @@
 
 #include "src/core/check.h"
 #include "src/io/sequential_import.h"
+#include "src/text/piece_space.h"
 
 namespace irq {
 namespace {
 
 constexpr int32_t kMagic = 0x616b3432;  // "ak42" as a number; the bytes are 24ka
 constexpr int64_t kHeaderV0 = 28, kHeaderV1 = 256, kSharedByte = 36;
-constexpr const char* kSpace = "\xE2\x96\x81";  // U+2581, SentencePiece's space
 
 // tokenizer.bin: u32 longest piece; per token f32 score, i32 length, its bytes. The pieces are SentencePiece's, with U+2581
 // written as a space and tokens 1 and 2 as "\n<s>\n" and "\n</s>\n". Empty unless it has exactly `count` tokens.
@@ -31,8 +31,7 @@ std::optional<Vocabulary> read_tokenizer_bin(const std::string& path, int64_t co
     if (length < 0 || length > file.size() - at) return std::nullopt;
     const std::string bytes(reinterpret_cast<const char*>(file.data()) + at, static_cast<size_t>(length));
     at += length;
-    std::string piece;
-    for (const char c : bytes) piece += c == ' ' ? std::string(kSpace) : std::string(1, c);
+    const std::string piece = with_piece_spaces(bytes);
     const bool byte = piece.size() == 6 && piece.compare(0, 3, "<0x") == 0 && piece[5] == '>';
     v.types.push_back(i == 0 ? 2 : i <= 2 ? 3 : byte ? 6 : 1);
     v.tokens.push_back(i == 0 ? "<unk>" : i == 1 ? "<s>" : i == 2 ? "</s>" : piece);
@@ -49,7 +48,6 @@ class Llama2cModel final : public SequentialModel {
     notes_.push_back("llama2.c files do not say their epsilon and RoPE base: 1e-5 and 10,000 are assumed, as in run.c");
     take_tokenizer();
   }
-  int version() const { return slot(0) == kMagic ? slot(1) : 0; }
 
  private:
   void read_config(int64_t first_slot) {
@@ -141,10 +139,23 @@ class Llama2cModel final : public SequentialModel {
 
 }  // namespace
 
-bool is_llama2c_v0(const std::string& path) {
-  try {
-    return Llama2cModel(path).version() == 0;
-  } catch (const Error&) { return false; }
+// llama2.c's version 0 has no magic: seven int32 (dim, hidden_dim, layers, heads, kv_heads, vocabulary, negative where the head
+// is untied, positions), then f32 tensors. It is recognised by sizes that are possible and give exactly the file's size.
+bool is_llama2c_v0(const MappedFile& file) {
+  if (file.size() <= kHeaderV0) return false;
+  int32_t field[7];
+  std::memcpy(field, file.data(), kHeaderV0);
+  const int64_t dim = field[0], ffn = field[1], layers = field[2], heads = field[3], kv_heads = field[4],
+                vocab = std::abs(static_cast<int64_t>(field[5])), positions = field[6];
+  const auto in = [](int64_t x, int64_t high) { return x >= 1 && x <= high; };
+  if (!in(dim, 1 << 16) || !in(ffn, 1 << 18) || !in(layers, 1 << 10) || !in(heads, 1 << 10) || !in(kv_heads, heads) ||
+      !in(vocab, 1 << 21) || !in(positions, 1 << 24) || dim % heads || heads % kv_heads)
+    return false;
+  const int64_t head_dim = dim / heads, kv_width = kv_heads * head_dim;
+  const int64_t layer = 2 * dim + 2 * dim * dim + 2 * dim * kv_width + 3 * dim * ffn;
+  const int64_t rope = 2 * positions * (head_dim / 2);
+  const int64_t count = layers * layer + dim + rope + (field[5] < 0 ? 2 : 1) * vocab * dim;  // below 2^48
+  return file.size() == kHeaderV0 + 4 * count;
 }
 
 std::unique_ptr<ImportedModel> import_llama2c(const std::string& path) { return std::make_unique<Llama2cModel>(path); }

@@ -89,7 +89,7 @@ class LlmcModel final : public SequentialModel {
     if (header_.scaled_rope)
       throw refuse("its positions are stretched as LLaMA 3.1's are (use_scaled_rope = 1; not supported)");
     c.head_dim = c.heads > 0 ? c.dim / c.heads : 0;
-    c.ffn = 1;  // for the moment
+    c.ffn = 1;  // until find_width()
     validate(c, file_.path());
     if (c.dim % c.heads) throw refuse(strf("its width %ld is not a multiple of %ld heads", c.dim, c.heads));
     if (c.vocab > 128001) c.bos = 128000, c.eos = 128001;  // LLaMA 3's
@@ -136,8 +136,8 @@ class LlmcModel final : public SequentialModel {
     place_layers("attn_norm", 1, c.dim);
     for (int64_t l = 0; l < c.layers; ++l) {  // one matrix, the rows of q, then k, then v
       const std::string prefix = strf("layers.%ld.", l);
-      place_rotary(prefix + "wq", c.q_width(), c.dim);
-      place_rotary(prefix + "wk", c.kv_width(), c.dim);
+      place(prefix + "wq", c.q_width(), c.dim);
+      place(prefix + "wk", c.kv_width(), c.dim);
       place(prefix + "wv", c.kv_width(), c.dim);
     }
     place_layers("wo", c.dim, c.q_width());

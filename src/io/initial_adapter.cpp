@@ -1,13 +1,13 @@
 #include "src/io/initial_adapter.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <optional>
 
 #include "src/core/hash.h"
-#include "src/io/export.h"
+#include "src/io/float_pieces.h"
+#include "src/io/foreign_names.h"
 #include "src/io/safetensors.h"
 #include "src/model/method.h"
 
@@ -59,23 +59,16 @@ bool has_shape(const SafetensorsEntry& e, const Meaning& m) {
 }
 
 std::vector<float> values_of(const SafetensorsReader& file, const SafetensorsEntry& e) {
-  const unsigned char* from = file.data(e);
-  const int64_t width = e.dtype == "F32" ? 4 : 2, count = e.bytes / width;
-  if (e.dtype != "F32" && e.dtype != "F16" && e.dtype != "BF16")
+  const std::optional<DType> type = plain_type(e.dtype);
+  if (!type)
     throw Error(file.path() + ": " + printable(e.name) + " is " + printable(e.dtype))
         .line("expected", "F32, F16 or BF16");
-  std::vector<float> values(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, from + i * width, static_cast<size_t>(width));  // the file's bytes are not aligned
-    const auto half = static_cast<uint16_t>(bits);
-    values[static_cast<size_t>(i)] = width == 4         ? std::bit_cast<float>(bits)
-                                     : e.dtype == "F16" ? to_float(F16{half})
-                                                        : to_float(Bf16{half});
-    if (!std::isfinite(values[static_cast<size_t>(i)]))
-      throw Error(file.path() + ": a weight of " + printable(e.name) + " is not finite")
-          .line("likely", "its training diverged");
-  }
+  const std::vector<unsigned char> bytes(file.data(e), file.data(e) + e.bytes);  // the file's may not be aligned
+  std::vector<float> values(static_cast<size_t>(e.count()));
+  convert_values(values.data(), DType::F32, bytes.data(), *type, e.count());
+  if (first_not_finite(values.data(), DType::F32, e.count()) >= 0)
+    throw Error(file.path() + ": a weight of " + printable(e.name) + " is not finite")
+        .line("likely", "its training diverged");
   return values;
 }
 

@@ -2,17 +2,10 @@
 
 #include <algorithm>
 
+#include "src/io/float_pieces.h"
+
 namespace irq {
 namespace {
-
-float element(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case DType::F32: return static_cast<const float*>(t.data)[i];
-    case DType::F16: return to_float(static_cast<const F16*>(t.data)[i]);
-    case DType::BF16: return to_float(static_cast<const Bf16*>(t.data)[i]);
-    default: IRQ_CHECK(false, "%s is %s", t.name, name_of(t.dtype));
-  }
-}
 
 // Host tensor of any float type -> device tensor of its own type.
 void upload_as(Backend& backend, const Tensor& dst, const Tensor& src) {
@@ -20,19 +13,14 @@ void upload_as(Backend& backend, const Tensor& dst, const Tensor& src) {
   if (dst.dtype == src.dtype) return backend.upload(dst, src.data);
   const int64_t n = src.numel();
   std::vector<unsigned char> converted(static_cast<size_t>(n * size_of(dst.dtype)));
-  unsigned char* to = converted.data();
+  if (dst.dtype == DType::F64) {
 #pragma omp parallel for
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = element(src, i);
-    if (dst.dtype == DType::F32) std::memcpy(to + 4 * i, &x, 4);
-    if (dst.dtype == DType::BF16) {
-      const Bf16 h = to_bf16(x);
-      std::memcpy(to + 2 * i, &h, 2);
+    for (int64_t i = 0; i < n; ++i) {
+      const double d = value_at(src.data, src.dtype, i);
+      std::memcpy(converted.data() + 8 * i, &d, 8);
     }
-    if (dst.dtype == DType::F64) {
-      const double d = x;
-      std::memcpy(to + 8 * i, &d, 8);
-    }
+  } else {
+    convert_values(converted.data(), dst.dtype, src.data, src.dtype, n);
   }
   backend.upload(dst, converted.data());
 }
@@ -49,7 +37,8 @@ void upload_plain(Backend& backend, const Tensor& dst, const Tensor& src) {
     const int64_t n = std::min(kStrip, src.cols - begin);
     double sum[kStrip] = {};
     for (int64_t row = 0; row < src.rows; ++row)
-      for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(element(src, row * src.cols + begin + i));
+      for (int64_t i = 0; i < n; ++i)
+        sum[i] += static_cast<double>(value_at(src.data, src.dtype, row * src.cols + begin + i));
     for (int64_t i = 0; i < n; ++i)
       rows[static_cast<size_t>(begin + i)] = static_cast<float>(sum[i] / static_cast<double>(src.rows));
   }
@@ -200,16 +189,15 @@ void upload_adapter(Backend& backend, Llama& model, const AdapterFile& adapter, 
 void write_model(Backend& backend, Llama& model, const std::string& path, DType dtype) {
   BaseWriter writer(path, model.config(), dtype);
   std::vector<float> values;
-  std::vector<uint16_t> halves;
+  std::vector<unsigned char> rounded;
   const auto put = [&](const std::string& name, const Tensor& src) {
     const TensorSpec* spec = writer.layout().find(name);
     values.resize(static_cast<size_t>(src.numel()));
     backend.download(values.data(), src);
     if (spec->dtype == DType::F32) return writer.write(name, values.data(), spec->bytes());
-    halves.resize(values.size());
-    for (size_t i = 0; i < values.size(); ++i)
-      halves[i] = spec->dtype == DType::F16 ? to_f16(values[i]).bits : to_bf16(values[i]).bits;
-    writer.write(name, halves.data(), spec->bytes());
+    rounded.resize(static_cast<size_t>(spec->bytes()));
+    convert_values(rounded.data(), spec->dtype, values.data(), DType::F32, src.numel());
+    writer.write(name, rounded.data(), spec->bytes());
   };
   for_each(
       model, [&](const std::string& name, const Weight& w) { put(name, destination(model, w)); },

@@ -3,8 +3,9 @@
 #include <nlohmann/json.hpp>
 
 #include "src/io/initial_adapter.h"
-#include "src/io/safetensors.h"
+#include "src/io/printable.h"
 #include "src/model/method.h"
+#include "src/text/json_file.h"
 
 namespace irq {
 namespace {
@@ -91,7 +92,10 @@ uint32_t targets_of(const Json& j, const std::string& path) {
 }  // namespace
 
 PeftConfig parse_peft_config(const std::string& json_text, const std::string& path) {
-  const Json j = Json::parse(json_text, nullptr, false);
+  Json j;
+  try {
+    j = parse_shallow_json(json_text, path);
+  } catch (const Json::exception&) {}  // no JSON is no object either
   if (!j.is_object())
     throw Error(path + ": is not an adapter's configuration").line("expected", "a JSON object {\"r\": 64, ...}");
   refuse_other_kinds(j, path);

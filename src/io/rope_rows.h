@@ -3,14 +3,24 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 namespace irq {
+
+// Does the order of this tensor's rows matter? ("layers.3.wq")
+inline bool is_rotary(const std::string& name) { return name.ends_with(".wq") || name.ends_with(".wk"); }
 
 // Where row `row` of the half-split order lies in the interleaved one: head h, row j + p D/2 -> head h, row 2j + p. Both count
 // over all heads, head_dim (even) rows each.
 inline int64_t interleaved_row(int64_t row, int64_t head_dim) {
   const int64_t half = head_dim / 2, in_head = row % head_dim;
   return row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+// The other direction: where row `row` of the interleaved order lies in the half-split one.
+inline int64_t half_split_row(int64_t row, int64_t head_dim) {
+  const int64_t in_head = row % head_dim;
+  return row - in_head + in_head / 2 + in_head % 2 * (head_dim / 2);
 }
 
 // Copies `rows` rows of row_bytes each from the interleaved order into the half-split one. The buffers must not overlap.

@@ -177,12 +177,19 @@ int64_t header_length(const MappedFile& file) {
 
 }  // namespace
 
-std::string printable(const std::string& text) {
-  constexpr size_t kLongest = 120;
-  std::string shown = text.substr(0, kLongest);
-  for (char& c : shown)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  return text.size() > kLongest ? shown + "..." : shown;
+std::optional<DType> plain_type(const std::string& dtype) {
+  for (const DType t : {DType::F32, DType::F16, DType::BF16})
+    if (dtype == safetensors_name(t)) return t;
+  return std::nullopt;
+}
+
+const char* safetensors_name(DType t) {
+  switch (t) {
+    case DType::F32: return "F32";
+    case DType::F16: return "F16";
+    case DType::BF16: return "BF16";
+    default: IRQ_CHECK(false, "safetensors: no plain float type %s", name_of(t));
+  }
 }
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : file_(path) {

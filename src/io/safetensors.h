@@ -1,11 +1,13 @@
 // The safetensors container: 8 bytes length of the header, a JSON header {name: {dtype, shape, data_offsets}}, the data.
 #pragma once
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "src/core/file.h"
 #include "src/core/tensor.h"
+#include "src/io/printable.h"
 
 namespace irq {
 
@@ -17,8 +19,9 @@ struct SafetensorsEntry {
   int64_t count() const;         // elements
 };
 
-// A name from a foreign file as it may stand in a message: no control characters, at most 120 bytes.
-std::string printable(const std::string& text);
+// The plain float types by their names here: F32, F16, BF16; none for any other.
+std::optional<DType> plain_type(const std::string& dtype);
+const char* safetensors_name(DType type);
 
 // Opening checks everything the header says: JSON, types, shapes against byte counts, that every byte of the data belongs to
 // exactly one tensor, and that there are as many bytes as it says. A header above 100 MB is refused, as the format has it.

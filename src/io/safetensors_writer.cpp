@@ -8,8 +8,7 @@ namespace irq {
 namespace {
 
 int64_t element_bytes(const std::string& dtype) {
-  if (dtype == "F32") return 4;
-  if (dtype == "F16" || dtype == "BF16") return 2;
+  if (const std::optional<DType> type = plain_type(dtype)) return size_of(*type);
   if (dtype == "U8") return 1;
   IRQ_CHECK(false, "safetensors: no writer for %s", dtype.c_str());
 }
@@ -18,10 +17,8 @@ int64_t element_bytes(const std::string& dtype) {
 void place(std::vector<SafetensorsEntry>& entries) {
   int64_t end = 0;
   for (SafetensorsEntry& e : entries) {
-    int64_t count = 1;
-    for (const int64_t n : e.shape) count *= n;
     e.begin = end;
-    e.bytes = count * element_bytes(e.dtype);
+    e.bytes = e.count() * element_bytes(e.dtype);
     end += e.bytes;
   }
 }

@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kMaxSideFile = int64_t{64} << 20;
 
-bool is_rotary(const std::string& name) { return name == "wq" || name == "wk"; }
-
 }  // namespace
 
 int32_t SequentialModel::slot(int64_t i) const {
@@ -26,23 +24,14 @@ int32_t SequentialModel::slot(int64_t i) const {
 }
 
 void SequentialModel::place(const std::string& name, int64_t rows, int64_t cols) {
-  const Place p{at_, rows, cols, false, rows * cols * size_of(dtype_)};
+  const Place p{at_, rows, cols, rows * cols * size_of(dtype_)};
   places_[name] = p;
   order_.push_back(name);
   at_ += p.bytes;
 }
 
-void SequentialModel::place_rotary(const std::string& name, int64_t rows, int64_t cols) {
-  place(name, rows, cols);
-  places_[name].rotary = true;
-}
-
 void SequentialModel::place_layers(const char* name, int64_t rows, int64_t cols) {
-  for (int64_t l = 0; l < config_.layers; ++l) {
-    const std::string full = strf("layers.%ld.%s", l, name);
-    if (is_rotary(name)) place_rotary(full, rows, cols);
-    else place(full, rows, cols);
-  }
+  for (int64_t l = 0; l < config_.layers; ++l) place(strf("layers.%ld.%s", l, name), rows, cols);
 }
 
 void SequentialModel::check_end(const std::string& what) const {
@@ -71,7 +60,7 @@ Tensor SequentialModel::tensor(const std::string& name) {
   last_ = &p;
   const char* label = found->first.c_str();
   unsigned char* data = const_cast<unsigned char*>(file_.data()) + p.begin;
-  if (!p.rotary) return make_view(data, dtype_, p.rows, p.cols, label);
+  if (!is_rotary(name)) return make_view(data, dtype_, p.rows, p.cols, label);
   buffer_.resize(static_cast<size_t>(p.bytes));
   copy_half_split(buffer_.data(), data, p.rows, p.cols * size_of(dtype_), config_.head_dim);
   return make_view(buffer_.data(), dtype_, p.rows, p.cols, label);

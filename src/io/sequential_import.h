@@ -21,11 +21,10 @@ class SequentialModel : public ImportedModel {
  protected:
   explicit SequentialModel(const std::string& path) : file_(path) {}
   int32_t slot(int64_t i) const;  // the file's i-th int32; an Error if it is shorter
-  // Tensors from byte `begin` on, each at the end of the former, of dtype_.
+  // Tensors from byte `begin` on, each at the end of the former, of dtype_; the rows of wq and wk are interleaved in all of them.
   void start(int64_t begin) { at_ = begin; }
   void place(const std::string& name, int64_t rows, int64_t cols);
-  void place_rotary(const std::string& name, int64_t rows, int64_t cols);  // rows interleaved, to be made half-split
-  void place_layers(const char* name, int64_t rows, int64_t cols);         // "layers.0.NAME", "layers.1.NAME", ...
+  void place_layers(const char* name, int64_t rows, int64_t cols);  // "layers.0.NAME", "layers.1.NAME", ...
   void skip(int64_t elements) { at_ += elements * size_of(dtype_); }
   // An Error unless the file ends where the last tensor does. `what` describes the header.
   void check_end(const std::string& what) const;
@@ -37,9 +36,7 @@ class SequentialModel : public ImportedModel {
 
  private:
   struct Place {
-    int64_t begin, rows, cols;
-    bool rotary;
-    int64_t bytes = 0;
+    int64_t begin = 0, rows = 0, cols = 0, bytes = 0;
   };
 
   std::map<std::string, Place> places_;

@@ -8,8 +8,6 @@
 namespace irq {
 namespace {
 
-constexpr const char* kNames[] = {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"};
-
 bool holds(const std::string& path, const std::string& content) {
   std::error_code problem;
   const auto size = std::filesystem::file_size(path, problem);
@@ -27,7 +25,7 @@ std::vector<std::string> write_side_files(const std::vector<SideFile>& files, co
   // The plain names serve every model of the folder. So they are taken only if that changes nothing for another model: what is
   // there is what would be written. Names of this model's own are found first, so where there are some, they must be right.
   bool own_names = false;
-  for (const char* name : kNames) {
+  for (const char* name : kSideFiles) {
     const auto ours = std::find_if(files.begin(), files.end(), [&](const SideFile& f) { return f.name == name; });
     if (file_exists(stem + name)) own_names = true;
     if (file_exists(folder + name)) own_names |= ours == files.end() || !holds(folder + name, ours->content);
@@ -39,7 +37,7 @@ std::vector<std::string> write_side_files(const std::vector<SideFile>& files, co
     write_text_file(path, f.content);
     lines.push_back("wrote " + path);
   }
-  for (const char* name : kNames) {
+  for (const char* name : kSideFiles) {
     const bool ours = std::any_of(files.begin(), files.end(), [&](const SideFile& f) { return f.name == name; });
     if (own_names && !ours && file_exists(stem + name))
       lines.push_back("note: " + stem + name + " was there before and is no file of this model: remove it");

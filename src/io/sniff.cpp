@@ -1,36 +1,13 @@
 // What kind of file a path is, and what to say when it is another kind than expected.
 #include <sys/stat.h>
 
-#include <cstdlib>
 #include <cstring>
 
 #include "src/core/check.h"
 #include "src/io/flat_file.h"
+#include "src/io/import.h"
 
 namespace irq {
-namespace {
-
-// llama2.c's version 0 has no magic: seven int32 (dim, hidden_dim, layers, heads, kv_heads, vocabulary, negative where the head
-// is untied, positions), then f32 tensors. It is recognised by sizes that are possible and give exactly the file's size.
-bool is_llama2c_v0(const MappedFile& file) {
-  constexpr int64_t kHeader = 7 * 4;
-  if (file.size() <= kHeader) return false;
-  int32_t field[7];
-  std::memcpy(field, file.data(), kHeader);
-  const int64_t dim = field[0], ffn = field[1], layers = field[2], heads = field[3], kv_heads = field[4],
-                vocab = std::abs(static_cast<int64_t>(field[5])), positions = field[6];
-  const auto in = [](int64_t x, int64_t high) { return x >= 1 && x <= high; };
-  if (!in(dim, 1 << 16) || !in(ffn, 1 << 18) || !in(layers, 1 << 10) || !in(heads, 1 << 10) || !in(kv_heads, heads) ||
-      !in(vocab, 1 << 21) || !in(positions, 1 << 24) || dim % heads || heads % kv_heads)
-    return false;
-  const int64_t head_dim = dim / heads, kv_width = kv_heads * head_dim;
-  const int64_t layer = 2 * dim + 2 * dim * dim + 2 * dim * kv_width + 3 * dim * ffn;
-  const int64_t rope = 2 * positions * (head_dim / 2);
-  const int64_t count = layers * layer + dim + rope + (field[5] < 0 ? 2 : 1) * vocab * dim;  // below 2^48
-  return file.size() == kHeader + 4 * count;
-}
-
-}  // namespace
 
 FileKind sniff(const std::string& path) {
   struct stat s;

@@ -24,6 +24,8 @@ class SyntheticBase final : public BaseSource {
   std::map<std::string, std::vector<unsigned char>> made_;
 };
 
+inline constexpr uint64_t kSyntheticSeed = 42;  // of a config.json's random weights, where none is given
+
 // BASE of the command line: a .bin, or a config.json (random weights from `seed`). Anything else is an Error.
 std::unique_ptr<BaseSource> open_base(const std::string& path, uint64_t seed);
 

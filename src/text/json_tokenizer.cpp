@@ -2,13 +2,12 @@
 #include <algorithm>
 
 #include "src/core/check.h"
+#include "src/text/piece_space.h"
 #include "src/text/tokenizer_json.h"
 #include "src/text/tokenizer_kinds.h"
 
 namespace irq {
 namespace {
-
-constexpr const char* kSpace = "\xE2\x96\x81";  // U+2581
 
 class JsonTokenizer final : public Tokenizer {
  public:
@@ -99,12 +98,12 @@ class JsonTokenizer final : public Tokenizer {
     const bool wanted = json_.prefix == SpacePrefix::always  ? before != Before::text
                         : json_.prefix == SpacePrefix::first ? before == Before::nothing
                                                              : false;
-    std::string spaced;
-    for (const char c : text) c == ' ' ? spaced += kSpace : spaced += c;
-    if (wanted && !(json_.prefix_only_where_missing && spaced.rfind(kSpace, 0) == 0)) spaced.insert(0, kSpace);
+    std::string spaced = with_piece_spaces(std::string(text));
+    if (wanted && !(json_.prefix_only_where_missing && spaced.rfind(kPieceSpace, 0) == 0))
+      spaced.insert(0, kPieceSpace);
     std::string_view rest = spaced;
     while (!rest.empty()) {
-      size_t end = json_.cut_at_spaces ? rest.find(kSpace, 1) : std::string_view::npos;
+      size_t end = json_.cut_at_spaces ? rest.find(kPieceSpace, 1) : std::string_view::npos;
       end = std::min(end, rest.size());
       encode_llama_piece(rest.substr(0, end), ids);
       rest.remove_prefix(end);
@@ -135,21 +134,12 @@ class JsonTokenizer final : public Tokenizer {
     }
     bytes_.resize(json_.tokens.size());
     for (size_t id = 0; id < bytes_.size(); ++id)
-      bytes_[id] = json_.byte_level ? byte_level_decode(json_.tokens[id]) : spaces_restored(json_.tokens[id]);
+      bytes_[id] = json_.byte_level ? byte_level_decode(json_.tokens[id]) : without_piece_spaces(json_.tokens[id]);
     if (!json_.byte_level)
       for (int b = 0; b < 256; ++b)
         if (byte_id_[b] >= 0) bytes_[byte_id_[b]] = std::string(1, static_cast<char>(b));
     if (!json_.byte_level && json_.unknown >= 0) bytes_[json_.unknown].clear();
     for (const AddedToken& t : json_.added.tokens()) bytes_[t.id] = t.special ? "" : t.content;
-  }
-  static std::string spaces_restored(const std::string& token) {
-    std::string text;
-    for (size_t at = 0; at < token.size();) {
-      const bool space = token.compare(at, 3, kSpace) == 0;
-      text += space ? ' ' : token[at];
-      at += space ? 3 : 1;
-    }
-    return text;
   }
   // May a long text be cut at line breaks? Not if some token reaches over one.
   void learn_newline() {

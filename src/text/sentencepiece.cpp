@@ -3,25 +3,15 @@
 
 #include "src/core/check.h"
 #include "src/text/added_tokens.h"
+#include "src/text/piece_space.h"
 #include "src/text/tokenizer_kinds.h"
 
 namespace irq {
 namespace {
 
-constexpr const char* kSpace = "\xE2\x96\x81";  // U+2581, SentencePiece's space
 constexpr const char* kBarrier =
     "\xEE\x80\x80";  // U+E000, in nobody's vocabulary: spelled in bytes, merges with nothing
 constexpr const char* kUnknown = " \xE2\x81\x87 ";  // U+2047 between spaces, as SentencePiece itself writes <unk>
-
-std::string spaces_restored(const std::string& piece) {
-  std::string text;
-  for (size_t at = 0; at < piece.size();) {
-    const bool space = piece.compare(at, 3, kSpace) == 0;
-    text += space ? ' ' : piece[at];
-    at += space ? 3 : 1;
-  }
-  return text;
-}
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
@@ -40,7 +30,7 @@ class SentencePieceTokenizer final : public Tokenizer {
       if (processor_.IsControl(id)) continue;
       if (processor_.IsUnknown(id)) bytes_[id] = kUnknown;
       else if (processor_.IsByte(id)) bytes_[id] = static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16));
-      else bytes_[id] = spaces_restored(piece);
+      else bytes_[id] = without_piece_spaces(piece);
       if (!processor_.IsByte(id) && piece.find('\n') != std::string::npos) newline_alone_ = false;
     }
     specials_.prepare();

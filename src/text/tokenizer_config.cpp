@@ -4,6 +4,7 @@
 
 #include "src/core/check.h"
 #include "src/core/file.h"
+#include "src/text/json_file.h"
 #include "src/text/tokenizer.h"
 
 namespace irq {
@@ -54,6 +55,15 @@ class Reader {
   Json json_;
 };
 
+Json parse(const std::string& path) {
+  const std::string content = read_text_file(path, kMostBytes);
+  try {
+    return parse_shallow_json(content, path);
+  } catch (const Json::exception&) {
+    throw Error(path + ": not valid JSON").line("likely", "an interrupted download or a Git LFS pointer");
+  }
+}
+
 }  // namespace
 
 TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path) {
@@ -62,10 +72,7 @@ TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path) {
   const std::string jinja = parent_path(tokenizer_path) + "/chat_template.jinja";
   if (!path.empty() && file_exists(path)) {
     config.path = path;
-    Json json = Json::parse(read_text_file(path, kMostBytes), nullptr, /*allow_exceptions=*/false);
-    if (json.is_discarded())
-      throw Error(path + ": not valid JSON").line("likely", "an interrupted download or a Git LFS pointer");
-    const Reader reader(path, std::move(json));
+    const Reader reader(path, parse(path));
     config.legacy = reader.flag("legacy");
     config.add_bos = reader.flag("add_bos_token");
     config.bos = reader.token("bos_token");

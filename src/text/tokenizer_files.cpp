@@ -3,6 +3,7 @@
 
 #include "src/core/check.h"
 #include "src/core/file.h"
+#include "src/text/tokenizer_json.h"
 #include "src/text/tokenizer_kinds.h"
 
 namespace irq {
@@ -31,9 +32,8 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path, std::optional
         .line("expected", "a SentencePiece model (tokenizer.model) or a tokenizer.json");
   const std::string content = read_text_file(path, kMostBytes);
   const TokenizerConfig config = read_tokenizer_config(path);
-  const size_t first = content.find_first_not_of(" \t\r\n");
-  const bool json = first != std::string::npos && content[first] == '{';
-  return json ? open_tokenizer_json(path, content, legacy, config) : open_sentencepiece(path, content, legacy, config);
+  return is_tokenizer_json(content) ? open_tokenizer_json(path, content, legacy, config)
+                                    : open_sentencepiece(path, content, legacy, config);
 }
 
 std::string find_tokenizer(const std::string& model_path) {
@@ -54,8 +54,7 @@ std::string find_tokenizer(const std::string& model_path) {
 
 std::string tokenizer_config_path(const std::string& tokenizer_path) {
   for (const std::string ending : kEndings)
-    if (tokenizer_path.size() >= ending.size() &&
-        tokenizer_path.compare(tokenizer_path.size() - ending.size(), ending.size(), ending) == 0)
+    if (tokenizer_path.ends_with(ending))
       return tokenizer_path.substr(0, tokenizer_path.size() - ending.size()) + "tokenizer_config.json";
   return "";
 }

@@ -4,13 +4,12 @@
 #include <nlohmann/json.hpp>
 
 #include "src/core/check.h"
+#include "src/text/piece_space.h"
 
 namespace irq {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr const char* kSpace = "\xE2\x96\x81";  // U+2581
 
 // An exact text as a regular expression.
 std::string literal(const std::string& text) {
@@ -177,10 +176,10 @@ class Parser {
     for (const Json* n : sequence(normalizer, "the normalizer", "normalizers")) {
       const std::string type = type_of(*n, "the normalizer");
       const Json* pattern = member(*n, "pattern");
-      if (type == "Prepend" && text(*n, "prepend", "") == kSpace && !replaces) {
+      if (type == "Prepend" && text(*n, "prepend", "") == kPieceSpace && !replaces) {
         result_.prefix = SpacePrefix::always;
       } else if (type == "Replace" && pattern != nullptr && pattern->is_object() &&
-                 text(*pattern, "String", "") == " " && text(*n, "content", "") == kSpace && !replaces) {
+                 text(*pattern, "String", "") == " " && text(*n, "content", "") == kPieceSpace && !replaces) {
         replaces = true;
       } else {
         throw refuse("its normalizer " + type + ", which would change the text in a way this engine does not know");
@@ -233,7 +232,7 @@ class Parser {
     add({Regex(regex.empty() ? literal(exact) : regex, path_), behavior->second, flag(split, "invert", false)});
   }
   void read_metaspace(const Json& p) {
-    if (text(p, "replacement", kSpace) != kSpace)
+    if (text(p, "replacement", kPieceSpace) != kPieceSpace)
       throw refuse("Metaspace's replacement '" + text(p, "replacement", "") + "'");
     const std::string scheme = text(p, "prepend_scheme", flag(p, "add_prefix_space", true) ? "always" : "never");
     if (scheme != "always" && scheme != "first" && scheme != "never")
@@ -266,6 +265,11 @@ class Parser {
 };
 
 }  // namespace
+
+bool is_tokenizer_json(const std::string& content) {
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  return first != std::string::npos && content[first] == '{';
+}
 
 TokenizerJson parse_tokenizer_json(const std::string& path, const std::string& content) {
   return Parser(path).parse(content);

@@ -31,6 +31,8 @@ struct TokenizerJson {
   bool cut_at_spaces = false;              // Metaspace with split: no token reaches over a space from the left
 };
 
+// A tokenizer file of either kind: is it this one? (A SentencePiece model never begins so.)
+bool is_tokenizer_json(const std::string& content);
 // content: the whole file. Throws an Error with file and reason.
 TokenizerJson parse_tokenizer_json(const std::string& path, const std::string& content);
 

@@ -241,9 +241,8 @@ std::vector<SideFile> tokenizer_files(const Vocabulary& v, const std::string& so
 
 Vocabulary read_vocabulary(const std::string& path) {
   const std::string content = read_text_file(path, kMostBytes);
-  const size_t first = content.find_first_not_of(" \t\r\n");
   Vocabulary v;
-  if (first != std::string::npos && content[first] == '{') from_json(v, path, content);
+  if (is_tokenizer_json(content)) from_json(v, path, content);
   else from_model(v, path, content);
   const TokenizerConfig config = read_tokenizer_config(path);
   v.bos = id_of(v, config.bos, v.bos);

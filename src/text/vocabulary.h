@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "src/io/import.h"
+#include "src/text/side_file.h"
 
 namespace irq {
 

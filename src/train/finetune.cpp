@@ -1,22 +1,19 @@
 // The run itself: restore or initialise, train, evaluate, save.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <numbers>
 
+#include "src/core/clock.h"
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
+#include "src/io/float_pieces.h"
 #include "src/train/finetune_run.h"
 #include "src/train/matmul_cache.h"
 
 namespace irq {
 namespace {
-
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // The first tensor of a base that holds a NaN or an infinity; "" if there is none.
 template <class Source>
@@ -153,7 +150,7 @@ void Finetune::train() {
   ProgressBar bar("train", steps_, "steps", o_.quiet);
   bar.restart_clock(state_.step);
   const int64_t first = state_.step + 1;
-  const double start = seconds_now();
+  const double start = now_seconds();
   double window_start = start, tokens_per_second = 0;
   int64_t window_tokens = 0;
   while (state_.step < steps_) {
@@ -170,7 +167,7 @@ void Finetune::train() {
     if (const std::string text = note_timed_matmuls(); !text.empty()) bar.message(text);
     if (o_.print_tape && step == first) std::printf("%s", trainer_->tape_table().c_str());
     window_tokens += r.tokens;
-    if (const double now = seconds_now(); now - window_start > 0.5 || ends) {
+    if (const double now = now_seconds(); now - window_start > 0.5 || ends) {
       tokens_per_second = static_cast<double>(window_tokens) / (now - window_start);
       window_start = now, window_tokens = 0;
     }
@@ -200,7 +197,7 @@ void Finetune::train() {
     if (o_.save_every > 0 && step % o_.save_every == 0) checkpoint(false);
   }
   const int64_t done = steps_ - first + 1;
-  bar.finish(done > 0 ? strf("%ld steps in %.1f s", done, seconds_now() - start) : strf("%ld steps were done", steps_));
+  bar.finish(done > 0 ? strf("%ld steps in %.1f s", done, now_seconds() - start) : strf("%ld steps were done", steps_));
 }
 
 void Finetune::save_result() {

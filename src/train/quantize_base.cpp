@@ -1,22 +1,19 @@
 #include "src/train/quantize_base.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <future>
 
 #include "kernels/nf_codebook.h"
+#include "src/core/clock.h"
 #include "src/core/file.h"
 #include "src/core/interrupt.h"
+#include "src/io/float_pieces.h"
 #include "src/quant/quantize.h"
 
 namespace irq {
 namespace {
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // One matrix on its way from the device to the file.
 struct HostMatrix {
@@ -93,11 +90,7 @@ HostMatrix download(Backend& backend, QuantizedMatrix& device) {
 // Embeddings and norms are copied, not quantized: nothing else would notice. Right before the copy, which reads them too.
 void require_finite(const Tensor& host, const std::string& name) {
   const int64_t at = first_not_finite(host);
-  if (at < 0) return;
-  const float x = host.dtype == DType::F32   ? host.as<float>()[at]
-                  : host.dtype == DType::F16 ? to_float(host.as<F16>()[at])
-                                             : to_float(host.as<Bf16>()[at]);
-  reject_weight(name, host.cols, at, x);
+  if (at >= 0) reject_weight(name, host.cols, at, value_at(host.data, host.dtype, at));
 }
 
 void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>& histogram) {

@@ -34,8 +34,5 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     irq::read_tokenizer(valid, std::string(reinterpret_cast<const char*>(data) + 1, size - 1));
     return 0;
   }
-  const std::string bytes = irq::fuzz_file(valid, data, size);
-  const irq::FuzzFile file(bytes.data(), bytes.size());
-  irq::open_and_read(irq::import_llama2c, file.path());
-  return 0;
+  return irq::fuzz_import(irq::import_llama2c, valid, data, size);
 }

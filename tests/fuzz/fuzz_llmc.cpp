@@ -15,8 +15,5 @@ std::string valid_file() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string valid = irq::valid_file();
-  const std::string bytes = irq::fuzz_file(valid, data, size);
-  const irq::FuzzFile file(bytes.data(), bytes.size());
-  irq::open_and_read(irq::import_llmc, file.path());
-  return 0;
+  return irq::fuzz_import(irq::import_llmc, valid, data, size);
 }

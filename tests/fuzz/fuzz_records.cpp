@@ -1,17 +1,10 @@
 // Instruction data as hostile bytes.
-#include <cstddef>
-#include <cstdint>
-#include <string>
-
-#include "src/core/check.h"
 #include "src/text/records.h"
+#include "tests/fuzz/fuzz_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   // parse_records() is called for files that begin with a bracket, and are UTF-8: load_data() looks at both first.
   std::string content = size > 0 && data[0] % 2 == 0 ? "[" : "{";
   content.append(reinterpret_cast<const char*>(data), size);
-  try {
-    irq::parse_records("fuzz.json", content);
-  } catch (const irq::Error&) {}
-  return 0;
+  return irq::fuzz([&] { irq::parse_records("fuzz.json", content); });
 }

@@ -33,7 +33,7 @@ inline std::string fuzz_file(const std::string& valid, const uint8_t* data, size
 inline void open_and_read(const std::function<std::unique_ptr<ImportedModel>(const std::string&)>& import,
                           const std::string& path) {
   static std::vector<uint8_t> copy;  // one memcpy: the sanitizer checks its whole range at once
-  try {
+  fuzz([&] {
     const auto model = import(path);
     const Layout layout = base_layout(model->config(), model->dtype(), path);
     for (const TensorSpec& spec : layout.tensors()) {
@@ -43,7 +43,16 @@ inline void open_and_read(const std::function<std::unique_ptr<ImportedModel>(con
       std::memcpy(copy.data(), t.data, copy.size());
     }
     for (const SideFile& f : model->side_files()) copy.assign(f.content.begin(), f.content.end());
-  } catch (const Error&) {}
+  });
+}
+
+// One input of a fuzzer that has a valid file to change.
+inline int fuzz_import(const std::function<std::unique_ptr<ImportedModel>(const std::string&)>& import,
+                       const std::string& valid, const uint8_t* data, size_t size) {
+  const std::string bytes = fuzz_file(valid, data, size);
+  const FuzzFile file(bytes.data(), bytes.size());
+  open_and_read(import, file.path());
+  return 0;
 }
 
 inline ModelConfig fuzz_config() {
