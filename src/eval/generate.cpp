@@ -1,19 +1,11 @@
 #include "src/eval/generate.h"
 
 #include <algorithm>
-#include <chrono>
 
+#include "src/core/clock.h"
 #include "src/core/interrupt.h"
 
 namespace irq {
-namespace {
-
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
 const char* describe(StopReason reason) {
   switch (reason) {
     case StopReason::end_of_text: return "end of text";
@@ -62,7 +54,7 @@ Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, 
                          const OnToken& on_token) {
   IRQ_CHECK(!context.empty() && static_cast<int64_t>(context.size()) <= session_.cache_tokens(),
             "a context of %zu tokens", context.size());
-  const double start = seconds_now();
+  const double start = now_seconds();
   // The last token runs in any case: its logits are wanted.
   const size_t known = static_cast<size_t>(
       std::mismatch(cached_.begin(), cached_.end(), context.begin(), context.end() - 1).first - cached_.begin());
@@ -77,7 +69,7 @@ Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, 
     at += static_cast<size_t>(count);
     result.prefilled += count;
   }
-  const double filled = seconds_now();
+  const double filled = now_seconds();
   while (static_cast<int64_t>(result.ids.size()) < options.max_tokens) {
     throw_if_interrupted();
     const int32_t id = sampler.pick(std::move(logits), ids);
@@ -99,7 +91,7 @@ Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, 
     logits = feed(&id, 1);
   }
   result.prefill_s = filled - start;
-  result.decode_s = seconds_now() - filled;
+  result.decode_s = now_seconds() - filled;
   return result;
 }
 
