@@ -11,6 +11,8 @@
 namespace irq {
 namespace {
 
+constexpr double kOverfitRate = 1e-3;
+
 constexpr int kProfiledSteps = 3;
 
 // `sequences` examples of random tokens; a sequence of n processed tokens has n + 1 ids (the last is only predicted).
@@ -174,11 +176,12 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   Outcome r;
   OptimizerConfig optimizer;
   optimizer.seed = o.seed;
+  if (o.overfit) optimizer.lr = kOverfitRate;
   std::vector<double> ms;
   int64_t step = 0;
   trainer.use_graphs(o.graphs);
   const auto one = [&] {
-    window = random_window(o, rng, step * o.sequences);
+    if (!o.overfit) window = random_window(o, rng, step * o.sequences);
     ++step;
     const double elapsed = backend.time_ms([&] { r.last = trainer.step(window, step, optimizer); });
     if (step == 1) r.first = r.last;
@@ -193,6 +196,7 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   report(backend, o, plan, arena.peak(), r);
   if (!std::isfinite(r.last.loss) || !(r.last.grad_norm > 0))
     throw Error("the steps that were timed did not train: the loss is not finite or the gradient is zero");
+  if (o.overfit && r.last.loss >= r.first.loss) throw Error("the loss on one batch did not fall");
   if (!o.profile) return;
   backend.set_profile(true);
   trainer.use_graphs(false);  // each op is waited for

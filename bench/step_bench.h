@@ -19,6 +19,7 @@ struct StepBenchOptions {
   std::string residency = "auto", recompute = "auto";
   int64_t memory_limit = 0;  // bytes of the arena, 0 = what is free
   bool graphs = true;
+  bool overfit = false;  // the same tokens in every step, at kOverfitRate: the loss must fall
   int steps = 20, warmup = 3;
   bool profile = false, csv = false;
   uint64_t seed = 1;

@@ -109,6 +109,21 @@ TEST(Bench, DecodingTakesExactlyThePlannedMemory) {
   EXPECT_NEAR(std::stod(row.at("bytes")), bytes, 1e-3 * bytes);
 }
 
+TEST(Bench, OneBatchIsLearntByHeart) {
+  const std::vector<const char*> args = {"step",    "--device", "cpu",    "--rows", "2x16",     "--layers", "1",
+                                         "--steps", "30",       "--rank", "8",      "--warmup", "1",        "--csv"};
+  const auto loss = [&](bool overfit) {
+    std::vector<std::string> all(args.begin(), args.end());
+    if (overfit) all.push_back("--overfit");
+    const CommandResult r = run_command("irq_bench", all);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return std::stod(csv_rows(r.out).at(0).at("loss"));
+  };
+  // 512 tokens drawn evenly cost ln 512 = 6.24 nats each; new ones in every step stay there, 32 known ones do not.
+  EXPECT_LT(loss(true), 5.5);
+  EXPECT_GT(loss(false), 6.0);
+}
+
 TEST(Bench, ProfileNamesTheOps) {
   const CommandResult r =
       run_command("irq_bench", {"step", "--device", "cpu", "--rows", "2x8", "--layers", "1", "--rank", "4", "--steps",

@@ -76,7 +76,8 @@ void check_arguments(const Arguments& a, const Cli& cli) {
        {!decode, {"--context"}, "it belongs to decode"},
        {!step && !decode, {"--bits", "--residency", "--steps", "--profile"}, "it belongs to step and decode"},
        {!step,
-        {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs"},
+        {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs",
+         "--overfit"},
         "it belongs to a training step"}});
 }
 
@@ -167,6 +168,7 @@ int main(int argc, char** argv) {
   cli.option("--tune-matmul", &a.tune_matmul, "time the algorithms of each matrix product first, run the fastest",
              {"on", "off"});
   cli.option("--graphs", &a.graphs, "step: record the passes of a step and replay them", {"on", "off"});
+  cli.flag("--overfit", &s.overfit, "step: the same tokens in every step, learning rate 1e-3; the loss must fall");
   cli.option("--steps", &s.steps, "step, decode: timed steps");
   cli.range("--steps", 1, 100000);
   cli.option("--warmup", &s.warmup, "step: steps before that");
