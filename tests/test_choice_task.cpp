@@ -103,6 +103,8 @@ TEST(ChoiceTask, BadLines) {
         "an integer from 0 to 1");
   fails("{\"query\": \"\", \"choices\": [\"a\", \"b\"], \"gold\": \"A\"}", "line 1: \"gold\" is no", "found   : \"A\"");
   fails("{\"query\": \"\", \"choices\": [\"a\", \"b\"]}", "line 1: no \"gold\"", "found");
+  fails(good + R"({"query": 6E077777, "choices": ["a", "b"], "gold": 0})", "line 2: not valid JSON",
+        "a number beyond every floating-point type");  // found by fuzzing
   fails(std::string(100000, '['), "line 1: not valid JSON", "expected");
   fails(std::string(1000000, '[') + std::string(1000000, ']'), "line 1: is nested too deeply", "expected");
   ChoiceOptions tight;

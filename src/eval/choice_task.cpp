@@ -39,6 +39,10 @@ ChoiceQuestion parse_question(const std::string& path, int64_t line, const std::
         .line("expected", kForm)
         .line("found", at >= text.size() ? "the end of the line" : strf("column %zu: ", at + 1) + text.substr(at, 40))
         .line("try", "one question per line; tools/make_choice.py writes such files from the tasks' own");
+  } catch (const Json::out_of_range&) {
+    throw error_at(path, line, "not valid JSON")
+        .line("expected", kForm)
+        .line("found", "a number beyond every floating-point type");
   }
   ChoiceQuestion q;
   q.line = line;
