@@ -7,6 +7,7 @@
 
 #include "bench/op_bench.h"
 #include "bench/random_model.h"
+#include "src/model/flops.h"
 
 namespace irq {
 namespace {
@@ -144,17 +145,6 @@ void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan,
 }
 
 }  // namespace
-
-double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled) {
-  double linears = 0, adapters = 0;
-  for (const LinearShape& s : layer_linears(c)) {
-    linears += 4.0 * static_cast<double>(s.in * s.out);            // forward, and backward to the input
-    adapters += 6.0 * static_cast<double>(rank * (s.in + s.out));  // forward 2, backward 4
-  }
-  const double attention = 7.0 * length * static_cast<double>(c.q_width());  // causal: forward 2, backward 5
-  return static_cast<double>(c.layers) * (linears + adapters + attention) +
-         labelled * 4.0 * static_cast<double>(c.vocab * c.dim);
-}
 
 void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   const auto start = std::chrono::steady_clock::now();

@@ -26,8 +26,4 @@ struct StepBenchOptions {
 };
 void run_step_bench(CheckedBackend& backend, const StepBenchOptions& options);
 
-// Multiplications and additions of one token, counted as 2; recomputing counts nothing. Attention sees a causal half of
-// `length`; `labelled` is the share of rows that reach the head.
-double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled);
-
 }  // namespace irq

@@ -1,9 +1,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <csignal>
 #include <numeric>
 #include <set>
 
+#include "src/core/check.h"
+#include "src/core/interrupt.h"
 #include "src/text/loader.h"
 
 namespace irq {
@@ -41,6 +44,21 @@ LoaderOptions options(int64_t batch, int64_t micro, uint64_t seed = 3, bool grou
   o.seed = seed;
   o.group_by_length = grouped;
   return o;
+}
+
+// Planning looks at every batch of a run: Ctrl-C ends it.
+TEST(Loader, SizesStopAtAnInterrupt) {
+  const auto examples = make_examples(53);
+  const DataLoader loader(examples, options(7, 0));
+  install_interrupt_handler();
+  int seen = 0;
+  EXPECT_THROW(loader.for_each_size(1000,
+                                    [&](const BatchSize&) {
+                                      if (++seen == 5) std::raise(SIGINT);
+                                    }),
+               Error);
+  clear_interrupt();
+  EXPECT_EQ(seen, 5);
 }
 
 TEST(Loader, EachEpochIsAnotherPermutation) {

@@ -154,6 +154,9 @@ TEST(QuantizeBaseFile, CachedNameHoldsWhatDecidesTheCodes) {
   EXPECT_EQ(cached_name("models/llama7b.bin", info), "models/llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq");
   info.icq.fp32_entropy = true;
   EXPECT_EQ(cached_name("a.b/llama", info), "a.b/llama.nf4-icq-l0.1-n100-fp32-0123456789ab.irq");
+  info.icq.lambda = 0.123456789;  // its seventh digit too: 0.1234571 is another search
+  EXPECT_EQ(cached_name("x.bin", info), "x.nf4-icq-l0.123456789-n100-fp32-0123456789ab.irq");
+  info.icq.lambda = 0.1;
   IrqInfo plain = info;
   plain.format.shift = ShiftKind::none;
   plain.format.bits = 2;

@@ -70,6 +70,9 @@ TEST_F(TrainErrors, CommandLine) {
       {{"--steps", "5", "--epochs", "2"}, "--steps and --epochs contradict each other"},
       {{"--resume", "--overwrite"}, "--resume and --overwrite contradict each other"},
       {{"--eval-data", "x"}, "--eval-data and --holdout contradict each other"},
+      {{"--batch", "2000000"}, "--batch: 2000000 is not between 1 and 1048576" + help},
+      {{"--steps", "99999999999999999999"}, "--steps: 99999999999999999999 is not between 0 and 1000000000" + help},
+      {{"--data", ""}, "--data: the name is empty\n  try     : a name, or without --data"},
       {{"--holdout", "50"}, "--holdout 50 takes all of the 50 examples"},
       {{"--gpus", "2"}, "--gpus: several GPUs are not supported yet\n  try     : --gpus 1"},
       {{"--target-modules", "q_proj,x_proj"},
@@ -80,6 +83,7 @@ TEST_F(TrainErrors, CommandLine) {
        "numbered in 32 bits"},
   };
   for (const auto& c : cases) expect_complaint(train(c.args + Args{"--out", dir_ / "run"}), c.text, 2);
+  expect_complaint(train({"--out", ""}), "--out: the name is empty\n  try     : a name, or without --out", 2);
 }
 
 TEST_F(TrainErrors, Bases) {
@@ -128,6 +132,8 @@ TEST_F(TrainErrors, Data) {
   write_bytes(dir_ / "empty.json", "");
   expect_part(with_data("empty.json"), (dir_ / "empty.json") + ": the data file is empty");
   expect_part(train(out + Args{"--data", "/dev/zero"}), "/dev/zero: is not a regular file\n");
+  expect_part(train(out + Args{"--data", "/proc/self/mem"}),
+              "irq_train: /proc/self/mem: cannot be read: Input/output error\n  likely  : ");
   expect_part(with_data("absent.json"), (dir_ / "absent.json") + ": cannot be read");
   expect_part(run_command("irq_train", Args{shared("model.bin"), "--rank", "8", "--device", "cpu"} + out),
               "no training data\n", 2);

@@ -1,4 +1,7 @@
 // What irq_train refuses because it would change nothing, and what a run leaves in its folder.
+#include <sys/mount.h>
+#include <sys/resource.h>
+
 #include <map>
 
 #include "src/core/ignored_flags.h"
@@ -85,6 +88,61 @@ TEST_F(TrainErrors, FailuresLeaveNoFolder) {
   const auto cut = contents(dir_ / "run");
   EXPECT_NE(complaint(run({"--resume"})).find("training state is cut short"), std::string::npos);
   EXPECT_EQ(contents(dir_ / "run"), cut);
+}
+
+// The advice of each complaint is followed, and works.
+TEST_F(TrainErrors, ResultWithoutItsState) {
+  const std::string out = dir_ / "run", found = "\n  found   : " + out +
+                                                "/adapter.lora, without the train.state that "
+                                                "--resume goes on from\n  try     : --overwrite (start again), or "
+                                                "another --out";
+  trained({"--steps", "1", "--out", out});
+  fs::remove(out + "/train.state");
+  expect_complaint(train({"--steps", "1", "--out", out, "--resume"}), out + ": nothing to resume" + found);
+  expect_complaint(train({"--steps", "1", "--out", out}), out + ": a finished run is there" + found);
+  trained({"--steps", "1", "--out", out, "--overwrite"});
+}
+
+// Resuming a finished run prints the result again; the log grows only when something runs, or where its end is missing.
+TEST_F(TrainErrors, ResumingAFinishedRunLeavesItsLog) {
+  const std::string out = dir_ / "run", log = out + "/log.jsonl";
+  const std::string result = trained({"--steps", "2", "--out", out}).out, text = read_bytes(log);
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(trained({"--steps", "2", "--out", out, "--resume"}).out, result);
+  EXPECT_EQ(read_bytes(log), text);
+  write_bytes(log, text.substr(0, text.rfind("{\"step\": 2, \"finished\"")));  // killed in its last evaluation
+  trained({"--steps", "2", "--out", out, "--resume"});
+  EXPECT_TRUE(read_log(log).back().contains("finished"));
+  trained({"--steps", "3", "--out", out, "--resume"});
+  EXPECT_EQ(step_losses(log).size(), 3u);
+}
+
+// Told at the start: with the state of step 1 saved, the disk would be full at the second one.
+TEST_F(TrainErrors, DiskTooSmallForTheRun) {
+  trained({"--steps", "1", "--out", dir_ / "large"});
+  const auto state = static_cast<int64_t>(fs::file_size(dir_ / "large/train.state"));
+  const std::string disk = dir_ / "disk";
+  fs::create_directory(disk);
+  const std::string size = strf("size=%ld", state + 65536);
+  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, size.c_str()) != 0)
+    GTEST_SKIP() << "a small file system cannot be mounted here";
+  const CommandResult r = train({"--steps", "3", "--save-every", "1", "--out", disk + "/run"});
+  umount(disk.c_str());
+  expect_part(r, "irq_train: " + disk + "/run: adapter.lora and train.state: not enough disk space to write it\n");
+  EXPECT_EQ(r.err.find("step 1/3"), std::string::npos) << r.err;
+}
+
+// A batch beyond all bounds is planned in little memory (2.4 GB before), and refused by the plan.
+TEST_F(TrainErrors, MillionExamplesABatch) {
+  RunningCommand run("irq_train",
+                     command({"--batch", "1000000", "--steps", "2000", "--memory-limit", "100M", "--threads", "1",
+                              "--out", dir_ / "run"}),
+                     [] {
+                       const rlimit limit = {uint64_t{1} << 30, uint64_t{1} << 30};
+                       setrlimit(RLIMIT_AS, &limit);
+                     });
+  const CommandResult r = run.finish();
+  expect_part(r, "irq_train: out of memory: the run needs at least ");
+  EXPECT_NE(r.err.find("\n  try     : --micro-batch "), std::string::npos) << r.err;
 }
 
 // Only the method that ran last has a result in the folder.

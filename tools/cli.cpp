@@ -11,6 +11,7 @@
 #include <limits>
 #include <new>
 
+#include "src/core/bus_error.h"
 #include "src/core/interrupt.h"
 #include "src/train/dist.h"
 
@@ -64,11 +65,20 @@ std::string show(T value) {
   else return std::to_string(value);
 }
 
+// No error, invalid_argument (no number), or result_out_of_range (one that T cannot hold).
 template <class T>
-bool parse_number(const std::string& word, T* value) {
+std::errc parse_number(const std::string& word, T* value) {
   const char* begin = word.c_str() + (word.size() > 1 && word[0] == '+' ? 1 : 0);
   const auto [end, error] = std::from_chars(begin, word.c_str() + word.size(), *value);
-  return error == std::errc{} && end == word.c_str() + word.size() && begin != end;
+  return end == word.c_str() + word.size() && begin != end ? error : std::errc::invalid_argument;
+}
+
+// A limit of a T as people write it: 1048576, not 1.04858e+06; the type's own where none is set.
+template <class T>
+std::string bound(double limit) {
+  if constexpr (!std::is_floating_point_v<T>)
+    if (std::isinf(limit)) return show(limit < 0 ? std::numeric_limits<T>::min() : std::numeric_limits<T>::max());
+  return strf(limit == std::floor(limit) && std::abs(limit) < 1e15 ? "%.0f" : "%g", limit);
 }
 
 template <class T>
@@ -83,48 +93,6 @@ std::string join(const std::vector<T>& items) {
 }
 
 }  // namespace
-
-int64_t parse_size(const std::string& text) {
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string unit(end, text.data() + text.size());
-  const std::pair<const char*, double> units[] = {{"", 1},         {"B", 1},        {"K", 0x1p10},   {"M", 0x1p20},
-                                                  {"G", 0x1p30},   {"T", 0x1p40},   {"KiB", 0x1p10}, {"MiB", 0x1p20},
-                                                  {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"kB", 1e3},     {"KB", 1e3},
-                                                  {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12}};
-  for (const auto& [name, factor] : units)
-    if (error == std::errc{} && unit == name && number >= 0 && number * factor < 9e18)
-      return static_cast<int64_t>(std::llround(number * factor));
-  throw Error("'" + text + "' is not a size", Exit::usage).line("expected", "a number and a unit: 10GiB, 10G, 800MB");
-}
-
-int edit_distance(const std::string& a, const std::string& b) {
-  const size_t m = b.size();
-  std::vector<int> before(m + 1), last(m + 1), row(m + 1);
-  for (size_t j = 0; j <= m; ++j) last[j] = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    row[0] = static_cast<int>(i);
-    for (size_t j = 1; j <= m; ++j) {
-      row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], before[j - 2] + 1);
-    }
-    before.swap(last);
-    last.swap(row);
-  }
-  return last[m];
-}
-
-std::string nearest(const std::string& word, const std::vector<std::string>& known) {
-  std::string best;
-  int best_distance = static_cast<int>(word.size()) / 3 + 1;  // a third of the letters may be wrong
-  for (const std::string& candidate : known) {
-    int distance = edit_distance(word, candidate);
-    if (candidate.size() > word.size() && candidate.compare(0, word.size(), word) == 0 && word.size() > 3) distance = 1;
-    if (distance < best_distance || (distance == best_distance && best.empty()))
-      best = candidate, best_distance = distance;
-  }
-  return best;
-}
 
 Error usage_error(const std::string& tool, const std::string& headline) {
   return Error(headline, Exit::usage).line("try", "./" + tool + " --help");
@@ -192,15 +160,20 @@ void Cli::number(const std::string& name, T* value, const std::string& help, std
   declare(name, help, 1, type, show(*value), [this, value, allowed](const Entry& e, const auto& words) {
     const std::string& word = words.back();
     T parsed{};
-    if (!parse_number(word, &parsed))
+    const std::errc error = parse_number(word, &parsed);
+    if (error == std::errc::result_out_of_range) {  // a number, but not one that T holds
+      if constexpr (std::is_floating_point_v<T>) fail(e.name + ": " + word + " is too large or too close to 0");
+      else fail(e.name + ": " + word + " is not between " + bound<T>(e.lowest) + " and " + bound<T>(e.highest));
+    }
+    if (error != std::errc{})
       fail(e.name + ": '" + word + "' is not a " + (std::is_floating_point_v<T> ? "number" : "whole number"));
     if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), parsed) == allowed.end())
       fail(e.name + ": " + word + " is not one of " + join(allowed));
     const double x = static_cast<double>(parsed);
     if (!(x >= e.lowest && x <= e.highest)) {
       const bool open = std::isinf(e.highest);
-      fail(e.name + ": " + word + (open ? " is less than " : " is not between ") + strf("%g", e.lowest) +
-           (open ? "" : strf(" and %g", e.highest)));
+      fail(e.name + ": " + word + (open ? " is less than " : " is not between ") + bound<T>(e.lowest) +
+           (open ? "" : " and " + bound<T>(e.highest)));
     }
     *value = parsed;
   });
@@ -347,6 +320,7 @@ int Cli::run(int argc, const char* const* argv, const std::function<int()>& body
   int status = 0;
   try {
     install_interrupt_handler();
+    install_bus_error_handler(tool_.c_str());
     parse(argc, argv);
     status = body();
   } catch (const Finished&) {

@@ -83,6 +83,12 @@ int main(int argc, char** argv) {
         throw Error(std::string(a) + " and " + b + " contradict each other", Exit::usage);
     };
     exclude("--steps", "--epochs"), exclude("--eval-data", "--holdout"), exclude("--resume", "--overwrite");
+    const std::pair<const char*, const std::string*> paths[] = {
+        {"--data", &o.data}, {"--eval-data", &o.eval_data}, {"--init-adapter", &o.init_adapter}, {"--out", &o.out}};
+    for (const auto& [flag, path] : paths)
+      if (cli.given(flag) && path->empty())  // an empty variable of a script, not a wish for the default
+        throw Error(std::string(flag) + ": the name is empty", Exit::usage)
+            .line("try", std::string("a name, or without ") + flag);
     if (cli.given("--bits")) o.bits = bits;
     if (cli.given("--steps")) o.steps = steps;
     if (cli.given("--epochs")) o.epochs = epochs;

@@ -4,7 +4,6 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,7 +12,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "src/core/bus_error.h"
 #include "src/core/check.h"
+#include "src/core/disk.h"
 
 namespace irq {
 namespace {
@@ -110,6 +111,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   close(fd);
   if (map == MAP_FAILED) throw Error(path + ": cannot be mapped: " + std::strerror(error));
   data_ = static_cast<const unsigned char*>(map);
+  if (data_) note_mapping(data_, size_, path_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
@@ -122,6 +124,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 MappedFile::~MappedFile() {
+  if (data_) forget_mapping(data_);
   if (data_) munmap(const_cast<unsigned char*>(data_), static_cast<size_t>(size_));
 }
 
@@ -152,22 +155,14 @@ AtomicFile::AtomicFile(const std::string& path, int64_t expected_bytes) : shown_
                   (S_ISDIR(s.st_mode) ? ": is a folder, where a file is to be written" : ": is not a regular file"));
   }
   temp_path_ = path_ + ".tmp";
-  struct statvfs disk;
-  if (expected_bytes > 0 && statvfs(parent_path(path_).c_str(), &disk) == 0) {
-    const double free_bytes = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
-    if (free_bytes < static_cast<double>(expected_bytes))
-      throw Error(path + ": not enough disk space to write it")
-          .line("needs",
-                with_commas(expected_bytes) + " bytes (" + human_bytes(static_cast<double>(expected_bytes)) + ")")
-          .line("free", with_commas(static_cast<long long>(free_bytes)) + " bytes (" + human_bytes(free_bytes) +
-                            ") in " + parent_path(path_))
-          .line("try", "free some space, or name a file on another disk");
-  }
+  require_free_bytes(path, parent_path(path_), expected_bytes);
   fd_ = open_locked(temp_path_, false);
   if (fd_ < 0)
     throw Error(path + ": another process is writing this file").line("found", temp_path_ + " is locked by it");
+  note_unfinished(temp_path_);
   if (ftruncate(fd_, 0) != 0) {
     const int error = errno;
+    forget_unfinished(temp_path_);
     close(fd_);
     fail("emptied", error);
   }
@@ -176,6 +171,7 @@ AtomicFile::AtomicFile(const std::string& path, int64_t expected_bytes) : shown_
 
 AtomicFile::~AtomicFile() {
   if (fd_ < 0) return;
+  forget_unfinished(temp_path_);
   unlink(temp_path_.c_str());  // before the lock goes, so that nobody else's file can be meant
   close(fd_);
 }
@@ -226,6 +222,7 @@ void AtomicFile::commit() {
   flush();
   if (fsync(fd_) != 0) fail("written", errno);
   if (rename(temp_path_.c_str(), path_.c_str()) != 0) fail("renamed into place", errno);
+  forget_unfinished(temp_path_);
   close(fd_);
   fd_ = -1;
   const int folder = open(parent_path(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -239,18 +236,23 @@ void AtomicFile::commit() {
 
 FileLock::FileLock(const std::string& path, const std::function<void()>& on_wait) : path_(path) {
   fd_ = open_locked(path, false);
-  if (fd_ >= 0) return;
-  if (on_wait) on_wait();
-  fd_ = open_locked(path, true);
+  if (fd_ < 0) {
+    if (on_wait) on_wait();
+    fd_ = open_locked(path, true);
+  }
+  note_unfinished(path_);
 }
 
 std::unique_ptr<FileLock> FileLock::try_lock(const std::string& path) {
   const int fd = open_locked(path, false);
-  return fd < 0 ? nullptr : std::unique_ptr<FileLock>(new FileLock(path, fd));
+  if (fd < 0) return nullptr;
+  note_unfinished(path);
+  return std::unique_ptr<FileLock>(new FileLock(path, fd));
 }
 
 FileLock::~FileLock() {
   if (fd_ < 0) return;
+  forget_unfinished(path_);
   unlink(path_.c_str());  // while still locked: a waiter sees that its file lost its name and takes a new one
   close(fd_);
 }

@@ -172,7 +172,14 @@ std::string read_content(const std::string& path) {
     throw Error(path + ": is not a regular file").line("try", "write its content to a file first");
   std::ifstream file(path, std::ios::binary);
   if (!file) throw Error(path + ": cannot be read").line("likely", "the name is misspelt or the file is not readable");
-  std::string content(std::istreambuf_iterator<char>(file), {});
+  std::string content;
+  try {
+    content.assign(std::istreambuf_iterator<char>(file), {});
+  } catch (const std::ios_base::failure& e) {
+    throw Error(path + ": cannot be read: " + e.code().message())
+        .line("likely", "its disk fails, or it is a file of the system's that only looks like one")
+        .line("try", "copy it, and give the copy");
+  }
   if (content.compare(0, 3, "\xEF\xBB\xBF") == 0) content.erase(0, 3);  // a byte order mark
   if (content.find_first_not_of(" \t\r\n") == std::string::npos) throw Error(path + ": the data file is empty");
   return content;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "src/core/check.h"
+#include "src/core/interrupt.h"
 #include "src/core/rng.h"
 
 namespace irq {
@@ -85,7 +86,7 @@ int64_t DataLoader::steps_for_epochs(double epochs) const {
   return static_cast<int64_t>(whole) * steps(n) + steps((epochs - whole) * n);
 }
 
-std::vector<BatchSize> DataLoader::sizes(int64_t steps) const {
+void DataLoader::for_each_size(int64_t steps, const std::function<void(const BatchSize&)>& visit) const {
   std::vector<int64_t> labels(count());
   for (int64_t i = 0; i < count(); ++i) {
     const auto& trainable = examples_[i].trainable;
@@ -94,7 +95,6 @@ std::vector<BatchSize> DataLoader::sizes(int64_t steps) const {
   const auto bucket = [](int64_t n) { return (n + kRowBucket - 1) / kRowBucket * kRowBucket; };
   std::vector<int64_t> order;
   int64_t order_epoch = -1;
-  std::vector<BatchSize> result;
   int64_t sample = cursor_;
   for (int64_t step = 0; step < steps; ++step) {
     for (const int64_t end = window_end(sample); sample < end;) {
@@ -106,9 +106,15 @@ std::vector<BatchSize> DataLoader::sizes(int64_t steps) const {
       }
       size.rows = bucket(size.real_rows);
       size.label_rows = bucket(size.real_labels);
-      result.push_back(size);
+      visit(size);
+      throw_if_interrupted();
     }
   }
+}
+
+std::vector<BatchSize> DataLoader::sizes(int64_t steps) const {
+  std::vector<BatchSize> result;
+  for_each_size(steps, [&](const BatchSize& size) { result.push_back(size); });
   return result;
 }
 

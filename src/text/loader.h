@@ -2,6 +2,7 @@
 // micro-batch size, GPU count and interruptions change nothing; a sample's number counts up over the run.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "src/ops/batch.h"
@@ -40,7 +41,9 @@ class DataLoader {
 
   double epochs_done() const { return static_cast<double>(cursor_) / static_cast<double>(count()); }
   int64_t steps_for_epochs(double epochs) const;  // steps from the run's beginning that see `epochs` epochs, rounded up
-  // The micro-batches of the next `steps` steps, in order, without building them (memory planning; the cursor stays).
+  // The micro-batches of the next `steps` steps, in order, without building them (memory planning; the cursor stays). An
+  // interrupt ends it with Exit::interrupted.
+  void for_each_size(int64_t steps, const std::function<void(const BatchSize&)>& visit) const;
   std::vector<BatchSize> sizes(int64_t steps) const;
   std::vector<int64_t> epoch_order(int64_t epoch) const;  // a permutation of the examples
 

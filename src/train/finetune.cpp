@@ -9,11 +9,15 @@
 #include "src/core/interrupt.h"
 #include "src/core/progress.h"
 #include "src/io/float_pieces.h"
+#include "src/model/flops.h"
+#include "src/ops/matmul_rate.h"
 #include "src/train/finetune_run.h"
 #include "src/train/matmul_cache.h"
 
 namespace irq {
 namespace {
+
+constexpr int64_t kCeilingSide = 8192;  // of the square product that a step's rate is compared with, some 30 ms
 
 // The first tensor of a base that holds a NaN or an infinity; "" if there is none.
 template <class Source>
@@ -59,6 +63,8 @@ void Finetune::load_weights() {
 void Finetune::restore_or_init() {
   load_weights();
   const bool tune = o_.tune_matmul == "on";
+  backend_.tune_matmul(false);  // the ceiling's product is no shape of this run: nothing is to be remembered of it
+  if (backend_.device() == Device::CUDA) gemm_rate_ = square_matmul_rate(backend_, kCeilingSide);
   backend_.tune_matmul(tune);
   if (tune) load_matmul_cache(backend_);
   state_.seed = o_.seed, state_.base_hash = base_hash_, state_.identity = identity();
@@ -75,7 +81,9 @@ void Finetune::restore_or_init() {
 }
 
 // The log opens with the command that does the same run again, and so does each resumption in it.
+// A finished run that is resumed with nothing left to do keeps its log as it is.
 void Finetune::open_log() {
+  if (o_.resume && state_.finished && state_.step == steps_ && log_is_finished(out("log.jsonl"), state_.step)) return;
   log_ = std::make_unique<RunLog>(out("log.jsonl"), o_.resume, state_.step);
   log_->write("{\"command\": " + json_text(command_again()) + ", \"typed\": " + json_text(o_.command) +
               strf(", \"after_step\": %ld, \"base\": \"%016lx\", \"data\": \"%016lx\", \"device\": %s, "
@@ -114,8 +122,9 @@ double Finetune::held_out_loss() {
   const double loss = nll / static_cast<double>(std::max<int64_t>(labels, 1));
   bar.finish();
   if (!std::isfinite(loss)) fail_not_finite(strf("held-out loss after step %ld", state_.step), strf("loss %g", loss));
-  log_->write(strf("{\"step\": %ld, \"held_out_loss\": %s, \"held_out_tokens\": %ld}", state_.step,
-                   json_number(loss).c_str(), labels));
+  if (log_)
+    log_->write(strf("{\"step\": %ld, \"held_out_loss\": %s, \"held_out_tokens\": %ld}", state_.step,
+                     json_number(loss).c_str(), labels));
   return loss;
 }
 
@@ -146,12 +155,26 @@ std::string Finetune::note_timed_matmuls() {
   return std::exchange(told_timings_, true) ? "" : describe(timed);
 }
 
+double Finetune::flops(const std::vector<Batch>& window) const {
+  double rows = 0, labels = 0, squares = 0;  // of the sequences' lengths: a token sees on average half of its own one
+  for (const Batch& b : window) {
+    rows += static_cast<double>(b.real_rows), labels += static_cast<double>(b.real_labels);
+    for (const SeqRange& s : b.seqs) {
+      const double length = s.q_end - s.q_begin;
+      squares += length * length;
+    }
+  }
+  if (rows == 0) return 0;
+  const uint32_t targets = method_.lora ? parse_targets(*o_.targets) : 0;
+  return rows * model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full);
+}
+
 void Finetune::train() {
   ProgressBar bar("train", steps_, "steps", o_.quiet);
   bar.restart_clock(state_.step);
   const int64_t first = state_.step + 1;
   const double start = now_seconds();
-  double window_start = start, tokens_per_second = 0;
+  double window_start = start, tokens_per_second = 0, window_flops = 0, gemm_fraction = -1;
   int64_t window_tokens = 0;
   while (state_.step < steps_) {
     const int64_t step = state_.step + 1;
@@ -166,19 +189,16 @@ void Finetune::train() {
     state_.step = step;
     if (const std::string text = note_timed_matmuls(); !text.empty()) bar.message(text);
     if (o_.print_tape && step == first) std::printf("%s", trainer_->tape_table().c_str());
-    window_tokens += r.tokens;
+    window_tokens += r.tokens, window_flops += flops(window);
     if (const double now = now_seconds(); now - window_start > 0.5 || ends) {
       tokens_per_second = static_cast<double>(window_tokens) / (now - window_start);
-      window_start = now, window_tokens = 0;
+      if (gemm_rate_ > 0) gemm_fraction = window_flops / (now - window_start) / gemm_rate_;
+      window_start = now, window_tokens = 0, window_flops = 0;
     }
-    const StepLine line{step,
-                        steps_,
-                        r.loss,
-                        r.grad_norm,
-                        optimizer_.lr,
-                        tokens_per_second,
-                        -1,
-                        static_cast<double>(arena_->peak()),
+    const StepLine line{step,          steps_,
+                        r.loss,        r.grad_norm,
+                        optimizer_.lr, tokens_per_second,
+                        gemm_fraction, static_cast<double>(arena_->peak()),
                         bar.eta_s()};
     bar.update_text(step, format_step(line), ends);
     log_->write(
@@ -246,8 +266,9 @@ int Finetune::run() {
   const std::string planned = with_commas(plan_.peak_bytes), used = with_commas(arena_->peak());
   note(planned == used ? "memory: the planned " + planned + " bytes were the peak"
                        : "memory: planned " + planned + " bytes, used " + used);
-  log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld}", state_.step,
-                   after < 0 ? "null" : json_number(after).c_str(), arena_->peak()));
+  if (log_)
+    log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld}", state_.step,
+                     after < 0 ? "null" : json_number(after).c_str(), arena_->peak()));
   if (after >= 0)
     std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
   if (after > state_.loss_before) note(strf("note: the held-out loss rose; try --lr %g, or fewer --steps", *o_.lr / 4));

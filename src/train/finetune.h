@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "src/model/config.h"
+#include "src/text/records.h"
 
 namespace irq {
 
@@ -36,6 +38,15 @@ struct TrainOptions {
   std::string command;             // as typed, for the log
   std::vector<std::string> given;  // the flags typed: one that would have no effect is refused
 };
+
+// What fidelity 6.1 says where the command line is silent. "paper": its appendix B.4, the second column for LLaMA-30B and
+// larger; "official-script": what the released finetune.sh does for every size. Training in full is this project's own.
+struct RecipeDefaults {
+  double lr, dropout, clip, alpha;
+  int64_t rank;
+};
+RecipeDefaults recipe_defaults(const std::string& recipe, const ModelConfig& config, bool full);
+int64_t default_steps(DataForm form);  // 10,000; 20,000 for input and output (Flan v2)
 
 // Returns the process's exit status. Progress goes to stderr, results (losses before and after, paths) to stdout.
 int finetune(CheckedBackend& backend, TrainOptions options);

@@ -16,6 +16,17 @@ bool has_records(DataForm form) { return form != DataForm::text && form != DataF
 
 }  // namespace
 
+RecipeDefaults recipe_defaults(const std::string& recipe, const ModelConfig& config, bool full) {
+  const bool official = recipe == "official-script";
+  RecipeDefaults d{2e-4, 0.1, 0.3, 16, 64};
+  if (full) return {1e-3, 0, 1, d.alpha, d.rank};
+  if (is_large(config) && !official) d.lr = 1e-4, d.dropout = 0.05;
+  if (official) d.dropout = 0;
+  return d;
+}
+
+int64_t default_steps(DataForm form) { return form == DataForm::input_output ? 20'000 : 10'000; }
+
 // The one place that says which flag means nothing to which method, base and data.
 void Finetune::refuse_ignored_flags() const {
   const bool iec = method_.u1 || method_.u2, data_known = !train_.examples.empty();
@@ -37,10 +48,10 @@ void Finetune::refuse_ignored_flags() const {
 }
 
 void Finetune::resolve() {
-  const bool official = o_.recipe == "official-script";
-  if (!o_.lr) o_.lr = method_.full ? 1e-3 : is_large(config_) && !official ? 1e-4 : 2e-4;
-  if (!o_.dropout) o_.dropout = method_.full || official ? 0.0 : is_large(config_) ? 0.05 : 0.1;
-  if (!o_.clip) o_.clip = method_.full ? 1.0 : 0.3;
+  const RecipeDefaults defaults = recipe_defaults(o_.recipe, config_, method_.full);
+  if (!o_.lr) o_.lr = defaults.lr;
+  if (!o_.dropout) o_.dropout = defaults.dropout;
+  if (!o_.clip) o_.clip = defaults.clip;
   if (!o_.bits) o_.bits = quantized_ ? quantized_->format().bits : 4;
   if (o_.micro_batch == 0 || o_.micro_batch > o_.batch) o_.micro_batch = o_.batch;
   optimizer_.clip = *o_.clip;
@@ -49,8 +60,8 @@ void Finetune::resolve() {
     const std::string stem = std::filesystem::path(o_.base).stem().string();
     o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", *o_.bits) : "");
   }
-  if (!o_.rank) o_.rank = 64;
-  if (!o_.alpha) o_.alpha = 16;
+  if (!o_.rank) o_.rank = defaults.rank;
+  if (!o_.alpha) o_.alpha = defaults.alpha;
   if (!o_.targets) o_.targets = "all";
   if (!o_.iec_expand) o_.iec_expand = "interleave";
   const std::string rank = initial_ ? o_.init_adapter + strf(": its rank %ld does not fit", *o_.rank)

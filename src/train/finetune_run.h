@@ -56,6 +56,7 @@ class Finetune {
   void quantize();
   ModelPlan model_plan() const;
   void build();
+  void require_disk() const;
   Error with_advice(Error error, const ModelPlan& model, int64_t budget) const;
 
   // finetune.cpp
@@ -66,6 +67,7 @@ class Finetune {
   double held_out_loss();
   double learning_rate(int64_t step) const;
   std::string note_timed_matmuls();
+  double flops(const std::vector<Batch>& window) const;  // of one step
   void train();
   void checkpoint(bool finished);
   void save_result();
@@ -93,8 +95,9 @@ class Finetune {
   void* memory_ = nullptr;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<Trainer> trainer_;
-  std::unique_ptr<RunLog> log_;
+  std::unique_ptr<RunLog> log_;  // null where a finished run is resumed and nothing is left to do
   OptimizerConfig optimizer_;
+  double gemm_rate_ = 0;  // FLOPs per second of a large product on this GPU, 0 = not known (a CPU, no memory left)
   std::optional<TrainState> saved_;  // of the run that is resumed
   TrainState state_;
   bool told_timings_ = false, told_cache_ = false;

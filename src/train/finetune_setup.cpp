@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
+#include "src/core/disk.h"
 #include "src/core/hash.h"
 #include "src/core/progress.h"
 #include "src/train/finetune_run.h"
@@ -14,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kPlannedSteps = 1'000'000;  // batches that are looked at one by one
+constexpr int64_t kPlannedExamples = 16'000'000;  // of the run's first steps, whose batches are looked at one by one
 
 uint64_t hash_of(const std::vector<Example>& examples) {
   Hasher hasher;
@@ -25,13 +27,14 @@ uint64_t hash_of(const std::vector<Example>& examples) {
   return hasher.digest();
 }
 
-std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t steps, int64_t micro_batch) {
-  std::vector<StepShape> shapes;
-  for (const BatchSize& s : loader.sizes(std::min(steps, kPlannedSteps)))
-    shapes.push_back({s.rows, s.label_rows, micro_batch});
-  std::sort(shapes.begin(), shapes.end());
-  shapes.erase(std::unique(shapes.begin(), shapes.end()), shapes.end());
-  return shapes;
+int64_t planned_steps(int64_t steps, int64_t batch) {
+  return std::min(steps, std::max<int64_t>(kPlannedExamples / batch, 1));
+}
+
+std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t planned, int64_t micro_batch) {
+  std::set<StepShape> shapes;
+  loader.for_each_size(planned, [&](const BatchSize& s) { shapes.insert({s.rows, s.label_rows, micro_batch}); });
+  return {shapes.begin(), shapes.end()};
 }
 
 }  // namespace
@@ -73,6 +76,13 @@ void Finetune::claim_folder() {
   if (o_.overwrite) return;
   const std::string state = out("train.state");
   if (file_exists(state)) saved_ = peek_state(state);
+  std::string result;
+  for (const char* name : {"adapter.lora", "model.bin"})
+    if (result.empty() && file_exists(out(name))) result = out(name);
+  if (!saved_ && !result.empty())  // only a state can be gone on from
+    throw Error(o_.out + (o_.resume ? ": nothing to resume" : ": a finished run is there"))
+        .line("found", result + ", without the train.state that --resume goes on from")
+        .line("try", "--overwrite (start again), or another --out");
   if (o_.resume && !saved_)
     throw Error(o_.out + ": nothing to resume").line("expected", state).line("try", "without --resume");
   if (o_.resume) return;
@@ -81,11 +91,10 @@ void Finetune::claim_folder() {
     throw Error(o_.out + ": an unfinished run is there")
         .line("found", strf("%s, after step %s", state.c_str(), with_commas(saved_->step).c_str()))
         .line("try", strf(choices.c_str(), ""));
-  for (const char* result : {"adapter.lora", "model.bin"})
-    if (file_exists(out(result)))
-      throw Error(o_.out + ": a finished run is there")
-          .line("found", out(result))
-          .line("try", strf(choices.c_str(), ", with more --steps"));
+  if (!result.empty())
+    throw Error(o_.out + ": a finished run is there")
+        .line("found", result)
+        .line("try", strf(choices.c_str(), ", with more --steps"));
   if (saved_)
     throw Error(o_.out + ": a finished run is there").line("found", state).line("try", strf(choices.c_str(), ""));
 }
@@ -126,8 +135,7 @@ void Finetune::load_examples() {
 
   LoaderOptions loading{o_.batch, o_.micro_batch, o_.seed, o_.recipe == "official-script"};
   loader_ = std::make_unique<DataLoader>(train_.examples, loading, train_.chars);
-  const bool flan = train_.form == DataForm::input_output;
-  steps_ = o_.steps ? *o_.steps : o_.epochs ? loader_->steps_for_epochs(*o_.epochs) : flan ? 20000 : 10000;
+  steps_ = o_.steps ? *o_.steps : o_.epochs ? loader_->steps_for_epochs(*o_.epochs) : default_steps(train_.form);
   if (steps_ > INT32_MAX / o_.batch)
     throw Error(strf("--steps %ld with --batch %ld is too long", steps_, o_.batch), Exit::usage)
         .line("expected",
@@ -150,8 +158,9 @@ void Finetune::note_long_examples() const {
 
 // The sizes of all micro-batches of the run; the held-out examples in batches that are no larger.
 void Finetune::plan_batches() {
-  train_shapes_ = step_shapes(*loader_, std::max<int64_t>(steps_, 1), o_.micro_batch);
-  if (steps_ > kPlannedSteps) {  // behind the batches looked at: the longest examples may all meet in one
+  const int64_t planned = planned_steps(std::max<int64_t>(steps_, 1), o_.batch);
+  train_shapes_ = step_shapes(*loader_, planned, o_.micro_batch);
+  if (steps_ > planned) {  // behind the batches looked at: the longest examples may all meet in one
     std::vector<int64_t> lengths;
     for (const Example& e : train_.examples) lengths.push_back(static_cast<int64_t>(e.ids.size()));
     std::sort(lengths.rbegin(), lengths.rend());
@@ -257,6 +266,28 @@ void Finetune::build() {
   arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
   trainer_->use_graphs(o_.graphs == "on");
+  require_disk();
+}
+
+// The result and the states that this run writes, told before the first step and not at the first save. An old file stays
+// until its successor is whole.
+void Finetune::require_disk() const {
+  const auto size_of_file = [&](const char* name) {
+    std::error_code absent;
+    const auto bytes = fs::file_size(out(name), absent);
+    return absent ? int64_t{0} : static_cast<int64_t>(bytes);
+  };
+  constexpr int64_t kHeaders = 64 << 10;
+  const int64_t trained = trainer_->model().params().size(), state = 3 * trained * size_of(DType::F32) + kHeaders;
+  const int64_t width = !method_.full || o_.dtype == "f32" ? 4 : 2;
+  const int64_t result = (method_.full ? total_parameters(config_) : trained) * width + kHeaders;
+  const int64_t old_result = size_of_file(method_.full ? "model.bin" : "adapter.lora");
+  const bool saves_before_the_end = o_.save_every > 0 && steps_ > o_.save_every;
+  const int64_t old_state = saved_ || saves_before_the_end ? 0 : size_of_file("train.state");  // removed: overwritten
+  const int64_t first = saved_ || !saves_before_the_end ? 0 : state;
+  const int64_t needed = first + std::max(result, state + result - old_result) - old_state;
+  require_free_bytes(o_.out + ": " + (method_.full ? "model.bin" : "adapter.lora") + " and train.state", o_.out,
+                     needed);
 }
 
 // The largest micro-batch that fits with everything else given up already.
@@ -269,8 +300,8 @@ Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget)
   int64_t needed = 0;
   for (int64_t micro = (o_.micro_batch + 1) / 2; o_.micro_batch > 1; micro = (micro + 1) / 2) {
     const DataLoader loader(train_.examples, {o_.batch, micro, o_.seed, o_.recipe == "official-script"}, train_.chars);
-    needed = plan_memory(backend_.device(), backend_.precision(), smallest, step_shapes(loader, steps_, micro), {})
-                 .peak_bytes;
+    const auto shapes = step_shapes(loader, planned_steps(steps_, o_.batch), micro);
+    needed = plan_memory(backend_.device(), backend_.precision(), smallest, shapes, {}).peak_bytes;
     if (needed <= budget)
       return error.line("try", strf("--micro-batch %ld: the same result, %s", micro, memory_text(needed).c_str()));
     if (micro == 1) break;

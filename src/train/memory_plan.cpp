@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "src/core/interrupt.h"
 #include "src/io/load_model.h"
 
 namespace irq {
@@ -10,8 +11,7 @@ namespace irq {
 Batch hollow_batch(const StepShape& s) {
   Batch b;
   const auto rows = static_cast<size_t>(s.rows), labels = static_cast<size_t>(s.labels);
-  b.tokens.assign(rows, 0), b.positions.assign(rows, 0), b.samples.assign(rows, 0), b.row_label.assign(rows, -1);
-  b.label_rows.assign(labels, 0), b.targets.assign(labels, 0);
+  b.tokens.assign(rows, 0), b.label_rows.assign(labels, 0);
   b.seqs.assign(static_cast<size_t>(s.sequences), SeqRange{});
   b.real_rows = s.rows, b.real_labels = s.labels, b.examples = s.sequences;
   return b;
@@ -58,8 +58,14 @@ MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& mode
     }
     return keep;
   };
-  for (const StepShape& s : largest(train)) trainer.step({hollow_batch(s)}, 1, {});
-  for (const StepShape& s : largest(evaluate)) trainer.evaluate(hollow_batch(s));
+  for (const StepShape& s : largest(train)) {
+    throw_if_interrupted();
+    trainer.step({hollow_batch(s)}, 1, {});
+  }
+  for (const StepShape& s : largest(evaluate)) {
+    throw_if_interrupted();
+    trainer.evaluate(hollow_batch(s));
+  }
   plan.peak_bytes = arena.peak();
   plan.ledger = arena.ledger();
   return plan;

@@ -10,7 +10,8 @@ struct StepShape {
   auto operator<=>(const StepShape&) const = default;
 };
 StepShape shape_of(const Batch& batch);
-// A batch with the right sizes and nothing in it, for dry runs.
+// A batch with the right sizes and nothing in it, for dry runs alone: of its arrays only those that carry the sizes are
+// there (tokens, label_rows, seqs). A batch of a million examples is planned before it is found too large.
 Batch hollow_batch(const StepShape& shape);
 
 struct MemoryPlan {
@@ -29,7 +30,7 @@ struct PlanFreedom {
   bool residency = true, recompute = true;
 };
 // The fastest plan that fits: cached weights, then packed, then recompute layer by layer (gate_up, then block). Throws an
-// Error that says what would fit when nothing does.
+// Error that says what would fit when nothing does. Planning stops at an interrupt with Exit::interrupted.
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
 

@@ -1,6 +1,7 @@
 #include "src/train/quantize_base.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <future>
@@ -102,6 +103,12 @@ void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>&
   }
 }
 
+// The fewest digits that read back as x: two lambdas never share a file.
+std::string shortest(double x) {
+  char text[32];
+  return std::string(text, std::to_chars(text, text + sizeof(text), x).ptr);
+}
+
 }  // namespace
 
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
@@ -129,7 +136,8 @@ std::string cached_name(const std::string& base_path, const IrqInfo& info) {
     stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau)
-    name += strf("-icq-l%g-n%d-%s", info.icq.lambda, info.icq.n, info.icq.fp32_entropy ? "fp32" : "exact");
+    name += strf("-icq-l%s-n%d-%s", shortest(info.icq.lambda).c_str(), info.icq.n,
+                 info.icq.fp32_entropy ? "fp32" : "exact");
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 

@@ -46,6 +46,16 @@ RunLog::RunLog(const std::string& path, bool resume, int64_t resumed_step) : pat
   if (fd_ < 0) throw Error(path + ": cannot be written").line("try", "another --out folder");
 }
 
+bool log_is_finished(const std::string& path, int64_t step) {
+  if (!file_exists(path)) return false;
+  const std::string text = read_text_file(path);
+  if (text.empty() || text.back() != '\n') return false;
+  const size_t before = text.size() > 1 ? text.rfind('\n', text.size() - 2) : std::string::npos;
+  const nlohmann::json j =
+      nlohmann::json::parse(text.substr(before == std::string::npos ? 0 : before + 1), nullptr, false);
+  return j.is_object() && j.contains("finished") && j.value("step", int64_t{-1}) == step;
+}
+
 RunLog::~RunLog() {
   if (fd_ >= 0) close(fd_);
 }

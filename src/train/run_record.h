@@ -20,6 +20,9 @@ class RunLog {
   std::string path_;
 };
 
+// Does the log end with the line of a run that finished after `step`?
+bool log_is_finished(const std::string& path, int64_t step);
+
 // Where training stands, beside the arrays of the ParamStore.
 struct TrainState {
   int64_t step = 0, cursor = 0;
