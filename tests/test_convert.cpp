@@ -384,7 +384,7 @@ TEST_F(Convert, Command) {
   EXPECT_SAYS(r.err, "is a folder");
   r = run_command("irq_convert", {out, out});
   EXPECT_EQ(r.status, 2);
-  EXPECT_SAYS(r.err, "IN and OUT are one file");
+  EXPECT_SAYS(r.err, "would destroy an input of this command");
   write_bytes(in + "/model-00001-of-00002.safetensors", "short");
   r = run_command("irq_convert", {in, dir / "new.bin"});
   EXPECT_EQ(r.status, 1);

@@ -224,7 +224,7 @@ TEST_F(ExportFiles, FlagsThatMakeNoSenseTogether) {
       {{"--hf", out, "--merge"}, "--merge needs --adapter FILE"},
       {{"--adapter", lora, "--hf", out}, "add --merge"},
       {{"--hf", out, "--base-name", "x"}, "--base-name belongs to --peft"},
-      {{"--gguf", irq, "--overwrite"}, "is what is exported"},
+      {{"--gguf", irq, "--overwrite"}, "would destroy an input of this command"},
       {{"--hf", ""}, "the name of the output is empty"}};
   for (const auto& [args, part] : cases) {
     std::vector<std::string> all = {irq};

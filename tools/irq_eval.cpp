@@ -2,6 +2,7 @@
 // sequence.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <set>
 
@@ -25,6 +26,28 @@ struct Arguments {
   std::vector<std::string> logits;  // {ids, file}
   std::vector<std::string> choice;
 };
+
+// The files that a.mmlu is read from; other files may be in that folder.
+std::vector<std::string> files_of_mmlu(const std::string& folder) {
+  std::vector<std::string> paths;
+  std::error_code ignored;
+  for (const char* part : {"/dev", "/test"})
+    for (const auto& entry : std::filesystem::directory_iterator(folder + part, ignored))
+      paths.push_back(entry.path().string());
+  return paths;
+}
+
+void check_outputs(const Arguments& a) {
+  std::vector<std::string> inputs = model_files(a.model, a.adapter);
+  inputs.push_back(a.loss);
+  inputs.insert(inputs.end(), a.choice.begin(), a.choice.end());
+  if (!a.mmlu.empty())
+    for (const std::string& path : files_of_mmlu(a.mmlu)) inputs.push_back(path);
+  if (!a.json.empty()) refuse_overwriting(a.json, inputs);
+  if (a.logits.empty()) return;
+  refuse_overwriting(a.logits[1], inputs);
+  if (a.logits[1] == a.json) throw Error("--json and --logits name one file: " + a.json, Exit::usage);
+}
 
 // A loaded task file's name: what stands in front of the last dot.
 std::string task_name(const std::string& path) {
@@ -206,6 +229,7 @@ void write_logits(const Cli& cli, ModelSession& session, const std::vector<int32
 
 int evaluate(const Arguments& a, Cli& cli) {
   check_arguments(a, cli);
+  check_outputs(a);
   const auto backend = cli.backend();
   ModelSession session(*backend, a.model, a.adapter);
   const ModelConfig& config = session.config();

@@ -1,7 +1,6 @@
 // irq_export MODEL: a model or its adapter for other programs.
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 
 #include "src/io/export.h"
 #include "tools/session.h"
@@ -31,10 +30,10 @@ void check_arguments(const Arguments& a, const Cli& cli) {
     throw wrong("--adapter is of no use here: add --merge, or write it with --peft DIR");
   if (peft && cli.given("--dtype")) throw wrong("--dtype: an adapter is always written in f32");
   if (!peft && cli.given("--base-name")) throw wrong("--base-name belongs to --peft");
-  std::error_code ignored;
-  for (const std::string& in : {a.model, a.adapter})
-    if (!in.empty() && std::filesystem::equivalent(in, a.out(), ignored))
-      throw wrong(a.out() + " is what is exported: name another output");
+  const std::vector<std::string> inputs = model_files(a.model, a.adapter);
+  if (a.gguf.empty()) refuse_overwriting_folder(a.out(), inputs);
+  refuse_overwriting(a.out(), inputs);
+  if (!a.gguf.empty() && a.options.overwrite) refuse_replacing(a.gguf, FileKind::gguf);
 }
 
 // How the result is loaded, as lines of Python or a command.

@@ -50,6 +50,13 @@ std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path
   return path.empty() ? nullptr : open_tokenizer(path, legacy);
 }
 
+std::vector<std::string> model_files(const std::string& model, const std::string& adapter) {
+  std::vector<std::string> files = tokenizer_paths(model);
+  for (const std::string& path : {model, adapter})
+    if (!path.empty()) files.push_back(path);
+  return files;
+}
+
 ByteProgress byte_progress(ProgressBar& bar) {
   return [&bar](int64_t done, int64_t all) {
     throw_if_interrupted();

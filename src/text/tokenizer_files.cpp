@@ -59,6 +59,16 @@ std::string tokenizer_config_path(const std::string& tokenizer_path) {
   return "";
 }
 
+std::vector<std::string> tokenizer_paths(const std::string& model_path) {
+  const std::string tokenizer = find_tokenizer(model_path);
+  std::vector<std::string> paths;
+  if (tokenizer.empty()) return paths;
+  for (const std::string& path :
+       {tokenizer, tokenizer_config_path(tokenizer), parent_path(tokenizer) + "/chat_template.jinja"})
+    if (is_file(path)) paths.push_back(path);
+  return paths;
+}
+
 std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, std::optional<bool> legacy) {
   const std::string path = find_tokenizer(model_path);
   if (!path.empty()) return open_tokenizer(path, legacy);

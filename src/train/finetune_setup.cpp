@@ -60,8 +60,17 @@ void Finetune::open_base_file() {
   }
 }
 
+// --overwrite takes nothing that the run itself reads.
+void Finetune::refuse_own_inputs() const {
+  std::vector<std::string> inputs = tokenizer_paths(o_.base);
+  for (const std::string& path : {o_.base, find_data(), o_.eval_data, o_.init_adapter}) inputs.push_back(path);
+  for (const char* name : {method_.full ? "model.bin" : "adapter.lora", "train.state", "log.jsonl"})
+    refuse_overwriting(out(name), inputs);
+}
+
 // A finished run is never overwritten by accident, an unfinished one neither.
 void Finetune::claim_folder() {
+  refuse_own_inputs();
   std::error_code failed;
   for (fs::path p = o_.out; !p.empty() && !fs::exists(p, failed); p = p.parent_path()) made_folders_.push_back(p);
   fs::create_directories(o_.out, failed);
