@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "src/core/file.h"
+#include "src/core/ignored_flags.h"
 #include "src/io/export.h"
 #include "tools/session.h"
 
@@ -24,12 +26,11 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.out().empty()) throw wrong("the name of the output is empty");
   const bool peft = cli.given("--peft"), adapter = cli.given("--adapter");
   if (peft && !adapter) throw wrong("--peft writes an adapter: --adapter FILE is missing");
-  if (peft && a.merge) throw wrong("--merge puts the adapter into the weights; --peft writes the adapter alone");
   if (a.merge && !adapter) throw wrong("--merge needs --adapter FILE");
-  if (adapter && !peft && !a.merge)
-    throw wrong("--adapter is of no use here: add --merge, or write it with --peft DIR");
-  if (peft && cli.given("--dtype")) throw wrong("--dtype: an adapter is always written in f32");
-  if (!peft && cli.given("--base-name")) throw wrong("--base-name belongs to --peft");
+  refuse_ignored(cli.given_flags(), {{peft, {"--merge"}, "--peft writes the adapter alone"},
+                                     {peft, {"--dtype"}, "an adapter is always written in f32"},
+                                     {!peft && !a.merge, {"--adapter"}, "add --merge, or write it with --peft DIR"},
+                                     {!peft, {"--base-name"}, "--base-name belongs to --peft"}});
   const std::vector<std::string> inputs = model_files(a.model, a.adapter);
   if (a.gguf.empty()) refuse_overwriting_folder(a.out(), inputs);
   refuse_overwriting(a.out(), inputs);
