@@ -1,6 +1,7 @@
 // irq_eval MODEL: what a model is worth. The loss on a data file; multiple-choice questions; MMLU; the logits of a given
 // sequence.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <functional>
@@ -223,6 +224,13 @@ void run_loss(const Cli& cli, ModelSession& session, const LoadedData& data, con
 
 void write_logits(const Cli& cli, ModelSession& session, const std::vector<int32_t>& ids, const std::string& path) {
   const std::vector<float> logits = session.logits(every_position(ids));
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (!std::isfinite(logits[i]))
+      throw Error("the logits are not numbers")
+          .line("found", strf("%g at position %zu", static_cast<double>(logits[i]),
+                              i / static_cast<size_t>(session.config().vocab)))
+          .line("likely", "NaN or infinite values in the model or its adapter, or an overflow")
+          .line("try", "./irq_inspect " + shell_quoted(session.path()) + "    says whether the file holds such values");
   write_npy(path, {static_cast<int64_t>(ids.size()), session.config().vocab}, logits);
   cli.note(strf("%s: logits (%zu, %ld) f32", path.c_str(), ids.size(), session.config().vocab));
 }

@@ -68,7 +68,11 @@ void refuse_replacing(const std::string& out, FileKind kind) {
   Error e(out + ": is there already, and is not " + describe(kind), Exit::usage);
   e.line("found", describe(found));
   if (found != FileKind::folder) e.line("try", "rm " + shell_quoted(out) + "    if nobody needs it, or another name");
-  else e.line("try", "a name in it: " + out + (out.ends_with('/') ? "" : "/") + "model" + (kind == FileKind::quantized ? ".irq" : kind == FileKind::gguf ? ".gguf" : ".bin"));
+  else
+    e.line("try", "a name in it: " + out + (out.ends_with('/') ? "" : "/") + "model" +
+                      (kind == FileKind::quantized ? ".irq"
+                       : kind == FileKind::gguf    ? ".gguf"
+                                                   : ".bin"));
   throw e;
 }
 

@@ -38,6 +38,11 @@ std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t steps, int6
 
 void Finetune::open_base_file() {
   const FileKind kind = sniff(o_.base);
+  if (kind == FileKind::adapter)
+    throw Error(o_.base + ": not " + describe(FileKind::base))
+        .line("found", describe(kind))
+        .line("likely", "an adapter given in the model's place")
+        .line("try", "give the base model first, then --init-adapter " + shell_quoted(o_.base) + " to start from it");
   if (kind == FileKind::quantized) {
     quantized_ = std::make_unique<IrqReader>(o_.base);
     config_ = quantized_->config();
