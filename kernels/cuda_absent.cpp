@@ -3,7 +3,7 @@
 
 namespace irq {
 
-std::string cuda_unavailable_reason() { return "this build leaves CUDA out (CUDA=0, or no nvcc when it was built)"; }
+std::string cuda_unavailable_reason() { return "built without CUDA (CUDA=0, or no nvcc)"; }
 
 std::unique_ptr<Backend> make_cuda_backend(Precision) {
   throw Error("no usable GPU")

@@ -131,6 +131,12 @@ TEST(TokenizerFiles, JsonIsFoundAndCarried) {
   EXPECT_EQ(require_tokenizer(folder.name("to/x.irq"))->eos(), 2);
   EXPECT_EQ(require_tokenizer(folder.name("to/x.irq"))->chat_template(), "T");
   EXPECT_EQ(carry_tokenizer(folder.name("from/llama.bin"), folder.name("to/x.irq")), "");
+  // A tokenizer that is named after its model has a template of that name.
+  folder.write("own/m.tokenizer.json", read_text_file(json));
+  folder.write("own/chat_template.jinja", "another's");
+  EXPECT_EQ(require_tokenizer(folder.name("own/m.bin"))->chat_template(), "");
+  folder.write("own/m.chat_template.jinja", "own");
+  EXPECT_EQ(require_tokenizer(folder.name("own/m.bin"))->chat_template(), "own");
   // Of the same name the SentencePiece model wins; a model's own file wins over the folder's.
   const std::string own = folder.write("from/llama.tokenizer.json", "{}");
   EXPECT_EQ(find_tokenizer(folder.name("from/llama.bits4.irq")), own);

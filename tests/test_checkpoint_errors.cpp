@@ -104,6 +104,25 @@ TEST_F(ErrorText, NewerVersion) {
             "  try     : update these tools (git pull && make)");
 }
 
+TEST_F(ErrorText, TiedIsZeroOrOne) {
+  for (const int32_t tied : {2, -1}) {
+    forge("m.bin", {{24, tied}});
+    EXPECT_EQ(base_error(), strf("m.bin: the header's flag for a tied head is neither 0 nor 1\n  found   : %d", tied));
+  }
+}
+
+TEST_F(ErrorText, WhatIsThereIsReplacedByItsOwnKindOnly) {
+  write_bytes("empty", "");
+  write_bytes("train.json", "{}");
+  for (const char* free : {"m.bin", "empty", "absent"}) EXPECT_NO_THROW(refuse_replacing(free, FileKind::base)) << free;
+  EXPECT_EQ(error_of([] { refuse_replacing("train.json", FileKind::base); }),
+            "train.json: is there already, and is not a base model (.bin)\n  found   : a JSON file\n"
+            "  try     : rm train.json    if nobody needs it, or another name");
+  EXPECT_NE(error_of([] { refuse_replacing("m.bin", FileKind::quantized); }), "");
+  EXPECT_NE(error_of([] { refuse_replacing(".", FileKind::gguf); }).find("try     : a name in it: ./model.gguf"),
+            std::string::npos);
+}
+
 TEST_F(ErrorText, OtherKindsOfFiles) {
   const std::string convert = "  likely  : the model has not been converted yet\n  try     : ./irq_convert ";
   write_bytes("model.safetensors", std::string("\x10\0\0\0\0\0\0\0{\"a\":           }", 24));

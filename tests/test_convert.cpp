@@ -301,8 +301,10 @@ TEST_F(Convert, TokenizerTravels) {
   write_bytes(in + "/tokenizer.json", "{\"a\": 1}");
   write_bytes(in + "/tokenizer_config.json", "{}");
   write_bytes(in + "/special_tokens_map.json", "{}");
+  write_bytes(in + "/chat_template.jinja", "T");
   run();
   EXPECT_EQ(read_bytes(dir / "tokenizer.json"), "{\"a\": 1}");
+  EXPECT_EQ(read_bytes(dir / "chat_template.jinja"), "T");
   EXPECT_EQ(read_bytes(dir / "tokenizer_config.json"), "{}");
   EXPECT_FALSE(std::filesystem::exists(dir / "special_tokens_map.json"));
   EXPECT_TRUE(run().notes.empty());  // they are there already
@@ -312,6 +314,7 @@ TEST_F(Convert, TokenizerTravels) {
   EXPECT_EQ(read_bytes(dir / "tokenizer.json"), "{\"other\": 1}");
   EXPECT_EQ(read_bytes(dir / "m.tokenizer.json"), "{\"a\": 1}");
   EXPECT_EQ(read_bytes(dir / "m.tokenizer_config.json"), "{}");
+  EXPECT_EQ(read_bytes(dir / "m.chat_template.jinja"), "T");
   // The own names are found first: they must be right even where the folder's agree again.
   write_bytes(dir / "tokenizer.json", "{\"a\": 2}");
   write_bytes(in + "/tokenizer.json", "{\"a\": 2}");
@@ -379,12 +382,12 @@ TEST_F(Convert, Command) {
   expect_holds(out, c, tensors, DType::BF16, DType::F32);
   EXPECT_EQ(run_command("irq_convert", {in, out, "--dtype", "f8"}).status, 2);
   EXPECT_SAYS(run_command("irq_convert", {in, dir / "m.irq"}).err, "irq_quantize");
-  r = run_command("irq_convert", {in, dir.path()});
-  EXPECT_EQ(r.status, 2);
-  EXPECT_SAYS(r.err, "is a folder");
+  EXPECT_SAYS(run_command("irq_convert", {in, dir.path()}).err, "is a folder");
   r = run_command("irq_convert", {out, out});
   EXPECT_EQ(r.status, 2);
-  EXPECT_SAYS(r.err, "IN and OUT are one file");
+  EXPECT_SAYS(r.err, "would destroy an input of this command");
+  r = run_command("irq_convert", {in, in + "/config.json"});  // what is there already and is no base model stays
+  EXPECT_SAYS(r.err, "config.json: is there already, and is not a base model (.bin)\n  found   : a JSON file\n");
   write_bytes(in + "/model-00001-of-00002.safetensors", "short");
   r = run_command("irq_convert", {in, dir / "new.bin"});
   EXPECT_EQ(r.status, 1);

@@ -289,6 +289,35 @@ TEST_F(EvalCommand, LogitsOfEveryPosition) {
   EXPECT_EQ(std::vector<float>(file.as<float>(), file.as<float>() + file.count()), expected);
 }
 
+// No output replaces what is read, the tokenizer beside the model included.
+TEST_F(EvalCommand, InputsStay) {
+  const std::string tokenizer = folder.write("tokenizer.model", "T"), before = read_text(bin), text = read_text(data);
+  for (const std::string& out : {bin, data, tokenizer}) {
+    for (const CommandResult& r :
+         {run({bin, "--loss", data, "--json", out}), run({bin, "--loss", data, "--logits", "1,2", out})}) {
+      EXPECT_EQ(r.status, 2) << out;
+      EXPECT_CONTAINS(r.err, out + ": writing it would destroy an input of this command");
+    }
+  }
+  EXPECT_EQ(run_command("irq_inspect", {bin, "--dump", "layers.0.wq", bin}).status, 2);
+  EXPECT_EQ(run_command("irq_inspect", {bin, "--dump", "layers.0.wq", tokenizer}).status, 2);
+  EXPECT_EQ(read_text(bin), before);
+  EXPECT_EQ(read_text(data), text);
+  EXPECT_EQ(read_text(tokenizer), "T");
+}
+
+TEST_F(EvalCommand, NotANumberIsNoResult) {
+  auto weights = random_weights(eval_config(), 1);
+  weights["norm"][3] = std::nanf("");
+  write_weights(bin, eval_config(), weights);
+  const CommandResult r = run({bin, "--logits", "1,2", folder.name("l.npy")});
+  EXPECT_EQ(r.status, 1);
+  EXPECT_CONTAINS(r.err, "the logits are not numbers\n  found   : nan at position 0\n");
+  EXPECT_FALSE(std::filesystem::exists(folder.name("l.npy")));
+  const CommandResult inspected = run_command("irq_inspect", {bin});
+  EXPECT_CONTAINS(inspected.out, "  values   : 1 are NaN or infinite, the first in norm: the file cannot be used\n");
+}
+
 TEST_F(EvalCommand, SaysWhatIsWrong) {
   const auto fails = [&](std::vector<std::string> args, int status, const std::string& text) {
     const CommandResult r = run(std::move(args));
@@ -298,6 +327,8 @@ TEST_F(EvalCommand, SaysWhatIsWrong) {
   fails({bin}, 2, "nothing to evaluate");
   fails({bin, "--logits", "1,2", folder.name("x.npy"), "--window", "3"}, 2, "belong to --loss");
   fails({bin, "--logits", "1,300", folder.name("x.npy")}, 2, "ids from 0 to 258");
+  for (const char* empty : {"1,,2", ",1", "1,", "1, ,2"})
+    fails({bin, "--logits", empty, folder.name("x.npy")}, 2, "an empty element in the list");
   fails({bin, "--logits", "1,b", folder.name("x.npy")}, 2, "'b' is not a token id");
   fails({bin, "--loss", data, "--window", "10", "--stride", "11"}, 2, "more than the window");
   fails({bin, "--loss", folder.write("t.txt", "some text")}, 1, "need the model's tokenizer");

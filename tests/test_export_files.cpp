@@ -183,6 +183,10 @@ TEST_F(ExportFiles, TheTokenizerGoesAlong) {
   write_bytes(dir_ / "m.tokenizer_config.json", "{\"legacy\": false}");
   export_hugging_face(source, dir_ / "hf", {.overwrite = true});
   EXPECT_EQ(json_of(dir_ / "hf/tokenizer_config.json"), nlohmann::json({{"legacy", false}}));
+  write_bytes(dir_ / "m.chat_template.jinja", "T");
+  export_hugging_face(source, dir_ / "hf", {.overwrite = true});
+  export_hugging_face(source, dir_ / "hf", {.overwrite = true});  // a template is no foreign file
+  EXPECT_EQ(read_bytes(dir_ / "hf/chat_template.jinja"), "T");
 
   EXPECT_TRUE(export_gguf(source, dir_ / "m.gguf", {}).notes.empty());
   const std::string file = read_bytes(dir_ / "m.gguf");
@@ -224,7 +228,7 @@ TEST_F(ExportFiles, FlagsThatMakeNoSenseTogether) {
       {{"--hf", out, "--merge"}, "--merge needs --adapter FILE"},
       {{"--adapter", lora, "--hf", out}, "add --merge"},
       {{"--hf", out, "--base-name", "x"}, "--base-name belongs to --peft"},
-      {{"--gguf", irq, "--overwrite"}, "is what is exported"},
+      {{"--gguf", irq, "--overwrite"}, "would destroy an input of this command"},
       {{"--hf", ""}, "the name of the output is empty"}};
   for (const auto& [args, part] : cases) {
     std::vector<std::string> all = {irq};

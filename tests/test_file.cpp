@@ -115,6 +115,24 @@ TEST(MappedFile, SaysWhatIsWrong) {
   EXPECT_EQ(error_of([&] { MappedFile f("/dev/null"); }), "/dev/null: is not a regular file");
 }
 
+TEST(File, NoOutputReplacesAnInput) {
+  ScratchDir dir;
+  write_bytes(dir / "m.bin", "model");
+  write_bytes(dir / "o.tmp", "model");
+  std::filesystem::create_symlink(dir / "m.bin", dir / "link");
+  std::filesystem::create_directory(dir / "sub");
+  write_bytes(dir / "sub/x", "data");
+  const std::vector<std::string> inputs = {"", dir / "absent", dir / "o.tmp", dir / "sub/x", dir / "m.bin"};
+  for (const char* out : {"m.bin", "link", "sub/../m.bin", "sub/x", "o", "o.tmp"}) {
+    const std::string text = error_of([&] { refuse_overwriting(dir / out, inputs); });
+    EXPECT_NE(text.find("would destroy an input"), std::string::npos) << out << ": " << text;
+  }
+  for (const char* out : {"new", "sub", "sub/new", "m.bin2"}) EXPECT_NO_THROW(refuse_overwriting(dir / out, inputs));
+  EXPECT_THROW(refuse_overwriting_folder(dir / "sub", inputs), Error);
+  EXPECT_THROW(refuse_overwriting_folder(dir.path(), inputs), Error);
+  EXPECT_NO_THROW(refuse_overwriting_folder(dir / "new", inputs));
+}
+
 TEST(AtomicFile, AppearsWholeOrNotAtAll) {
   ScratchDir dir;
   const std::string path = dir / "f", big = random_bytes(3 << 20, 6);

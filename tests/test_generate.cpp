@@ -338,6 +338,20 @@ TEST(GenerateCommand, TextWithTheTokenizerBesideTheModel) {
   const std::string stop = text.out.substr(6, 4);
   const CommandResult cut = generate({folder.name("m.bin"), "--prompt", "A cat", "--max-tokens", "12", "--stop", stop});
   EXPECT_EQ(cut.out, text.out.substr(0, text.out.find(stop)) + "\n");
+  // The same with ids: the token that completes the stop string is the last one.
+  const CommandResult cut_ids = generate(
+      {folder.name("m.bin"), "--ids", joined(tokenizer->encode("A cat", true)), "--max-tokens", "12", "--stop", stop});
+  EXPECT_EQ(cut_ids.status, 0) << cut_ids.err;
+  ASSERT_LT(cut_ids.out.size(), ids.out.size());
+  std::string prefix = cut_ids.out;
+  prefix.pop_back();
+  EXPECT_EQ(ids.out.substr(0, prefix.size()), prefix);
+  all = tokenizer->encode("A cat", true);
+  std::stringstream cut_list(prefix);
+  for (std::string id; std::getline(cut_list, id, ',');) all.push_back(std::stoi(id));
+  EXPECT_CONTAINS(tokenizer->decode(all), stop);
+  all.pop_back();
+  EXPECT_EQ(tokenizer->decode(all).find(stop, 5), std::string::npos);
   // --chat is the Alpaca prompt, spelled out.
   const CommandResult chat = generate({folder.name("m.bin"), "--chat", "--prompt", "Say hello.", "--max-tokens", "8"});
   const CommandResult spelled = generate(

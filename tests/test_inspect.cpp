@@ -173,6 +173,33 @@ TEST(Inspect, AdviceForOtherFiles) {
   }
 }
 
+TEST(Inspect, JsonLines) {
+  const ScratchDir dir;
+  write_bytes(dir / "log.jsonl", "{\"command\": \"./irq_train\", \"trained_parameters\": 5}\n{\"step\": 1}\n");
+  std::string text = error_of([&] { inspect_summary(dir / "log.jsonl"); });
+  EXPECT_NE(text.find("found   : JSON lines: the log of a run of irq_train\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("./irq_inspect " + (dir / "adapter.lora")), std::string::npos) << text;
+  write_bytes(dir / "d.json", "{\"input\": \"a\", \"output\": \"b\"}\n{\"input\": \"a\", \"output\": \"b\"}\n");
+  text = error_of([&] { inspect_summary(dir / "d.json"); });
+  EXPECT_NE(text.find("try     : ./irq_train BASE --data " + (dir / "d.json")), std::string::npos) << text;
+}
+
+TEST(Inspect, CountsWhatIsNotFinite) {
+  const ScratchDir dir;
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+    BaseWriter w(dir / "m.bin", small_config(), dtype);
+    while (const TensorSpec* t = w.next()) {
+      std::vector<unsigned char> bytes(static_cast<size_t>(t->bytes()));  // zeros; all bits set is NaN in each type
+      if (t->name == "layers.1.wk") std::fill_n(bytes.begin() + 3 * size_of(t->dtype), 2 * size_of(t->dtype), 0xff);
+      if (t->name == "norm") std::fill_n(bytes.end() - size_of(t->dtype), size_of(t->dtype), 0xff);
+      w.write(std::string(t->name), bytes.data(), t->bytes());
+    }
+    w.finish();
+    const std::string text = inspect_summary(dir / "m.bin");
+    EXPECT_NE(text.find("  values   : 3 are NaN or infinite, the first in layers.1.wk: "), std::string::npos) << text;
+  }
+}
+
 // ---- dumps -----------------------------------------------------------------------------------------------------------
 
 class Dump : public ::testing::Test {

@@ -145,6 +145,29 @@ TEST(Progress, ResumedRunCountsFromItsStart) {
   EXPECT_NEAR(p.eta_s(), 90, 1e-6);
 }
 
+// Whole items go, the least important first; the end of the line stays.
+TEST(Progress, StepLineFitsTheTerminal) {
+  StepLine s;
+  s.step = 120, s.steps = 10000, s.loss = 1.134, s.grad_norm = 0.41, s.lr = 2e-4;
+  s.tokens_per_second = 20412, s.gemm_fraction = 0.74, s.memory_bytes = 14.1e9, s.eta_seconds = 822;
+  const std::pair<int, const char*> cases[] = {
+      {80, "step 120/10000 | loss 1.134 | grad 0.41 | 20,412 tok/s | 14.1 GB | eta 0:13:42"},
+      {75, "step 120/10000 | loss 1.134 | grad 0.41 | 20,412 tok/s | eta 0:13:42"},
+      {60, "step 120/10000 | loss 1.134 | 20,412 tok/s | eta 0:13:42"},
+      {45, "step 120/10000 | loss 1.134 | eta 0:13:42"},
+      {30, "step 120/10000 | eta 0:13:42"},
+      {20, "step 120/10000 | et"}};
+  for (const auto& [width, line] : cases) {
+    Screen screen;
+    screen.width = width;
+    ProgressBar p("train", 10000, "steps", screen.target(ProgressStyle::bar));
+    screen.now += 1;
+    p.update_text(120, format_step(s));
+    EXPECT_NE(screen.text().find(std::string("\r") + line + "\x1b[K"), std::string::npos) << screen.text();
+    p.finish();
+  }
+}
+
 TEST(Progress, TextIsCutToTheWindow) {
   Screen screen;
   screen.width = 20;

@@ -196,6 +196,15 @@ TEST(QuantizeTool, Refusals) {
   const std::string in = dir / "tiny.bin", before = read_text(in);
   EXPECT_EQ(run_command("irq_quantize", {in, in}).status, 2);
   EXPECT_EQ(read_text(in), before);
+  std::ofstream(dir / "train.json") << "[1]";
+  const CommandResult foreign = run_command("irq_quantize", {in, dir / "train.json"});
+  EXPECT_EQ(foreign.status, 2);
+  EXPECT_EQ(foreign.err, "irq_quantize: " + (dir / "train.json") +
+                             ": is there already, and is not a quantized base model (.irq)\n"
+                             "  found   : a file of no kind known here\n"
+                             "  try     : rm " +
+                             (dir / "train.json") + "    if nobody needs it, or another name\n");
+  EXPECT_EQ(read_text(dir / "train.json"), "[1]");
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "o.irq", "--no-icq", "--n", "5"}).status, 2);
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "o.irq", "--bits", "3", "--entropy", "fp32"}).status, 2);
   EXPECT_EQ(run_command("irq_quantize", {in, dir / "no/such/dir/o.irq", "--device", "cpu"}).status, 1);

@@ -108,7 +108,12 @@ TEST_F(TrainErrors, Bases) {
   expect_part(with_base(dir_ / "run/adapter.lora", {"--overwrite"}),
               (dir_ / "run/adapter.lora") +
                   ": not a base model (.bin)\n  found   : an adapter (.lora)\n  likely  : an adapter given in the "
-                  "model's place");
+                  "model's place\n  try     : give the base model first, then --init-adapter ");
+  // --overwrite takes nothing that the run reads.
+  const std::string adapter = read_bytes(dir_ / "run/adapter.lora");
+  expect_part(train(out + Args{"--overwrite", "--init-adapter", dir_ / "run/adapter.lora"}),
+              (dir_ / "run/adapter.lora") + ": writing it would destroy an input of this command", 2);
+  EXPECT_EQ(read_bytes(dir_ / "run/adapter.lora"), adapter);
 
   const CommandResult quantized = run_command("irq_quantize", {shared("model.bin"), dir_ / "m.irq", "--device", "cpu"});
   ASSERT_EQ(quantized.status, 0) << quantized.err;

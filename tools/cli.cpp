@@ -348,12 +348,15 @@ std::unique_ptr<CheckedBackend> Cli::backend() {
     throw Error("--precision bf16 needs a GPU", Exit::usage).line("expected", "f32 or auto on a CPU");
   if (precision_ == "f32" && made->precision().storage != DType::F32)
     made = make_backend(made->device(), Precision{DType::F32, DType::F32});
-  std::string line = tool_ + " " + kVersion + " | " + made->describe();
+  std::string line = tool_ + " " + kVersion;
+  const auto add = [&](const std::string& item) {  // on a new line where it does not fit into 80 columns
+    const size_t used = line.size() - (line.rfind('\n') + 1);
+    line += (used + 3 + item.size() <= 80 ? " | " : "\n  ") + item;
+  };
   const std::string no_cuda = cuda_unavailable_reason(), no_nccl = nccl_unavailable_reason();
-  if (precision_ == "f32" && made->device() == Device::CUDA) line += ", computing in f32";
-  if (made->device() == Device::CPU)
-    line += " | " + (no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
-  line += no_nccl.empty() ? " | NCCL" : " | " + no_nccl;
+  add(made->describe() + (precision_ == "f32" && made->device() == Device::CUDA ? ", computing in f32" : ""));
+  if (made->device() == Device::CPU) add(no_cuda.empty() ? "the GPU is left alone (--device cpu)" : no_cuda);
+  add(no_nccl.empty() ? "NCCL" : no_nccl);
   note(line);
   return made;
 }

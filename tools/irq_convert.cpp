@@ -18,7 +18,7 @@ struct Arguments {
 
 void check_arguments(const Arguments& a) {
   std::error_code ignored;
-  if (fs::equivalent(a.in, a.out, ignored)) throw Error(a.out + ": IN and OUT are one file", Exit::usage);
+  if (!fs::is_directory(a.in, ignored)) refuse_overwriting(a.out, {a.in});
   if (fs::is_directory(a.out, ignored))
     throw Error(a.out + ": is a folder", Exit::usage)
         .line("expected", "the name of the file to write")
@@ -50,6 +50,7 @@ int convert_nf4(const Arguments& a, const Cli& cli) {
     throw usage_error(cli.tool(), "--dtype " + a.dtype + ": a model in NF4 is taken over as it is, codes and scales");
   BitsandbytesFolder folder(a.in);
   print_notes(folder.notes(), folder.side_files(), cli);
+  refuse_replacing(a.out, FileKind::quantized);
   if (!a.out.ends_with(".irq"))
     cli.note("note: " + a.out + " will be a quantized base; such a file is better named .irq");
   ProgressBar bar("convert", 0, "B", cli.quiet());
@@ -71,6 +72,7 @@ int run(const Arguments& a, const Cli& cli) {
         .line("try", "./irq_convert " + shell_quoted(a.in) + " model.bin    then    ./irq_quantize model.bin " +
                          shell_quoted(a.out));
   const auto in = open_import(a.in);
+  refuse_replacing(a.out, FileKind::base);
   print_notes(in->notes(), in->side_files(), cli);
   std::optional<DType> dtype;
   for (const DType t : {DType::F32, DType::F16, DType::BF16})

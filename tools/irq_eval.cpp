@@ -1,7 +1,9 @@
 // irq_eval MODEL: what a model is worth. The loss on a data file; multiple-choice questions; MMLU; the logits of a given
 // sequence.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <set>
 
@@ -25,6 +27,28 @@ struct Arguments {
   std::vector<std::string> logits;  // {ids, file}
   std::vector<std::string> choice;
 };
+
+// The files that a.mmlu is read from; other files may be in that folder.
+std::vector<std::string> files_of_mmlu(const std::string& folder) {
+  std::vector<std::string> paths;
+  std::error_code ignored;
+  for (const char* part : {"/dev", "/test"})
+    for (const auto& entry : std::filesystem::directory_iterator(folder + part, ignored))
+      paths.push_back(entry.path().string());
+  return paths;
+}
+
+void check_outputs(const Arguments& a) {
+  std::vector<std::string> inputs = model_files(a.model, a.adapter);
+  inputs.push_back(a.loss);
+  inputs.insert(inputs.end(), a.choice.begin(), a.choice.end());
+  if (!a.mmlu.empty())
+    for (const std::string& path : files_of_mmlu(a.mmlu)) inputs.push_back(path);
+  if (!a.json.empty()) refuse_overwriting(a.json, inputs);
+  if (a.logits.empty()) return;
+  refuse_overwriting(a.logits[1], inputs);
+  if (a.logits[1] == a.json) throw Error("--json and --logits name one file: " + a.json, Exit::usage);
+}
 
 // A loaded task file's name: what stands in front of the last dot.
 std::string task_name(const std::string& path) {
@@ -200,12 +224,20 @@ void run_loss(const Cli& cli, ModelSession& session, const LoadedData& data, con
 
 void write_logits(const Cli& cli, ModelSession& session, const std::vector<int32_t>& ids, const std::string& path) {
   const std::vector<float> logits = session.logits(every_position(ids));
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (!std::isfinite(logits[i]))
+      throw Error("the logits are not numbers")
+          .line("found", strf("%g at position %zu", static_cast<double>(logits[i]),
+                              i / static_cast<size_t>(session.config().vocab)))
+          .line("likely", "NaN or infinite values in the model or its adapter, or an overflow")
+          .line("try", "./irq_inspect " + shell_quoted(session.path()) + "    says whether the file holds such values");
   write_npy(path, {static_cast<int64_t>(ids.size()), session.config().vocab}, logits);
   cli.note(strf("%s: logits (%zu, %ld) f32", path.c_str(), ids.size(), session.config().vocab));
 }
 
 int evaluate(const Arguments& a, Cli& cli) {
   check_arguments(a, cli);
+  check_outputs(a);
   const auto backend = cli.backend();
   ModelSession session(*backend, a.model, a.adapter);
   const ModelConfig& config = session.config();

@@ -1,8 +1,9 @@
 // irq_export MODEL: a model or its adapter for other programs.
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 
+#include "src/core/file.h"
+#include "src/core/ignored_flags.h"
 #include "src/io/export.h"
 #include "tools/session.h"
 
@@ -25,16 +26,15 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.out().empty()) throw wrong("the name of the output is empty");
   const bool peft = cli.given("--peft"), adapter = cli.given("--adapter");
   if (peft && !adapter) throw wrong("--peft writes an adapter: --adapter FILE is missing");
-  if (peft && a.merge) throw wrong("--merge puts the adapter into the weights; --peft writes the adapter alone");
   if (a.merge && !adapter) throw wrong("--merge needs --adapter FILE");
-  if (adapter && !peft && !a.merge)
-    throw wrong("--adapter is of no use here: add --merge, or write it with --peft DIR");
-  if (peft && cli.given("--dtype")) throw wrong("--dtype: an adapter is always written in f32");
-  if (!peft && cli.given("--base-name")) throw wrong("--base-name belongs to --peft");
-  std::error_code ignored;
-  for (const std::string& in : {a.model, a.adapter})
-    if (!in.empty() && std::filesystem::equivalent(in, a.out(), ignored))
-      throw wrong(a.out() + " is what is exported: name another output");
+  refuse_ignored(cli.given_flags(), {{peft, {"--merge"}, "--peft writes the adapter alone"},
+                                     {peft, {"--dtype"}, "an adapter is always written in f32"},
+                                     {!peft && !a.merge, {"--adapter"}, "add --merge, or write it with --peft DIR"},
+                                     {!peft, {"--base-name"}, "--base-name belongs to --peft"}});
+  const std::vector<std::string> inputs = model_files(a.model, a.adapter);
+  if (a.gguf.empty()) refuse_overwriting_folder(a.out(), inputs);
+  refuse_overwriting(a.out(), inputs);
+  if (!a.gguf.empty() && a.options.overwrite) refuse_replacing(a.gguf, FileKind::gguf);
 }
 
 // How the result is loaded, as lines of Python or a command.

@@ -44,6 +44,7 @@ int inspect(const Arguments& a, const Cli& cli) {
     return 0;
   }
   if (!a.dump.empty()) {
+    refuse_overwriting(a.dump[1], model_files(a.file));
     dump_tensor(a.file, a.dump[0], a.dump[1]);
     cli.note("wrote " + a.dump[1]);
     return 0;

@@ -1,6 +1,5 @@
 // irq_quantize BASE OUT.irq: a model's linears to 2-4 bits, calibrated by ICQ unless told otherwise.
 #include <cstdio>
-#include <filesystem>
 
 #include "src/core/file.h"
 #include "src/core/ignored_flags.h"
@@ -8,12 +7,10 @@
 #include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
 #include "src/train/quantize_base.h"
-#include "tools/cli.h"
+#include "tools/session.h"
 
 namespace irq {
 namespace {
-
-namespace fs = std::filesystem;
 
 struct Arguments {
   std::string base, out, format = "nf", entropy = "exact", report;
@@ -26,8 +23,13 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   refuse_ignored(cli.given_flags(),
                  {{!a.options.icq, {"--lambda", "--n", "--entropy"}, "--no-icq searches no shifts"},
                   {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
-  std::error_code ignored;
-  if (fs::equivalent(a.base, a.out, ignored)) throw Error(a.out + ": BASE and OUT are one file", Exit::usage);
+  refuse_overwriting(a.out, model_files(a.base));
+  refuse_replacing(a.out, FileKind::quantized);
+  if (!a.report.empty())
+    for (const char* table : kReportTables) {
+      refuse_overwriting(a.report + "/" + table, model_files(a.base));
+      refuse_overwriting(a.report + "/" + table, {a.out});
+    }
 }
 
 double search_seconds(const CheckedBackend& backend) {

@@ -76,7 +76,10 @@ int main(int argc, char** argv) {
   cli.range("--source-len", 1, 1 << 20);
   cli.range("--target-len", 1, 1 << 20);
   cli.range("--window", 2, 1 << 20);
-  cli.footer("./irq_train llama7b.bin --data alpaca_data.json\n./irq_train tools/demo/model.bin --steps 200");
+  cli.footer(
+      "Data: JSON or JSONL with \"instruction\", \"input\" (may be empty), \"output\" (Alpaca); or \"input\", "
+      "\"output\"; or\n      \"messages\" (chat). Plain text (.txt). Token files of llm.c.\n"
+      "./irq_train llama7b.bin --data alpaca_data.json\n./irq_train tools/demo/model.bin --steps 200");
   return cli.run(argc, argv, [&] {
     const auto exclude = [&](const char* a, const char* b) {
       if (cli.given(a) && cli.given(b))

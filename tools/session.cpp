@@ -10,11 +10,22 @@ namespace irq {
 std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list, int64_t vocab) {
   std::vector<int32_t> ids;
   const auto between = [](char c) { return c == ',' || c == ' ' || c == '\n' || c == '\t'; };
+  bool needed = false;  // a comma stands on one side only
+  const auto refuse_empty = [&] {
+    throw Error(flag + ": an empty element in the list", Exit::usage)
+        .line("expected", "a list such as 1,15043,3186")
+        .line("found", list.size() > 60 ? list.substr(0, 60) + "..." : list);
+  };
   for (size_t at = 0; at < list.size();) {
     if (between(list[at])) {
+      if (list[at] == ',') {
+        if (needed || ids.empty()) refuse_empty();
+        needed = true;
+      }
       ++at;
       continue;
     }
+    needed = false;
     const size_t end =
         static_cast<size_t>(std::find_if(list.begin() + static_cast<int64_t>(at), list.end(), between) - list.begin());
     const std::string word = list.substr(at, end - at);
@@ -30,6 +41,7 @@ std::vector<int32_t> parse_ids(const std::string& flag, const std::string& list,
     ids.push_back(id);
     at = end;
   }
+  if (needed) refuse_empty();
   if (ids.empty())
     throw Error(flag + ": the list is empty", Exit::usage).line("expected", "a list such as 1,15043,3186");
   return ids;
@@ -48,6 +60,13 @@ std::optional<bool> legacy_of(const std::string& value) {
 std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy) {
   const std::string path = find_tokenizer(model_path);
   return path.empty() ? nullptr : open_tokenizer(path, legacy);
+}
+
+std::vector<std::string> model_files(const std::string& model, const std::string& adapter) {
+  std::vector<std::string> files = tokenizer_paths(model);
+  for (const std::string& path : {model, adapter})
+    if (!path.empty()) files.push_back(path);
+  return files;
 }
 
 ByteProgress byte_progress(ProgressBar& bar) {

@@ -19,6 +19,8 @@ void declare_legacy(Cli& cli, std::string* value);
 std::optional<bool> legacy_of(const std::string& value);
 // The model's tokenizer, null if there is none beside it.
 std::unique_ptr<Tokenizer> find_and_open_tokenizer(const std::string& model_path, std::optional<bool> legacy = {});
+// Every file that is read for a model and its adapter ("": none), the tokenizer's included: what no output may replace.
+std::vector<std::string> model_files(const std::string& model, const std::string& adapter = "");
 // Shows bytes done of all on `bar`, and ends the work where Ctrl-C was pressed.
 ByteProgress byte_progress(ProgressBar& bar);
 // ModelSession::load with a progress bar and a note on what was loaded into how much memory.

@@ -93,6 +93,45 @@ void write_text_file(const std::string& path, const std::string& text) {
   file.commit();
 }
 
+namespace {
+
+bool same_file(const std::string& a, const std::string& b) {
+  struct stat x, y;
+  return stat(a.c_str(), &x) == 0 && stat(b.c_str(), &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool lies_in(const std::string& file, const std::string& folder) {
+  char resolved[PATH_MAX];
+  if (!realpath(file.c_str(), resolved)) return false;
+  for (std::string at = parent_path(resolved);; at = parent_path(at)) {
+    if (same_file(at, folder)) return true;
+    if (at == "/") return false;
+  }
+}
+
+Error would_destroy(const std::string& out, const std::string& found) {
+  return Error(out + ": writing it would destroy an input of this command", Exit::usage)
+      .line("found", found)
+      .line("try", "another name for the output");
+}
+
+}  // namespace
+
+void refuse_overwriting(const std::string& out, const std::vector<std::string>& inputs) {
+  char resolved[PATH_MAX];
+  const std::string temporary = (realpath(out.c_str(), resolved) ? std::string(resolved) : out) + ".tmp";
+  for (const std::string& in : inputs) {
+    if (same_file(out, in)) throw would_destroy(out, in + (in == out ? " is read" : " is read, and is the same file"));
+    if (same_file(temporary, in)) throw would_destroy(out, in + " has the name under which it is written at first");
+  }
+}
+
+void refuse_overwriting_folder(const std::string& out, const std::vector<std::string>& inputs) {
+  for (const std::string& in : inputs)
+    for (const std::string& folder : {out, out + ".tmp"})
+      if (lies_in(in, folder)) throw would_destroy(out, in + " is read, and lies in " + folder);
+}
+
 // ---- MappedFile ------------------------------------------------------------------------------------------------------
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {

@@ -14,6 +14,12 @@ bool file_exists(const std::string& path);
 std::string read_text_file(const std::string& path, int64_t limit_bytes = int64_t{1} << 30);
 void write_text_file(const std::string& path, const std::string& text);  // atomically
 
+// Throws a usage Error if writing `out` would destroy one of the files that the same command reads: `out` (or out.tmp, under
+// which it is written first) is that file, through links too. Names of no file are skipped.
+void refuse_overwriting(const std::string& out, const std::vector<std::string>& inputs);
+// The same of a folder that is replaced as a whole: none of the inputs may lie in it.
+void refuse_overwriting_folder(const std::string& out, const std::vector<std::string>& inputs);
+
 // A whole regular file, mapped read-only. Nothing is read until it is touched. Movable; views die with it.
 class MappedFile {
  public:

@@ -32,6 +32,20 @@ int columns(const std::string& s) {
   return static_cast<int>(std::count_if(s.begin(), s.end(), [](char c) { return !continues(c); }));
 }
 
+// A step line on a narrow terminal: whole items go, the least important first; what is left is cut. Others are kept.
+std::string fit_items(std::string text, int width) {
+  static constexpr const char* kLeastFirst[] = {"GEMM rate", "| lr ", "B |", "| grad ", "tok/s", "| loss "};
+  for (const char* mark : kLeastFirst) {
+    if (columns(text) <= width) break;
+    const size_t at = text.find(mark);
+    const size_t begin = at == std::string::npos ? at : text.rfind("| ", at);
+    if (begin == std::string::npos) continue;
+    const size_t end = std::min(text.find(" | ", begin + 2), text.size());
+    text.erase(begin - 1, end - (begin - 1));
+  }
+  return fit_columns(text, width);
+}
+
 }  // namespace
 
 std::string format_eta(double seconds) {
@@ -200,7 +214,7 @@ void ProgressBar::update_text(int64_t done, const std::string& text, bool always
     bar = "[" + std::string(static_cast<size_t>(full), '=') + std::string(static_cast<size_t>(10 - full), ' ') + "] " +
           text;
   }
-  draw(fit_columns(bar, width), text, always || (done >= total_ && total_ > 0));
+  draw(fit_items(bar, width), text, always || (done >= total_ && total_ > 0));
 }
 
 void ProgressBar::draw(const std::string& bar, const std::string& line, bool always) {

@@ -43,7 +43,7 @@ int32_t Sampler::pick(std::vector<float> logits, const std::vector<int32_t>& con
   if (!std::isfinite(logits[static_cast<size_t>(best)]))
     throw Error("the model's output is not a number")
         .line("likely", "NaN or infinity in the weights, or an overflow")
-        .line("try", "./irq_inspect MODEL    or    --device cpu");
+        .line("try", "./irq_inspect MODEL    says whether the file holds such values");
   if (options_.repetition_penalty != 1) penalize(logits, context, options_.repetition_penalty);
   if (options_.temperature == 0) return argmax(logits.data(), vocab);
 

@@ -33,7 +33,11 @@ ModelConfig get_config(FlatReader& file, DType* dtype) {
   ModelConfig c;
   for (int64_t* x : {&c.dim, &c.ffn, &c.layers, &c.heads, &c.kv_heads, &c.head_dim, &c.vocab, &c.max_seq})
     *x = f.get_i32();
-  c.tied = f.get_i32() != 0;
+  const int32_t tied = f.get_i32();
+  if (tied != 0 && tied != 1)
+    throw Error(file.path() + ": the header's flag for a tied head is neither 0 nor 1")
+        .line("found", std::to_string(tied));
+  c.tied = tied == 1;
   c.bos = f.get_i32();
   c.eos = f.get_i32();
   *dtype = static_cast<DType>(f.get_i32());

@@ -123,7 +123,8 @@ void copy_tokenizer(const std::string& model, const OutputFolder& out, ExportRep
   };
   // The files of this name belong together: "DIR/NAME.tokenizer.model" and "DIR/NAME.tokenizer_config.json".
   const std::string stem = from.substr(0, from.rfind("tokenizer."));
-  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+  for (const char* name :
+       {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"})
     if (file_exists(stem + name)) put(name, read_text_file(stem + name));
   if (file_exists(out.file("tokenizer_config.json")) || file_exists(out.file("tokenizer.json"))) return;
   Json json;  // what this engine's SentencePiece tokenizer does by default

@@ -49,6 +49,10 @@ const char* describe(FileKind kind);  // "a base model (.bin)"
 // Throws the Error that says what `path` is instead of `expected` (unknown: any of these tools' files), and what helps.
 [[noreturn]] void throw_wrong_kind(const std::string& path, FileKind expected);
 
+// Throws a usage Error if `out` exists and is neither of the kind that is to be written there nor empty: a mistyped name
+// must not cost somebody's file.
+void refuse_replacing(const std::string& out, FileKind kind);
+
 // Reads or writes a kind's own header fields in order, each in its own slots. Doubles and 64-bit take two.
 class HeaderFields {
  public:

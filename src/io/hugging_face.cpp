@@ -247,6 +247,7 @@ std::vector<SideFile> folder_side_files(const std::string& folder) {
   for (const char* name : kSideFiles) {
     const std::string path = folder + "/" + name;
     if (!file_exists(path)) continue;
+    if (files.empty() && std::string(name) == "chat_template.jinja") continue;  // alone it is no tokenizer
     const FileKind kind = sniff(path);
     if (kind == FileKind::lfs_pointer || kind == FileKind::web_page || kind == FileKind::empty)
       throw Error(path + ": not a tokenizer's file")

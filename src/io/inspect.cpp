@@ -1,7 +1,12 @@
 #include "src/io/inspect.h"
 
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
 #include "src/core/check.h"
 #include "src/io/config_json.h"
+#include "src/io/float_pieces.h"
 #include "src/io/npy.h"
 
 namespace irq {
@@ -24,10 +29,42 @@ std::string format_text(const QuantFormat& f) {
               f.scale == ScaleKind::f32 ? "f32" : "8-bit", f.shift == ShiftKind::tau ? "tau (ICQ)" : "none");
 }
 
+// NaN and infinite values found so far, and the tensor of the first one.
+struct NotFinite {
+  int64_t count = 0;
+  std::string first;
+};
+
+// Looks at the payload's bytes [from, to), which have just been verified: they are read once.
+void count_not_finite(FlatReader& file, int64_t from, int64_t to, NotFinite& found) {
+  for (const TensorSpec& t : file.layout().tensors()) {
+    const int64_t begin = std::max(t.offset, from), end = std::min(t.offset + t.bytes(), to);
+    if (begin >= end || (t.dtype != DType::F32 && t.dtype != DType::F16 && t.dtype != DType::BF16)) continue;
+    const int64_t size = size_of(t.dtype), count = (end - begin) / size;
+    const char* values = static_cast<const char*>(file.view(t).data) + (begin - t.offset);
+    if (first_not_finite(values, t.dtype, count) < 0) continue;
+    if (found.count == 0) found.first = t.name;
+    int64_t bad = 0;
+#pragma omp parallel for reduction(+ : bad)
+    for (int64_t i = 0; i < count; ++i) bad += !std::isfinite(value_at(values, t.dtype, i));
+    found.count += bad;
+  }
+}
+
 // Reads everything; returns the rows that say so.
 std::string verified_rows(FlatReader& file, const ByteProgress& progress) {
-  file.verify_all(progress);
-  return row("tensors", with_commas(static_cast<long long>(file.layout().tensors().size()))) +
+  NotFinite found;
+  int64_t looked_at = 0;
+  file.verify_all([&](int64_t done, int64_t all) {
+    count_not_finite(file, looked_at, done, found);
+    looked_at = done;
+    if (progress) progress(done, all);
+  });
+  const std::string values = found.count == 0
+                                 ? ""
+                                 : row("values", with_commas(found.count) + " are NaN or infinite, the first in " +
+                                                     found.first + ": the file cannot be used");
+  return values + row("tensors", with_commas(static_cast<long long>(file.layout().tensors().size()))) +
          row("file",
              with_commas(file.file_bytes()) + " bytes (" + human_bytes(static_cast<double>(file.file_bytes())) + ")") +
          row("hash", strf("%016lx", file.hash())) +
@@ -97,6 +134,24 @@ void with_file(const std::string& path, F&& f) {
   }
 }
 
+// Throws where a file is JSON lines (data, or the log of a run): its first line is an object and another one follows.
+void refuse_json_lines(const std::string& path) {
+  const MappedFile file(path);
+  const std::string_view text(reinterpret_cast<const char*>(file.data()), static_cast<size_t>(file.size()));
+  const size_t end = text.find('\n'), next = end < text.size() ? text.find_first_not_of(" \r\n", end) : end;
+  const bool more = next < text.size() && text[next] == '{';
+  if (!more && !path.ends_with(".jsonl")) return;
+  const auto first = nlohmann::json::parse(text.substr(0, end), nullptr, false);
+  if (!first.is_object()) return;
+  const bool log = first.contains("command") && first.contains("trained_parameters");
+  Error e(path + ": not a model, adapter or training state of these tools");
+  e.line("found", log ? "JSON lines: the log of a run of irq_train" : "JSON lines");
+  if (log)
+    throw e.line("try", "read it as text: one JSON object a line. The result beside it: ./irq_inspect " +
+                            shell_quoted(parent_path(path) + "/adapter.lora"));
+  throw e.line("likely", "data to train on or questions").line("try", "./irq_train BASE --data " + shell_quoted(path));
+}
+
 }  // namespace
 
 std::string inspect_summary(const std::string& path, const ByteProgress& progress) {
@@ -110,7 +165,7 @@ std::string inspect_summary(const std::string& path, const ByteProgress& progres
       StateReader r(path);
       return title + verified_rows(r.file(), progress) + row("text", r.text());
     }
-    case FileKind::config_json: return title + config_rows(model_config_from_json(path));
+    case FileKind::config_json: refuse_json_lines(path); return title + config_rows(model_config_from_json(path));
     default: throw_wrong_kind(path, FileKind::unknown);
   }
 }

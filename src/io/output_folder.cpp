@@ -56,7 +56,7 @@ bool is_export_file(const std::string& name) {
   for (const char* known :
        {"config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.model", "tokenizer.json",
-        "tokenizer_config.json", "special_tokens_map.json", kLockName})
+        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", kLockName})
     if (plain == known) return true;
   // model-00001-of-00003.safetensors
   const std::string shape = "model-00000-of-00000.safetensors";

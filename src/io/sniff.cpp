@@ -61,6 +61,21 @@ const char* describe(FileKind kind) {
   return "a file of no kind known here";
 }
 
+void refuse_replacing(const std::string& out, FileKind kind) {
+  if (!file_exists(out)) return;
+  const FileKind found = sniff(out);
+  if (found == kind || found == FileKind::empty) return;
+  Error e(out + ": is there already, and is not " + describe(kind), Exit::usage);
+  e.line("found", describe(found));
+  if (found != FileKind::folder) e.line("try", "rm " + shell_quoted(out) + "    if nobody needs it, or another name");
+  else
+    e.line("try", "a name in it: " + out + (out.ends_with('/') ? "" : "/") + "model" +
+                      (kind == FileKind::quantized ? ".irq"
+                       : kind == FileKind::gguf    ? ".gguf"
+                                                   : ".bin"));
+  throw e;
+}
+
 namespace {
 
 // What to do with a model of another program that was given where `expected` should be.

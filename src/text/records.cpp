@@ -107,7 +107,7 @@ struct Parser {
     throw error_at(path, line, "the record has no form known here")
         .line("expected", kForms)
         .line("found", keys_of(object))
-        .line("try", "rename the keys; irq_train --help lists the data forms");
+        .line("try", "rename the keys");
   }
 
   void read_messages(const Json& object, Record& record) const {

@@ -99,6 +99,9 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path, std::optional
 std::string find_tokenizer(const std::string& model_path);
 // The tokenizer_config.json that belongs to a tokenizer file; it need not exist. "" if the file has another name.
 std::string tokenizer_config_path(const std::string& tokenizer_path);
+std::string chat_template_path(const std::string& tokenizer_path);  // the same of chat_template.jinja
+// The files that are read for it: the tokenizer, its tokenizer_config.json, a chat_template.jinja; those that exist.
+std::vector<std::string> tokenizer_paths(const std::string& model_path);
 // find_tokenizer + open_tokenizer; throws an Error saying where it looked and what works without a tokenizer.
 std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, std::optional<bool> legacy = {});
 

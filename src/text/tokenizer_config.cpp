@@ -69,7 +69,6 @@ Json parse(const std::string& path) {
 TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path) {
   TokenizerConfig config;
   const std::string path = tokenizer_config_path(tokenizer_path);
-  const std::string jinja = parent_path(tokenizer_path) + "/chat_template.jinja";
   if (!path.empty() && file_exists(path)) {
     config.path = path;
     const Reader reader(path, parse(path));
@@ -81,8 +80,9 @@ TokenizerConfig read_tokenizer_config(const std::string& tokenizer_path) {
     config.padding = reader.token("pad_token");
     config.chat_template = reader.chat_template();
   }
-  // One folder has one such file: it is no answer for a tokenizer that is named after its model.
-  if (config.chat_template.empty() && base_name(path) == "tokenizer_config.json" && file_exists(jinja))
+  // Of the tokenizer's own name: the folder's is no answer for a tokenizer that is named after its model.
+  const std::string jinja = chat_template_path(tokenizer_path);
+  if (config.chat_template.empty() && !jinja.empty() && file_exists(jinja))
     config.chat_template = read_text_file(jinja, kMostBytes);
   return config;
 }

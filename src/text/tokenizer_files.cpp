@@ -59,6 +59,20 @@ std::string tokenizer_config_path(const std::string& tokenizer_path) {
   return "";
 }
 
+std::vector<std::string> tokenizer_paths(const std::string& model_path) {
+  const std::string tokenizer = find_tokenizer(model_path);
+  std::vector<std::string> paths;
+  if (tokenizer.empty()) return paths;
+  for (const std::string& path : {tokenizer, tokenizer_config_path(tokenizer), chat_template_path(tokenizer)})
+    if (is_file(path)) paths.push_back(path);
+  return paths;
+}
+
+std::string chat_template_path(const std::string& tokenizer_path) {
+  const std::string config = tokenizer_config_path(tokenizer_path), ending = "tokenizer_config.json";
+  return config.empty() ? "" : config.substr(0, config.size() - ending.size()) + "chat_template.jinja";
+}
+
 std::unique_ptr<Tokenizer> require_tokenizer(const std::string& model_path, std::optional<bool> legacy) {
   const std::string path = find_tokenizer(model_path);
   if (!path.empty()) return open_tokenizer(path, legacy);
@@ -82,9 +96,8 @@ std::string carry_tokenizer(const std::string& from_model, const std::string& to
   std::string problem;
   // The configuration first: a tokenizer without it would be taken for one that has none.
   if (is_file(config) && !file_exists(config_to)) problem = copy_beside(config, config_to);
-  const std::string jinja = "/chat_template.jinja";
-  if (problem.empty() && is_file(parent_path(from) + jinja) && !file_exists(parent_path(to) + jinja))
-    problem = copy_beside(parent_path(from) + jinja, parent_path(to) + jinja);
+  const std::string jinja = chat_template_path(from), jinja_to = chat_template_path(to);
+  if (problem.empty() && is_file(jinja) && !file_exists(jinja_to)) problem = copy_beside(jinja, jinja_to);
   if (problem.empty()) problem = copy_beside(from, to);
   return !problem.empty() ? problem : "tokenizer copied to " + to;
 }

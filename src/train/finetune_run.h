@@ -48,6 +48,7 @@ class Finetune {
 
   // finetune_setup.cpp
   void open_base_file();
+  void refuse_own_inputs() const;
   void claim_folder();
   std::string find_data() const;
   void load_examples();

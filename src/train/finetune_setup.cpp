@@ -41,6 +41,11 @@ std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t planned, in
 
 void Finetune::open_base_file() {
   const FileKind kind = sniff(o_.base);
+  if (kind == FileKind::adapter)
+    throw Error(o_.base + ": not " + describe(FileKind::base))
+        .line("found", describe(kind))
+        .line("likely", "an adapter given in the model's place")
+        .line("try", "give the base model first, then --init-adapter " + shell_quoted(o_.base) + " to start from it");
   if (kind == FileKind::quantized) {
     quantized_ = std::make_unique<IrqReader>(o_.base);
     config_ = quantized_->config();
@@ -63,8 +68,17 @@ void Finetune::open_base_file() {
   }
 }
 
+// --overwrite takes nothing that the run itself reads.
+void Finetune::refuse_own_inputs() const {
+  std::vector<std::string> inputs = tokenizer_paths(o_.base);
+  for (const std::string& path : {o_.base, find_data(), o_.eval_data, o_.init_adapter}) inputs.push_back(path);
+  for (const char* name : {method_.full ? "model.bin" : "adapter.lora", "train.state", "log.jsonl"})
+    refuse_overwriting(out(name), inputs);
+}
+
 // A finished run is never overwritten by accident, an unfinished one neither.
 void Finetune::claim_folder() {
+  refuse_own_inputs();
   std::error_code failed;
   for (fs::path p = o_.out; !p.empty() && !fs::exists(p, failed); p = p.parent_path()) made_folders_.push_back(p);
   fs::create_directories(o_.out, failed);

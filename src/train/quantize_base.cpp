@@ -214,13 +214,13 @@ void write_quantize_report(const std::string& dir, const QuantizeSummary& summar
   std::string text = "name,rows,cols,entropy_plain,entropy,seconds\n";
   for (const MatrixReport& m : summary.matrices)
     text += strf("%s,%ld,%ld,%.6f,%.6f,%.4f\n", m.name.c_str(), m.rows, m.cols, m.entropy_plain, m.entropy, m.seconds);
-  write_text_file(dir + "/matrices.csv", text);
+  write_text_file(dir + "/" + kReportTables[0], text);
   text = "bits_from,bits_to,blocks_plain,blocks\n";
   constexpr double kBin = 1.0 / QuantizeSummary::kBinsPerBit;
   for (size_t i = 0; i < summary.histogram.size(); ++i)
     text += strf("%.2f,%.2f,%ld,%ld\n", static_cast<double>(i) * kBin, static_cast<double>(i + 1) * kBin,
                  summary.histogram_plain[i], summary.histogram[i]);
-  write_text_file(dir + "/block_entropy.csv", text);
+  write_text_file(dir + "/" + kReportTables[1], text);
 }
 
 }  // namespace irq

@@ -51,7 +51,8 @@ bool same_quantization(const IrqInfo& a, const IrqInfo& b);
 std::string cached_name(const std::string& base_path,
                         const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"
 
-// Two tables for people and plots: DIR/matrices.csv and DIR/block_entropy.csv.
+// Two tables for people and plots.
+inline constexpr const char* kReportTables[] = {"matrices.csv", "block_entropy.csv"};
 void write_quantize_report(const std::string& dir, const QuantizeSummary& summary);
 
 }  // namespace irq
