@@ -130,6 +130,29 @@ TEST_F(InitAdapter, TypesAndReleasedKeys) {
   }
 }
 
+TEST_F(InitAdapter, OtherRanksArePaddedWithZeros) {
+  std::vector<Part> parts = lora_parts();
+  for (Part& p : parts) {
+    const bool is_a = p.shape[0] == 8;
+    p.shape[is_a ? 0 : 1] = 3;
+    p.values.resize(static_cast<size_t>(p.shape[0] * p.shape[1]));
+  }
+  write_weights_file(parts), write_config({{"r", 3}, {"lora_alpha", 12}});
+  const AdapterFile a = read().adapter;
+  EXPECT_EQ(a.rank, 8);
+  EXPECT_EQ(a.alpha, 32);  // 12 / 3 = 32 / 8
+  const NamedArray *wide_a = a.find("layers.0.wq.A"), *wide_b = a.find("layers.0.wq.B");
+  ASSERT_EQ(wide_a->rows, 8);
+  ASSERT_EQ(wide_b->cols, 8);
+  for (int64_t i = 0; i < 8 * wide_a->cols; ++i)
+    ASSERT_EQ(wide_a->data[i], i < 3 * wide_a->cols ? parts[0].values[i] : 0.0f) << i;
+  for (int64_t i = 0; i < wide_b->rows * 8; ++i)
+    ASSERT_EQ(wide_b->data[i], i % 8 < 3 ? parts[1].values[i / 8 * 3 + i % 8] : 0.0f) << i;
+  parts.push_back({"base_model.model.model.layers.0.mlp.down_proj.lora_default_B_scale", "F32", {1}, {-0.5f}});
+  write_weights_file(parts);
+  EXPECT_CONTAINS(refusal(), "an adapter with betas has a rank that does not fit");
+}
+
 TEST_F(InitAdapter, WhatThisEngineCannotTrainIsRefused) {
   write_weights_file(lora_parts());
   const std::vector<std::pair<nlohmann::json, std::string>> cases = {

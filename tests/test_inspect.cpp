@@ -107,6 +107,11 @@ TEST(ConfigJson, RefusesWhatItWouldRunWrongly) {
   const std::map<std::string, std::string> cases = {
       {R"("model_type": "gemma")", refused + "model_type is gemma"},
       {R"("architectures": ["Qwen2ForCausalLM"])", refused + "its architecture is Qwen2ForCausalLM"},
+      {R"("architectures": ["LlamaForSequenceClassification"])",
+       refused + "its architecture is LlamaForSequenceClassification"},
+      {R"("architectures": "x")", refused + "its architecture is \"x\""},
+      {R"("embedding_multiplier": 12)", refused + "embedding_multiplier is not 1"},
+      {R"("sliding_window": 4096)", refused + "sliding_window is set"},
       {R"("attention_bias": true)", refused + "attention_bias is set"},
       {R"("mlp_bias": true)", refused + "mlp_bias is set"},
       {R"("hidden_act": "gelu")", refused + "hidden_act is gelu"},

@@ -64,6 +64,16 @@ int convert_nf4(const Arguments& a, const Cli& cli) {
   return 0;
 }
 
+// The model is there in any case; what is wrong with its tokenizer is said now rather than by the next tool.
+void check_tokenizer(const std::string& model, int64_t vocab, const Cli& cli) {
+  try {
+    const auto tokenizer = find_and_open_tokenizer(model);
+    if (tokenizer && tokenizer->vocab_size() > vocab)
+      cli.note(strf("note: the tokenizer beside it has %s ids, the model %s rows: ids beyond them cannot be used",
+                    with_commas(tokenizer->vocab_size()).c_str(), with_commas(vocab).c_str()));
+  } catch (const Error& e) { cli.note(std::string("note: ") + e.what()); }
+}
+
 int run(const Arguments& a, const Cli& cli) {
   check_arguments(a);
   if (is_bitsandbytes(a.in)) return convert_nf4(a, cli);
@@ -81,6 +91,7 @@ int run(const Arguments& a, const Cli& cli) {
   const ConvertSummary s = convert(*in, a.out, dtype, byte_progress(bar));
   bar.finish();
   const std::string from = dtype && *dtype != in->dtype() ? std::string(" (from ") + name_of(in->dtype()) + ")" : "";
+  check_tokenizer(a.out, in->config().vocab, cli);
   print_summary(a, in->config(), s, std::string("matrices in ") + name_of(s.dtype) + from + ", norms in f32", cli);
   return 0;
 }

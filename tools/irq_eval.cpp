@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <set>
 
 #include "src/core/file.h"
@@ -264,6 +265,9 @@ int evaluate(const Arguments& a, Cli& cli) {
     }
   }
   note_length(cli, work.workloads[0].positions, config);
+  // Opened before the work: a place that cannot be written is an error at once.
+  std::optional<AtomicFile> json_file;
+  if (!a.json.empty()) json_file.emplace(a.json);
   const size_t chosen = load_session(cli, session, work.workloads);
 
   Report report = Report::object();
@@ -275,7 +279,7 @@ int evaluate(const Arguments& a, Cli& cli) {
   for (const ResultTable* table : {&tasks, &groups})
     if (!table->empty()) std::printf("%s", table->text().c_str());
   if (!ids.empty()) write_logits(cli, session, ids, a.logits[1]);
-  if (!a.json.empty()) write_text_file(a.json, report.dump(2) + "\n");
+  if (json_file) json_file->write(report.dump(2) + "\n"), json_file->commit();
   return 0;
 }
 

@@ -80,9 +80,17 @@ void refuse_other_models(const ConfigReader& r) {
   if (!type.empty() && lower(type) != "llama") throw r.refuse("model_type is " + type);
   if (r.given("architectures") && r.at("architectures").is_array() && !r.at("architectures").empty()) {
     const Json& a = r.at("architectures").front();
-    if (a.is_string() && lower(a.get<std::string>()).rfind("llama", 0) != 0)
-      throw r.refuse("its architecture is " + a.get<std::string>());
+    const std::string name = a.is_string() ? a.get<std::string>() : a.dump().substr(0, 60);
+    if (lower(name) != "llamaforcausallm") throw r.refuse("its architecture is " + name);
+  } else if (r.given("architectures") && !r.at("architectures").is_array()) {
+    throw r.refuse("its architecture is " + r.at("architectures").dump().substr(0, 60));
   }
+  // What models near to LLaMA add; 1 (a multiplier) and null or false (a window) change nothing.
+  for (const char* key :
+       {"embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"})
+    if (r.number(key, 1.0) != 1.0) throw r.refuse(std::string(key) + " is not 1");
+  if (r.given("sliding_window") && !(r.at("sliding_window").is_boolean() && !r.at("sliding_window").get<bool>()))
+    throw r.refuse("sliding_window is set");
   if (r.flag("attention_bias", false)) throw r.refuse("attention_bias is set (its attention has biases)");
   if (r.flag("mlp_bias", false)) throw r.refuse("mlp_bias is set (its feed-forward part has biases)");
   const std::string act = r.text("hidden_act", "silu");

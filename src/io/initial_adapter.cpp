@@ -146,6 +146,30 @@ std::vector<NamedArray> in_order(Parts& parts, const ModelConfig& c, uint32_t ta
   return list;
 }
 
+// This engine's ranks are multiples of 8. Zero rows of A and columns of B add nothing and, having no gradient, stay zero; alpha
+// grows with the rank, so that alpha / rank is what it was. Betas would pool over another number of slices: refused.
+std::string pad_rank(AdapterFile& a, const std::string& folder) {
+  const int64_t rank = a.rank, padded = (rank + 7) / 8 * 8;
+  if (rank == padded) return "";
+  for (NamedArray& t : a.tensors) {
+    if (t.name.ends_with(".A")) {
+      t.rows = padded;
+      t.data.resize(static_cast<size_t>(padded * t.cols), 0.0f);
+    } else if (t.name.ends_with(".B")) {
+      std::vector<float> wide(static_cast<size_t>(t.rows * padded), 0.0f);
+      for (int64_t row = 0; row < t.rows; ++row) std::copy_n(&t.data[row * rank], rank, &wide[row * padded]);
+      t.cols = padded, t.data = std::move(wide);
+    } else if (t.data.at(0) != 0) {
+      throw Error(folder + ": an adapter with betas has a rank that does not fit")
+          .line("expected", "a multiple of 8")
+          .line("found", strf("rank %ld", rank));
+    }
+  }
+  a.alpha *= static_cast<double>(padded) / static_cast<double>(rank);
+  a.rank = padded;
+  return strf(" of rank %ld, padded with zeros to a multiple of 8", rank);
+}
+
 void read_folder(const std::string& folder, const ModelConfig& c, InitialAdapter& out) {
   const std::string weights = folder + "/" + kWeights, config = folder + "/adapter_config.json";
   if (!file_exists(weights)) {
@@ -172,7 +196,7 @@ void read_folder(const std::string& folder, const ModelConfig& c, InitialAdapter
     a.base_hash = std::strtoull(at->second.c_str(), &end, 16);
     out.knows_base = *end == '\0';
   }
-  out.description = "a PEFT adapter";
+  out.description = "a PEFT adapter" + pad_rank(a, folder);
 }
 
 }  // namespace
