@@ -174,7 +174,7 @@ TEST(Progress, TextIsCutToTheWindow) {
   ProgressBar p("train", 10, "steps", screen.target(ProgressStyle::bar));
   screen.now += 1;
   p.update_text(5, "step 5/10 | loss 1.134 | grad 0.41");
-  EXPECT_EQ(screen.text(), "\rstep 5/10 | loss 1.\x1b[K");
+  EXPECT_EQ(screen.text(), "\rstep 5/10\x1b[K");
   screen.width = 80;
   screen.now += 1;
   p.update_text(6, "step 6/10");
