@@ -174,7 +174,7 @@ TEST(MatmulRate, CudaRemembersNothing) {
   EXPECT_GT(square_matmul_rate(*backend, 8192), 1e13);
   EXPECT_EQ(backend->matmul_choices(false), before);
   EXPECT_TRUE(backend->take_matmul_timings().empty());
-  EXPECT_GE(backend->free_bytes(), free - (int64_t{96} << 20));  // cuBLASLt's kernels stay loaded
+  EXPECT_GE(backend->free_bytes(), free - (int64_t{256} << 20));  // of 384 MiB; kernels stay loaded
 }
 
 }  // namespace
