@@ -76,9 +76,9 @@ smollm2: deps                        ## fetch, quantize, finetune and ask a real
 test: deps                           ## build and run all tests (one suite: make test FILTER='Cli*')
 	@$(MAKE) $(BUILD)/irq_tests $(TOOLS)
 	@OMP_WAIT_POLICY=passive $(BUILD)/irq_tests --gtest_brief=$(if $(VERBOSE),0,1) $(if $(FILTER),--gtest_filter='$(FILTER)')
-parity: deps                         ## compare with torch, transformers, peft and gguf, where they are installed
+parity: deps                         ## compare with torch, transformers, peft and llama.cpp, where they are installed
 	@$(MAKE) $(BUILD)/parity_dump $(TOOLS)
-	@failed=0; for script in parity hf_convert export choice; do echo "== tests/parity/$$script.py"; \
+	@failed=0; for script in parity hf_convert export choice llama_cpp; do echo "== tests/parity/$$script.py"; \
 	  python3 tests/parity/$$script.py --build $(BUILD) || [ $$? = 77 ] || failed=1; done; exit $$failed
 fuzz: deps                           ## run each parser's fuzzer for FUZZ_SECONDS=600 (needs clang and libomp-dev)
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang and libomp-dev: apt-get install clang libomp-dev" >&2; exit 1; }
