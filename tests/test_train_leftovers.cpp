@@ -138,7 +138,7 @@ TEST_F(TrainErrors, MillionExamplesABatch) {
                               "--out", dir_ / "run"}),
                      [] {
                        const rlimit limit = {uint64_t{1} << 30, uint64_t{1} << 30};
-                       setrlimit(RLIMIT_AS, &limit);
+                       setrlimit(RLIMIT_DATA, &limit);  // not AS: mapping CUDA's libraries takes more than that
                      });
   const CommandResult r = run.finish();
   expect_part(r, "irq_train: out of memory: the run needs at least ");
