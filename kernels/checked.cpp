@@ -81,8 +81,8 @@ void OpChecks::heads(const char* arg, const Tensor& t, int head_dim) const {
 
 void OpChecks::quantized(const QuantizedMatrix& q) const {
   bits(q.format.bits);
-  IRQ_CHECK(q.rows >= 0 && q.cols >= 0 && q.format.group > 0, "%s: quantized matrix (%ld, %ld) in groups of %d", op_,
-            q.rows, q.cols, q.format.group);
+  IRQ_CHECK(q.rows >= 0 && q.cols >= 0 && (q.is_integer() || q.format.group > 0),
+            "%s: quantized matrix (%ld, %ld) in groups of %d", op_, q.rows, q.cols, q.format.group);
   vector("q.codes", q.codes, q.code_bytes(), Type::u8);
   if (q.format.scale == ScaleKind::f32) {
     vector("q.scales", q.scales, q.blocks(), Type::f32);
@@ -95,7 +95,9 @@ void OpChecks::quantized(const QuantizedMatrix& q) const {
     vector("q.tau_codes", q.tau_codes, q.blocks(), Type::u8);
     vector("q.tau_groups", q.tau_groups, q.groups(), Type::f32);
   }
-  if (q.format.scale == ScaleKind::dq8 || q.has_tau()) vector("q.map", q.map, 256, Type::f32);
+  if (q.uses_map()) vector("q.map", q.map, 256, Type::f32);
+  if (q.format.shift == ShiftKind::int_zero) vector("q.zeros", q.zeros, q.blocks(), Type::u8);
+  if (q.format.shift == ShiftKind::float_zero) vector("q.zeros", q.zeros, q.blocks(), Type::f32);
 }
 
 void OpChecks::packed_linear(const PackedLinear& c) const {

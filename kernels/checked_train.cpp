@@ -154,6 +154,14 @@ void CheckedBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {
   FORWARD(nfk_dequant(w, q));
 }
 
+void CheckedBackend::int_dequant(Tensor w, QuantizedMatrix q) {
+  CHECKS;
+  IRQ_CHECK(q.is_integer() && q.format.scale == ScaleKind::f32, "int_dequant reads integer codes with f32 scales");
+  check.quantized(q);
+  check.shape("w", w, q.rows, q.cols, w.dtype == DType::F32 ? Type::f32 : Type::storage);
+  FORWARD(int_dequant(w, q));
+}
+
 void CheckedBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta) {
   CHECKS;
   check.quantized(q);

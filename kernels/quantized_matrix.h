@@ -1,5 +1,8 @@
 // What a quantized weight matrix is made of, on disk and on the device.
 #pragma once
+#include <algorithm>
+#include <vector>
+
 #include "kernels/nf_codebook.h"
 #include "src/core/tensor.h"
 
@@ -7,7 +10,10 @@ namespace irq {
 
 enum class QuantKind : int32_t { nf = 0, integer = 1 };
 enum class ScaleKind : int32_t { f32 = 0, dq8 = 1 };  // dq8: 8-bit codes + one f32 per 256 + one f32 offset per matrix
+// tau: NF codes, added. The zero points belong to integer codes: int_zero u8, float_zero f32 (where QA-LoRA merged into them).
 enum class ShiftKind : int32_t { none = 0, tau = 1, int_zero = 2, float_zero = 3 };
+
+constexpr int kPerChannel = 0;  // QuantFormat::group of integers: one scale and zero point for each row of W
 
 struct QuantFormat {
   QuantKind kind = QuantKind::nf;
@@ -15,6 +21,7 @@ struct QuantFormat {
   int group = kBlock;
   ScaleKind scale = ScaleKind::dq8;
   ShiftKind shift = ShiftKind::tau;
+  bool operator==(const QuantFormat&) const = default;
 };
 
 // How ICQ searches the shift tau of a block (fidelity: 2n+1 candidates tau0 + f_i * absmax(w - tau0)).
@@ -24,8 +31,11 @@ struct IcqSpec {
   bool fp32_entropy = false;  // the released code's tie order; 4-bit full blocks only, else exact integers
 };
 
-// W (rows, cols) row-major in blocks of `group` consecutive elements of the flattened matrix; the last may be short.
+// W (rows, cols) row-major.
+// NF-k: blocks of `group` consecutive elements of the flattened matrix; the last may be short.
 //   w_hat = level[code] * s_hat + tau_hat,  s_hat = map[scale_code] * scale_group + offset,  tau_hat = map[tau_code] * tau_group
+// Integers (GPTQ's convention, fidelity 5.2): blocks of `group` consecutive elements of a row; the last of each row may be short.
+//   w_hat = scale * (code - zero): the difference and the product rounded to fp32 one after the other
 struct QuantizedMatrix {
   int64_t rows = 0, cols = 0;
   QuantFormat format;
@@ -37,12 +47,29 @@ struct QuantizedMatrix {
   Tensor tau_codes;     // u8  (1, blocks()), ShiftKind::tau only
   Tensor tau_groups;    // f32 (1, groups())
   Tensor map;           // f32 (1, 256): the dynamic map the codes refer to
+  Tensor zeros;         // (1, blocks()) u8 (int_zero) or f32 (float_zero)
 
   int64_t numel() const { return rows * cols; }
-  int64_t blocks() const { return (numel() + format.group - 1) / format.group; }
+  bool is_integer() const { return format.kind == QuantKind::integer; }
+  int64_t group_size() const { return is_integer() && format.group == kPerChannel ? cols : format.group; }
+  int64_t groups_per_row() const { return (cols + group_size() - 1) / std::max<int64_t>(group_size(), 1); }  // integers
+  int64_t blocks() const {
+    return is_integer() ? rows * groups_per_row() : (numel() + format.group - 1) / format.group;
+  }
   int64_t groups() const { return (blocks() + kScaleGroup - 1) / kScaleGroup; }
   int64_t code_bytes() const { return (numel() * format.bits + 7) / 8; }
   bool has_tau() const { return format.shift == ShiftKind::tau; }
+  bool uses_map() const { return format.scale == ScaleKind::dq8 || has_tau(); }
 };
+
+// The parts of a quantized matrix, in file order: `tensor` points into `q`, whose rows, cols and format must be set.
+struct MatrixPart {
+  const char* suffix;  // ".codes"
+  DType dtype;
+  int64_t count;
+  Tensor* tensor;
+  int64_t bytes() const { return count * size_of(dtype); }
+};
+std::vector<MatrixPart> matrix_parts(QuantizedMatrix& q);
 
 }  // namespace irq

@@ -54,8 +54,8 @@ const ModelConfig& ModelSession::config() const { return quantized_ ? quantized_
 std::string ModelSession::describe() const {
   std::string text = path_ + ": " + irq::describe(config());
   if (quantized_)
-    text +=
-        strf(", NF%d%s", quantized_->format().bits, quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
+    text += strf(", %s%d%s", quantized_->format().kind == QuantKind::nf ? "NF" : "INT", quantized_->format().bits,
+                 quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
   else text += strf(", %s", name_of(base_->dtype()));
   if (adapter_)
     text += strf("; adapter %s: %s, rank %ld", adapter_path_.c_str(), adapter_->method.c_str(), adapter_->rank);

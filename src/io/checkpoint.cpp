@@ -191,9 +191,7 @@ void IrqWriter::write_matrix(const std::string& name, const QuantizedMatrix& q, 
   const int64_t index = linear_index(info_.config, name, &shape);
   IRQ_CHECK(index >= 0 && q.rows == shape.out && q.cols == shape.in, "%s (%ld x %ld) is no linear of this model",
             name.c_str(), q.rows, q.cols);
-  const QuantFormat &a = q.format, &b = info_.format;
-  IRQ_CHECK(a.kind == b.kind && a.bits == b.bits && a.group == b.group && a.scale == b.scale && a.shift == b.shift,
-            "%s is in another format than its file", name.c_str());
+  IRQ_CHECK(q.format == info_.format, "%s is in another format than its file", name.c_str());
   QuantizedMatrix parts = q;
   for (const MatrixPart& part : matrix_parts(parts)) {
     const Tensor& t = *part.tensor;

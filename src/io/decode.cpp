@@ -2,24 +2,47 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/int_codes.h"
 #include "kernels/nf_codebook.h"
 #include "src/core/check.h"
 #include "src/io/inspect.h"
 
 namespace irq {
+namespace {
+
+// The first weight of block b in the flattened matrix, and how many it has.
+std::pair<int64_t, int64_t> block_range(const QuantizedMatrix& q, int64_t b) {
+  if (!q.is_integer()) {
+    const int64_t begin = b * q.format.group;
+    return {begin, std::min<int64_t>(q.format.group, q.numel() - begin)};
+  }
+  const int64_t row = b / q.groups_per_row(), col = b % q.groups_per_row() * q.group_size();
+  return {row * q.cols + col, std::min(q.group_size(), q.cols - col)};
+}
+
+std::vector<float> dequantize_integers(const QuantizedMatrix& q, const std::vector<uint8_t>& codes) {
+  std::vector<float> w(codes.size());
+#pragma omp parallel for
+  for (int64_t b = 0; b < q.blocks(); ++b) {
+    const auto [begin, n] = block_range(q, b);
+    const float scale = q.scales.as<float>()[b];
+    const float zero =
+        q.format.shift == ShiftKind::float_zero ? q.zeros.as<float>()[b] : static_cast<float>(q.zeros.as<uint8_t>()[b]);
+    for (int64_t i = begin; i < begin + n; ++i)
+      w[static_cast<size_t>(i)] = scale * (static_cast<float>(codes[static_cast<size_t>(i)]) - zero);
+  }
+  return w;
+}
+
+}  // namespace
 
 std::vector<uint8_t> unpack_codes(const QuantizedMatrix& q) {
   const int bits = q.format.bits;
   const uint8_t* stream = q.codes.as<uint8_t>();
   std::vector<uint8_t> codes(static_cast<size_t>(q.numel()));
 #pragma omp parallel for
-  for (int64_t i = 0; i < q.numel(); ++i) {
-    const int64_t first = i * bits;  // the code's first bit; a code may reach into a second byte
-    const int shift = static_cast<int>(first % 8);
-    const int64_t byte = first / 8;
-    const unsigned high = stream[byte], low = shift + bits > 8 ? stream[byte + 1] : 0;
-    codes[static_cast<size_t>(i)] = static_cast<uint8_t>((high << 8 | low) >> (16 - shift - bits) & ((1u << bits) - 1));
-  }
+  for (int64_t i = 0; i < q.numel(); ++i)
+    codes[static_cast<size_t>(i)] = static_cast<uint8_t>(stream_code(stream, bits, i));
   return codes;
 }
 
@@ -54,7 +77,7 @@ std::vector<float> block_entropies(const QuantizedMatrix& q) {
   std::vector<float> entropy(static_cast<size_t>(q.blocks()));
 #pragma omp parallel for
   for (int64_t b = 0; b < q.blocks(); ++b) {
-    const int64_t begin = b * q.format.group, n = std::min<int64_t>(q.format.group, q.numel() - begin);
+    const auto [begin, n] = block_range(q, b);
     int64_t count[16] = {};
     for (int64_t i = begin; i < begin + n; ++i) ++count[codes[static_cast<size_t>(i)]];
     const double size = static_cast<double>(n);
@@ -74,8 +97,8 @@ std::vector<float> block_entropies(const QuantizedMatrix& q) {
 }
 
 std::vector<float> dequantize_on_host(const QuantizedMatrix& q) {
-  if (q.format.kind != QuantKind::nf) throw Error("only NF codes can be shown dequantized");
   const std::vector<uint8_t> codes = unpack_codes(q);
+  if (q.is_integer()) return dequantize_integers(q, codes);
   const std::vector<float> scale = block_scales(q), tau = block_taus(q);
   const Codebook& book = nf_codebook(q.format.bits);
   std::vector<float> w(codes.size());

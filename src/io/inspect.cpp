@@ -25,8 +25,13 @@ std::string config_rows(const ModelConfig& c) {
 }
 
 std::string format_text(const QuantFormat& f) {
-  return strf("%s%d, blocks of %d, scales %s, shift %s", f.kind == QuantKind::nf ? "NF" : "INT", f.bits, f.group,
-              f.scale == ScaleKind::f32 ? "f32" : "8-bit", f.shift == ShiftKind::tau ? "tau (ICQ)" : "none");
+  const std::string blocks = f.group == kPerChannel ? "one group a row" : strf("blocks of %d", f.group);
+  const char* shift = f.shift == ShiftKind::tau          ? "shift tau (ICQ)"
+                      : f.shift == ShiftKind::int_zero   ? "integer zero points"
+                      : f.shift == ShiftKind::float_zero ? "float zero points"
+                                                         : "shift none";
+  return strf("%s%d, %s, scales %s, %s", f.kind == QuantKind::nf ? "NF" : "INT", f.bits, blocks.c_str(),
+              f.scale == ScaleKind::f32 ? "f32" : "8-bit", shift);
 }
 
 // NaN and infinite values found so far, and the tensor of the first one.

@@ -68,24 +68,10 @@ Layout irq_layout(const ModelConfig& c, DType dtype, const QuantFormat& format, 
           layout.add(name + part.suffix, part.dtype, 1, part.count, subject);
       });
   layout.add("entropy", DType::F32, 7 * c.layers, 2, subject);
-  if (format.scale == ScaleKind::dq8 || format.shift == ShiftKind::tau) layout.add("map", DType::F32, 1, 256, subject);
+  QuantizedMatrix any;
+  any.format = format;
+  if (any.uses_map()) layout.add("map", DType::F32, 1, 256, subject);
   return layout;
-}
-
-std::vector<MatrixPart> matrix_parts(QuantizedMatrix& q) {
-  std::vector<MatrixPart> parts = {{".codes", DType::U8, q.code_bytes(), &q.codes}};
-  if (q.format.scale == ScaleKind::f32) {
-    parts.push_back({".scales", DType::F32, q.blocks(), &q.scales});
-  } else {
-    parts.push_back({".scale_codes", DType::U8, q.blocks(), &q.scale_codes});
-    parts.push_back({".scale_groups", DType::F32, q.groups(), &q.scale_groups});
-    parts.push_back({".scale_offset", DType::F32, 1, &q.scale_offset});
-  }
-  if (q.has_tau()) {
-    parts.push_back({".tau_codes", DType::U8, q.blocks(), &q.tau_codes});
-    parts.push_back({".tau_groups", DType::F32, q.groups(), &q.tau_groups});
-  }
-  return parts;
 }
 
 void validate(const QuantFormat& f, const std::string& subject) {
@@ -94,12 +80,16 @@ void validate(const QuantFormat& f, const std::string& subject) {
   };
   if (f.kind != QuantKind::nf && f.kind != QuantKind::integer) throw bad(strf("kind %d", static_cast<int>(f.kind)));
   if (f.bits < 2 || f.bits > 4) throw bad(strf("%d bits (allowed: 2 to 4)", f.bits));
-  if (f.group < 1 || f.group > 1 << 20) throw bad(strf("blocks of %d weights", f.group));
+  const bool integer = f.kind == QuantKind::integer;
+  if (integer ? f.group != kPerChannel && (f.group < 8 || f.group > 1 << 20) : f.group < 1)
+    throw bad(strf("groups of %d weights", f.group));
   if (f.kind == QuantKind::nf && f.group != kBlock) throw bad(strf("NF blocks of %d weights (allowed: 64)", f.group));
   if (f.scale != ScaleKind::f32 && f.scale != ScaleKind::dq8)
     throw bad(strf("scale kind %d", static_cast<int>(f.scale)));
-  if (f.shift != ShiftKind::none && f.shift != ShiftKind::tau)
+  const bool zero = f.shift == ShiftKind::int_zero || f.shift == ShiftKind::float_zero;
+  if (integer ? !zero : f.shift != ShiftKind::none && f.shift != ShiftKind::tau)
     throw bad(strf("shift kind %d", static_cast<int>(f.shift)));
+  if (integer && f.scale != ScaleKind::f32) throw bad("integers with 8-bit scales");
 }
 
 int64_t linear_index(const ModelConfig& c, const std::string& name, LinearShape* shape) {

@@ -40,18 +40,9 @@ class Layout {
 Layout base_layout(const ModelConfig& c, DType dtype, const std::string& subject);
 
 // Quantized base: the same order, each linear W replaced by the parts of its QuantizedMatrix: W.codes, then W.scales or
-// W.scale_codes, W.scale_groups, W.scale_offset, then W.tau_codes, W.tau_groups. At the end `entropy` (7 * layers, 2) f32:
+// W.scale_codes, W.scale_groups, W.scale_offset, then W.tau_codes, W.tau_groups or W.zeros. At the end `entropy` (7 * layers, 2) f32:
 // every linear's mean code entropy in bits without and with calibration; and `map` (1, 256) f32 where 8-bit codes are used.
 Layout irq_layout(const ModelConfig& c, DType dtype, const QuantFormat& format, const std::string& subject);
-
-// The parts of a quantized matrix in file order: `tensor` points into `q`, whose rows, cols and format must be set.
-struct MatrixPart {
-  const char* suffix;  // ".codes"
-  DType dtype;
-  int64_t count;
-  Tensor* tensor;
-};
-std::vector<MatrixPart> matrix_parts(QuantizedMatrix& q);
 
 // An Error unless this is a format that the engine writes.
 void validate(const QuantFormat& format, const std::string& subject);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/io/float_pieces.h"
+#include "src/quant/quantize.h"
 
 namespace irq {
 namespace {
@@ -71,20 +72,10 @@ void for_each(Llama& model, Plain&& plain, Matrix&& matrix) {
   if (!model.config().tied) plain("head", model.head());
 }
 
-void upload_packed(Backend& backend, const QuantizedMatrix& dst, const QuantizedMatrix& src) {
-  backend.upload(dst.codes, src.codes.data);
-  if (dst.format.scale == ScaleKind::f32) {
-    backend.upload(dst.scales, src.scales.data);
-  } else {
-    backend.upload(dst.scale_codes, src.scale_codes.data);
-    backend.upload(dst.scale_groups, src.scale_groups.data);
-    backend.upload(dst.scale_offset, src.scale_offset.data);
-  }
-  if (dst.has_tau()) {
-    backend.upload(dst.tau_codes, src.tau_codes.data);
-    backend.upload(dst.tau_groups, src.tau_groups.data);
-  }
-  backend.upload(dst.map, src.map.data);
+void upload_packed(Backend& backend, QuantizedMatrix dst, QuantizedMatrix src) {
+  const auto to = matrix_parts(dst), from = matrix_parts(src);
+  for (size_t i = 0; i < to.size(); ++i) backend.upload(*to[i].tensor, from[i].tensor->data);
+  if (dst.uses_map()) backend.upload(dst.map, src.map.data);
 }
 
 }  // namespace
@@ -148,7 +139,7 @@ void load_quantized(Backend& backend, Arena& arena, Llama& model, IrqReader& sou
         } else {
           QuantizedMatrix staged = take_packed(arena, src.format, src.rows, src.cols);
           upload_packed(backend, staged, src);
-          backend.nfk_dequant(destination(model, g, part), staged);
+          dequantize(backend, destination(model, g, part), staged);
           backend.synchronize();
           give_packed(arena, staged);
         }

@@ -16,17 +16,13 @@ constexpr GroupShape kGroups[4] = {{"qkv", 0, 3}, {"o", 3, 1}, {"gate_up", 4, 2}
 QuantizedMatrix packed_matrix(Arena& arena, const ModelPlan& plan, int64_t rows, int64_t cols, const Tensor& map) {
   QuantizedMatrix q;
   q.rows = rows, q.cols = cols, q.format = plan.format;
-  q.codes = arena.push("packed codes", DType::U8, 1, q.code_bytes());
-  if (q.format.scale == ScaleKind::f32) {
-    q.scales = arena.push("block scales", DType::F32, 1, q.blocks());
-  } else {
-    q.scale_codes = arena.push("block scales", DType::U8, 1, q.blocks());
-    q.scale_groups = arena.push("block scales", DType::F32, 1, q.groups());
-    q.scale_offset = arena.push("block scales", DType::F32, 1, 1);
-  }
-  if (q.has_tau()) {
-    q.tau_codes = arena.push("block shifts (tau)", DType::U8, 1, q.blocks());
-    q.tau_groups = arena.push("block shifts (tau)", DType::F32, 1, q.groups());
+  for (const MatrixPart& p : matrix_parts(q)) {
+    const bool shift = p.tensor == &q.tau_codes || p.tensor == &q.tau_groups || p.tensor == &q.zeros;
+    const char* label = p.tensor == &q.codes ? "packed codes"
+                        : !shift             ? "block scales"
+                        : q.has_tau()        ? "block shifts (tau)"
+                                             : "zero points";
+    *p.tensor = arena.push(label, p.dtype, 1, p.count);
   }
   q.map = map;
   return q;

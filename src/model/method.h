@@ -8,13 +8,20 @@
 namespace irq {
 
 struct Method {
-  const char* name;
-  bool quantized;  // base in NF-k (else 16-bit or what the file holds)
-  bool icq;        // ... searched by ICQ
-  bool lora;       // adapters on the linears
-  bool u1, u2;     // IEC's two connections: beta1 (pooled input), beta2 (expanded rank vector)
-  bool full;       // every parameter trains, no adapters
-  const char* what;
+  const char* name = "";
+  const char* format = "";  // of the base: "nf", "int", "gptq"; "" as the file holds it
+  bool icq = false;         // ... calibrated by ICQ
+  bool lora = false;        // adapters on the linears
+  bool u1 = false;          // IEC's connection from the pooled input (beta1)
+  bool u2 = false;          // ... and from the expanded rank vector (beta2)
+  bool pooled = false;      // QA-LoRA: A sees the input pooled over the groups of the base's integers
+  bool scales = false;      // PEQA: the scales of the base's integers train, no adapters
+  bool loftq = false;       // base and initial adapter are found together
+  bool requantize = false;  // the result is the 16-bit base with the adapter merged, quantized again by GPTQ
+  bool full = false;        // every parameter trains, no adapters
+  const char* what = "";
+  bool quantized() const { return *format != 0; }
+  bool needs_integers() const { return pooled || scales; }
 };
 const std::vector<Method>& methods();
 const Method& find_method(const std::string& name);  // usage Error listing the methods

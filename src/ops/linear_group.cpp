@@ -1,5 +1,7 @@
 #include "src/ops/linear_group.h"
 
+#include "src/quant/quantize.h"
+
 namespace irq {
 namespace {
 
@@ -21,7 +23,7 @@ Tensor DeviceWeights::acquire(const LinearGroup& g) {
   const Tensor ext = arena_.take("dequantized weights", s, g.out + g.rank, g.in + g.rank);
   for (const LinearPart& part : g.parts) {
     IRQ_CHECK(part.quantized, "%s of layer %d is neither packed nor resident", part.name, g.layer);
-    backend_.nfk_dequant(ext.slice_rows(part.row, part.out).slice_cols(0, g.in), part.packed);
+    dequantize(backend_, ext.slice_rows(part.row, part.out).slice_cols(0, g.in), part.packed);
   }
   if (g.rank > 0) place_adapters(backend_, g, ext);
   return ext;

@@ -23,7 +23,7 @@ PackedLinear call_of(const LinearGroup& g, const Tensor& x) {
 bool runs_packed(const Tape& t, const LinearGroup& g, int64_t rows) {
   bool packed = !t.recording() && !t.training() && rows <= kFewRows && !g.resident && g.dropout == 0 &&
                 g.parts.size() <= PackedLinear::kParts;
-  for (const LinearPart& p : g.parts) packed = packed && p.quantized;
+  for (const LinearPart& p : g.parts) packed = packed && p.quantized && !p.packed.is_integer();
   return packed;
 }
 

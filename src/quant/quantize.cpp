@@ -8,27 +8,7 @@ namespace {
 constexpr int64_t kAlign = 256;
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Calls f(tensor member, dtype, element count) for every tensor that a matrix of this format stores.
-template <class F>
-void for_each_part(QuantizedMatrix& q, F&& f) {
-  f(q.codes, DType::U8, q.code_bytes(), "codes");
-  if (q.format.scale == ScaleKind::f32) {
-    f(q.scales, DType::F32, q.blocks(), "scales");
-  } else {
-    f(q.scale_codes, DType::U8, q.blocks(), "scale_codes");
-    f(q.scale_groups, DType::F32, q.groups(), "scale_groups");
-    f(q.scale_offset, DType::F32, int64_t{1}, "scale_offset");
-  }
-  if (q.has_tau()) {
-    f(q.tau_codes, DType::U8, q.blocks(), "tau_codes");
-    f(q.tau_groups, DType::F32, q.groups(), "tau_groups");
-  }
-}
-
 QuantizedMatrix describe(int64_t rows, int64_t cols, const QuantFormat& format) {
-  IRQ_CHECK(format.kind == QuantKind::nf && format.group == kBlock, "only NF codes in blocks of 64");
-  IRQ_CHECK(format.shift == ShiftKind::none || format.shift == ShiftKind::tau,
-            "NF codes are shifted by tau or not at all");
   QuantizedMatrix q;
   q.rows = rows;
   q.cols = cols;
@@ -41,14 +21,14 @@ QuantizedMatrix describe(int64_t rows, int64_t cols, const QuantFormat& format) 
 int64_t quantized_bytes(int64_t rows, int64_t cols, const QuantFormat& format) {
   QuantizedMatrix q = describe(rows, cols, format);
   int64_t total = 0;
-  for_each_part(q, [&](Tensor&, DType t, int64_t n, const char*) { total += n * size_of(t); });
+  for (const MatrixPart& p : matrix_parts(q)) total += p.bytes();
   return total;
 }
 
 int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format) {
   QuantizedMatrix q = describe(rows, cols, format);
   int64_t total = 0;
-  for_each_part(q, [&](Tensor&, DType t, int64_t n, const char*) { total += aligned(n * size_of(t)); });
+  for (const MatrixPart& p : matrix_parts(q)) total += aligned(p.bytes());
   return total;
 }
 
@@ -57,11 +37,16 @@ QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const 
   QuantizedMatrix q = describe(rows, cols, format);
   q.map = map;
   char* next = static_cast<char*>(memory);
-  for_each_part(q, [&](Tensor& part, DType t, int64_t n, const char* name) {
-    part = make_view(next, t, 1, n, name, device);
-    next += aligned(n * size_of(t));
-  });
+  for (const MatrixPart& p : matrix_parts(q)) {
+    *p.tensor = make_view(next, p.dtype, 1, p.count, p.suffix + 1, device);
+    next += aligned(p.bytes());
+  }
   return q;
+}
+
+void dequantize(Backend& backend, const Tensor& w, const QuantizedMatrix& q) {
+  if (q.is_integer()) backend.int_dequant(w, q);
+  else backend.nfk_dequant(w, q);
 }
 
 Quantizer::~Quantizer() {
@@ -128,7 +113,7 @@ void Quantizer::reject_unusable_weights(Tensor w) {
 }
 
 QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq) {
-  describe(out.rows, out.cols, out.format);
+  IRQ_CHECK(out.format.kind == QuantKind::nf && out.format.group == kBlock, "only NF codes in blocks of 64");
   IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.contiguous() && w.dtype == DType::F32,
             "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows,
             out.cols);

@@ -12,6 +12,9 @@ int64_t placed_bytes(int64_t rows, int64_t cols, const QuantFormat& format);
 QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const QuantFormat& format, Tensor map,
                                 Device device);
 
+// w = w_hat of q, whatever its format; w (rows, cols) S or F32.
+void dequantize(Backend& backend, const Tensor& w, const QuantizedMatrix& q);
+
 struct QuantizeStats {
   double entropy_plain = 0;  // bits, mean over blocks: of the codes of w
   double entropy = 0;        // of the codes that were stored (of w - tau with ICQ, else the same)

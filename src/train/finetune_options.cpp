@@ -35,7 +35,7 @@ void Finetune::refuse_ignored_flags() const {
   const std::string method = "--method " + o_.method;
   refuse_ignored(
       o_.given,
-      {{!method_.quantized, {"--bits", "--residency"}, method + " leaves the base as it is"},
+      {{!method_.quantized(), {"--bits", "--residency"}, method + " leaves the base as it is"},
        {!method_.icq, {"--lambda", "--n", "--entropy"}, method + " has no ICQ"},
        {o_.entropy == "fp32" && o_.bits.value_or(4) != 4, {"--entropy"}, kReleasedBits},
        {base_ == nullptr, {"--lambda", "--n", "--entropy"}, o_.base + " is quantized already"},
@@ -58,7 +58,7 @@ void Finetune::resolve() {
   optimizer_.seed = o_.seed;
   if (o_.out.empty()) {
     const std::string stem = std::filesystem::path(o_.base).stem().string();
-    o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized ? strf("-%dbit", *o_.bits) : "");
+    o_.out = "runs/" + stem + "-" + o_.method + (method_.quantized() ? strf("-%dbit", *o_.bits) : "");
   }
   if (!o_.rank) o_.rank = defaults.rank;
   if (!o_.alpha) o_.alpha = defaults.alpha;
@@ -85,7 +85,7 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   if (!o_.eval_data.empty()) add("--eval-data", o_.eval_data, kFree);
   else add("--holdout", number(static_cast<int64_t>(held_out_.examples.size())), kFree);
   add("--method", o_.method, kFixed);
-  if (method_.quantized) {
+  if (method_.quantized()) {
     add("--bits", number(*o_.bits), kFixed);
     if (method_.icq && base_) {
       add("--lambda", json_number(o_.lambda), kFree);  // the quantized base is compared instead
@@ -119,7 +119,7 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   add("--seed", std::to_string(o_.seed), kFixed);
   if (o_.memory_limit > 0) add("--memory-limit", number(o_.memory_limit), kFree);
   add("--recompute", o_.recompute, kFree);
-  if (method_.quantized) add("--residency", o_.residency, kFree);
+  if (method_.quantized()) add("--residency", o_.residency, kFree);
   add("--tune-matmul", o_.tune_matmul, kFree);
   add("--graphs", o_.graphs, kFree);
   if (method_.full) add("--dtype", o_.dtype, kFree);

@@ -49,7 +49,7 @@ void Finetune::open_base_file() {
   if (kind == FileKind::quantized) {
     quantized_ = std::make_unique<IrqReader>(o_.base);
     config_ = quantized_->config();
-    if (!method_.quantized)
+    if (!method_.quantized())
       throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
           .line("try", "the .bin it was made from");
     const bool has_tau = quantized_->format().shift == ShiftKind::tau;
@@ -202,7 +202,7 @@ void Finetune::plan_batches() {
 
 // The quantized base is made once and kept beside BASE (or in --out where that folder cannot be written).
 void Finetune::quantize() {
-  if (!method_.quantized || quantized_) return;
+  if (!method_.quantized() || quantized_) return;
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = method_.icq;
   options.spec.lambda = o_.lambda, options.spec.n = o_.n, options.spec.fp32_entropy = o_.entropy == "fp32";
@@ -238,7 +238,7 @@ void Finetune::quantize() {
 ModelPlan Finetune::model_plan() const {
   ModelPlan p;
   p.config = config_;
-  p.quantized = method_.quantized;
+  p.quantized = method_.quantized();
   if (quantized_) p.format = quantized_->format();
   p.full = method_.full, p.lora = method_.lora, p.training = true;
   p.pad_row = method_.lora && o_.recipe == "official-script";
@@ -307,7 +307,7 @@ void Finetune::require_disk() const {
 // The largest micro-batch that fits with everything else given up already.
 Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget) const {
   if (o_.recompute != "auto") error.line("try", "--recompute auto");
-  if (method_.quantized && o_.residency == "cached") error.line("try", "--residency auto");
+  if (method_.quantized() && o_.residency == "cached") error.line("try", "--residency auto");
   ModelPlan smallest = model;
   smallest.residency = Residency::packed;
   smallest.recompute = Recompute::block, smallest.recompute_layers = config_.layers;
@@ -323,7 +323,7 @@ Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget)
   if (needed > 0) error.line("found", strf("even --micro-batch 1 needs %s", memory_text(needed).c_str()));
   std::string shrink = o_.memory_limit > 0 ? "a larger --memory-limit" : "another device";
   if (method_.lora) shrink += ", a lower --rank";
-  if (method_.quantized && *o_.bits > 2) shrink += ", fewer --bits";
+  if (method_.quantized() && *o_.bits > 2) shrink += ", fewer --bits";
   return error.line("try", shrink + ", shorter examples (--source-len, --target-len, --window)");
 }
 

@@ -123,11 +123,9 @@ IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
 }
 
 bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
-  const QuantFormat &f = a.format, &g = b.format;
-  const bool same_search = !(f.shift == ShiftKind::tau) || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
-                                                            a.icq.fp32_entropy == b.icq.fp32_entropy);
-  return a.config == b.config && a.source_hash == b.source_hash && f.kind == g.kind && f.bits == g.bits &&
-         f.group == g.group && f.scale == g.scale && f.shift == g.shift && same_search;
+  const bool same_search = a.format.shift != ShiftKind::tau || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
+                                                                a.icq.fp32_entropy == b.icq.fp32_entropy);
+  return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
 }
 
 std::string cached_name(const std::string& base_path, const IrqInfo& info) {

@@ -123,8 +123,11 @@ inline std::vector<Arg> matrix_args(int64_t rows, int64_t cols, int bits) {
 }
 inline QuantizedMatrix matrix_of(const std::vector<Tensor>& t, size_t first, int64_t rows, int64_t cols,
                                  QuantFormat format) {
-  return {rows,         cols,         format,       t[first],     t[first + 7], t[first + 1],
-          t[first + 2], t[first + 3], t[first + 4], t[first + 5], t[first + 6]};
+  QuantizedMatrix q;
+  q.rows = rows, q.cols = cols, q.format = format;
+  q.codes = t[first], q.scale_codes = t[first + 1], q.scale_groups = t[first + 2], q.scale_offset = t[first + 3];
+  q.tau_codes = t[first + 4], q.tau_groups = t[first + 5], q.map = t[first + 6], q.scales = t[first + 7];
+  return q;
 }
 
 struct MatrixShape {
