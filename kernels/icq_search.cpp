@@ -134,9 +134,9 @@ void CpuBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_bes
     const int n = static_cast<int>(std::min<int64_t>(kBlock, numel - b * kBlock));
     int64_t sum_plain = 0;
     int64_t* plain = entropy_plain ? &sum_plain : nullptr;
-    const IcqChoice choice =
-        plain_search ? icq_search_block(weights + b * kBlock, n, book, factors, spec.fp32_entropy, plain)
-                     : icq_search_block_general(weights + b * kBlock, n, book, spec, factors, plain);
+    const IcqChoice choice = plain_search
+                                 ? icq_search_block(weights + b * kBlock, n, book, factors, spec.fp32_entropy, plain)
+                                 : icq_search_block_general(weights + b * kBlock, n, book, spec, factors, plain);
     out_tau[b] = choice.tau;
     if (entropy_plain) entropy_plain.as<float>()[b] = choice.index < 0 ? NAN : entropy_bits(sum_plain, n);
     if (entropy_best) entropy_best.as<float>()[b] = choice.index < 0 ? NAN : entropy_bits(choice.sum, n);

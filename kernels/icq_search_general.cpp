@@ -15,12 +15,11 @@
 // it wins only where its entropy is strictly higher.
 //
 // Of candidates with equal entropy: the lowest tau (`first`); or the least squared error, then the lowest tau (`mse`).
-#include "kernels/icq_breakpoints.h"
-
 #include <limits>
 
 #include "kernels/common.h"
 #include "kernels/icq_boundaries.h"
+#include "kernels/icq_breakpoints.h"
 
 namespace irq {
 

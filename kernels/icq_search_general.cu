@@ -11,10 +11,9 @@
 //         the least of the lists' next ones: nothing is sorted, and equal breakpoints give the same middle.
 //         Sums of entropy terms are integers below 2^53, exact in fp64 in any order. Which of equal candidates wins is
 //         decided by tau itself, not by who came first.
-#include "kernels/icq_search_general.cuh"
-
 #include "kernels/icq_breakpoints.h"
 #include "kernels/icq_grid.h"
+#include "kernels/icq_search_general.cuh"
 #include "kernels/nfk_block.cuh"
 
 namespace irq {
@@ -82,7 +81,8 @@ struct Block {
     }
     double sum = 0;
 #pragma unroll 1
-    for (int shift = 0; shift < 64; shift += 8) sum += tables.term[(low >> shift) & 255] + tables.term[(high >> shift) & 255];
+    for (int shift = 0; shift < 64; shift += 8)
+      sum += tables.term[(low >> shift) & 255] + tables.term[(high >> shift) & 255];
     return sum;
   }
   // The entropy terms of the codes of w - tau.
@@ -330,8 +330,7 @@ template <int kBits, bool kExact, class... Args>
 void launch(cudaStream_t stream, int64_t blocks, Args... args) {
   constexpr int kBytes = static_cast<int>(sizeof(Tables<kBits>) + kWarps * sizeof(WarpMemory<kBits, kExact>));
   CUDA_CHECK(cudaFuncSetAttribute(general_kernel<kBits, kExact>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  general_kernel<kBits, kExact>
-      <<<static_cast<unsigned>(ceil_div(blocks, kWarps)), kThreads, kBytes, stream>>>(args...);
+  general_kernel<kBits, kExact><<<static_cast<unsigned>(ceil_div(blocks, kWarps)), kThreads, kBytes, stream>>>(args...);
   CUDA_LAUNCHED();
 }
 

@@ -19,8 +19,11 @@ struct QuantFormat {
 
 // How ICQ searches the shift tau of a block: 2n+1 candidates tau0 + f_i * unit around the lower median tau0, and of those
 // with the highest entropy the first. The members behind fp32_entropy go beyond the paper; their first values are its search.
-enum class IcqTies : int32_t { first = 0, mse = 1 };     // of equal entropies the first, or the least squared error
-enum class IcqSearch : int32_t { grid = 0, exact = 1 };  // exact: one candidate of every piece of constant codes, no grid
+enum class IcqTies : int32_t { first = 0, mse = 1 };  // of equal entropies the first, or the least squared error
+enum class IcqSearch : int32_t {
+  grid = 0,
+  exact = 1
+};  // exact: one candidate of every piece of constant codes, no grid
 // What a lambda of 1 is: 0.5411 absmax(w - tau0) as in the released code, this absmax, the block's deviation, or 1 itself.
 enum class IcqWidth : int32_t { code = 0, absmax = 1, block_std = 2, raw = 3 };
 struct IcqSpec {

@@ -24,8 +24,9 @@ struct Arguments {
 void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
-  refuse_ignored(cli.given_flags(), {{!a.options.icq, kIcqFlags, "--no-icq searches no shifts"},
-                                     {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
+  refuse_ignored(cli.given_flags(),
+                 {{!a.options.icq, kIcqFlags, "--no-icq searches no shifts"},
+                  {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
   refuse_ignored(cli.given_flags(), ignored_icq_flags(a.options.spec));
   refuse_overwriting(a.out, model_files(a.base));
   refuse_replacing(a.out, FileKind::quantized);
@@ -51,7 +52,8 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
     row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
   else row("entropy", strf("%.4f bits per weight (mean)", s.entropy));
   if (a.options.icq)
-    row("error", strf("%.6g -> %.6g mean squared (as it would be stored without ICQ -> as stored)", s.error_plain, s.error));
+    row("error",
+        strf("%.6g -> %.6g mean squared (as it would be stored without ICQ -> as stored)", s.error_plain, s.error));
   else row("error", strf("%.6g mean squared, as stored", s.error));
   row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes",
                    human_bytes(static_cast<double>(s.source_bytes)).c_str(), human_bytes(bytes).c_str(),

@@ -83,8 +83,7 @@ std::string irq_summary(const std::string& path, const ByteProgress& progress) {
   std::string text = config_rows(r.config()) +
                      row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
                      row("linears", format_text(r.format()));
-  if (r.format().shift == ShiftKind::tau)
-    text += row("ICQ", describe(r.info().icq));
+  if (r.format().shift == ShiftKind::tau) text += row("ICQ", describe(r.info().icq));
   double bytes = 0;
   for (const TensorSpec& t : r.layout().tensors())
     if (t.name.find(".w") != std::string::npos) bytes += static_cast<double>(t.bytes());

@@ -41,15 +41,14 @@ IcqSpec icq_spec(double lambda, int n, const std::string& entropy, const IcqWord
 }
 
 std::vector<IgnoredFlags> ignored_icq_flags(const IcqSpec& spec) {
-  return {{spec.fp32_entropy,
-           {"--icq-ties", "--icq-search", "--icq-width", "--icq-candidates"},
-           "--entropy fp32 reproduces the released code, whose search has one form"},
-          {spec.search == IcqSearch::exact,
-           {"--n", "--icq-candidates"},
-           "--icq-search exact tries a shift for every histogram between the ends, whatever n is"},
-          {spec.n == 0,
-           {"--icq-ties", "--icq-search", "--icq-width", "--icq-candidates"},
-           "--n 0 tries the median alone"}};
+  return {
+      {spec.fp32_entropy,
+       {"--icq-ties", "--icq-search", "--icq-width", "--icq-candidates"},
+       "--entropy fp32 reproduces the released code, whose search has one form"},
+      {spec.search == IcqSearch::exact,
+       {"--n", "--icq-candidates"},
+       "--icq-search exact tries a shift for every histogram between the ends, whatever n is"},
+      {spec.n == 0, {"--icq-ties", "--icq-search", "--icq-width", "--icq-candidates"}, "--n 0 tries the median alone"}};
 }
 
 std::string describe(const IcqSpec& spec) {
@@ -63,8 +62,7 @@ std::string describe(const IcqSpec& spec) {
 }
 
 std::string name_part(const IcqSpec& spec) {
-  std::string text =
-      strf("l%s-n%d-%s", shortest(spec.lambda).c_str(), spec.n, spec.fp32_entropy ? "fp32" : "exact");
+  std::string text = strf("l%s-n%d-%s", shortest(spec.lambda).c_str(), spec.n, spec.fp32_entropy ? "fp32" : "exact");
   if (spec.search != IcqSearch::grid) text += "-optimum";
   if (spec.ties != IcqTies::first) text += "-" + word_of(kIcqTies, spec.ties);
   if (spec.width != IcqWidth::code) text += "-" + word_of(kIcqWidths, spec.width);

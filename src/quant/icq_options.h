@@ -14,8 +14,9 @@ inline const std::vector<std::string> kIcqSearches = {"grid", "exact"};
 inline const std::vector<std::string> kIcqWidths = {"code", "absmax", "block-std", "raw"};
 inline const std::vector<std::string> kIcqCandidates = {"2n+1", "2n"};
 // Every flag that means something only where ICQ searches.
-inline const std::vector<std::string> kIcqFlags = {"--lambda",     "--n",         "--entropy",        "--icq-ties",
-                                                   "--icq-search", "--icq-width", "--icq-candidates", "--icq-consistent"};
+inline const std::vector<std::string> kIcqFlags = {
+    "--lambda",     "--n",         "--entropy",        "--icq-ties",
+    "--icq-search", "--icq-width", "--icq-candidates", "--icq-consistent"};
 
 // The flags that go beyond the paper.
 struct IcqWords {

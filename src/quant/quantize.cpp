@@ -173,8 +173,7 @@ void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out,
   };
   stats.error = stats.error_plain = error_of(out);
   if (!out.has_tau()) return;
-  const QuantizedMatrix plain =
-      place_quantized(next + wide + sums, w.rows, w.cols, format, out.map, backend_.device());
+  const QuantizedMatrix plain = place_quantized(next + wide + sums, w.rows, w.cols, format, out.map, backend_.device());
   backend_.nfk_quantize(plain.codes, spare_, Tensor{}, w.flat(), Tensor{}, format.bits);
   quantize_scales(plain, spare_);
   stats.error_plain = error_of(plain);

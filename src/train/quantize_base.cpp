@@ -128,8 +128,7 @@ std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
-  if (info.format.shift == ShiftKind::tau)
-    name += "-icq-" + name_part(info.icq);
+  if (info.format.shift == ShiftKind::tau) name += "-icq-" + name_part(info.icq);
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
@@ -181,8 +180,8 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
       writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
     });
-    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain,
-                                stats.error, seconds});
+    summary.matrices.push_back(
+        {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain, stats.error, seconds});
     summary.weights += host.numel();
     summary.source_bytes += host.bytes();
     summary.bytes += quantized_bytes(host.rows, host.cols, info.format);

@@ -14,7 +14,8 @@ struct QuantizeOptions {
   int bits = 4;
   bool icq = true;
   IcqSpec spec;
-  bool errors = false;  // measure the squared errors too: two passes over the weights more, and room for one more matrix
+  bool errors =
+      false;  // measure the squared errors too: two passes over the weights more, and room for one more matrix
 };
 
 struct MatrixReport {
