@@ -145,9 +145,13 @@ void add_quantizers(Cases& cases, const ModelConfig& c) {
   const MatrixShape wide{c.dim, c.ffn, 0}, tall{c.ffn, c.dim, 0}, square{c.dim, c.dim, 0};
   const int64_t n = c.ffn * c.dim;
   for (const int bits : {4, 3, 2}) cases.push_back(icq_search_case(bits, n, false));
+  for (const auto& [setting, spec] : icq_settings())
+    for (const int bits : {4, 3, 2}) cases.push_back(icq_search_case(bits, n, setting, spec));
   for (const int bits : {4, 3, 2}) cases.push_back(nfk_quantize_case(bits, n, true));
   cases.push_back(double_quantize_scales_case(block_count(n)));
   cases.push_back(double_quantize_tau_case(block_count(n)));
+  cases.push_back(dequantize_tau_case(block_count(n)));
+  cases.push_back(squared_errors_case(n));
   const auto format = [](int bits) { return QuantFormat{QuantKind::nf, bits, kBlock, ScaleKind::dq8, ShiftKind::tau}; };
   for (const int bits : {4, 3, 2}) {
     cases.push_back(nfk_dequant_case(format(bits), tall));

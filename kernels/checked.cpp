@@ -22,6 +22,7 @@ bool OpChecks::type_ok(DType t, Type type) const {
     case Type::master: return t == precision_.master;
     case Type::either: return t == precision_.storage || t == precision_.master;
     case Type::f32: return t == DType::F32;
+    case Type::f64: return t == DType::F64;
     case Type::i32: return t == DType::I32;
     case Type::u8: return t == DType::U8;
     case Type::floating: return t != DType::I32 && t != DType::U8;
@@ -36,6 +37,7 @@ std::string OpChecks::expected(Type type) const {
     case Type::either:
       return strf("%s (storage) or %s (master)", name_of(precision_.storage), name_of(precision_.master));
     case Type::f32: return "f32";
+    case Type::f64: return "f64";
     case Type::i32: return "i32";
     case Type::u8: return "u8";
     case Type::floating: return "a floating-point type";

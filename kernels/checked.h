@@ -7,7 +7,7 @@
 namespace irq {
 
 // Which element types an argument may have.
-enum class Type { storage, master, either, f32, i32, u8, floating };
+enum class Type { storage, master, either, f32, f64, i32, u8, floating };
 
 // The checks of one call of one op. `arg` is the argument's name in ops.inc.
 class OpChecks {

@@ -1,5 +1,6 @@
 // CheckedBackend: the ops of the adapters, the loss, the optimizer and the quantizer.
 #include "kernels/checked.h"
+#include "kernels/icq_grid.h"
 
 namespace irq {
 
@@ -112,6 +113,8 @@ void CheckedBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy
   check.blocks("entropy_plain", entropy_plain, blocks);
   check.blocks("entropy_best", entropy_best, blocks);
   IRQ_CHECK(spec.n >= 0 && spec.lambda >= 0, "icq_search: n = %d, lambda = %g", spec.n, spec.lambda);
+  IRQ_CHECK(!spec.fp32_entropy || is_plain_search(spec),
+            "icq_search: the released code's entropy belongs to its own search");
   FORWARD(icq_search(tau, entropy_plain, entropy_best, w, bits, spec));
 }
 
@@ -145,6 +148,23 @@ void CheckedBackend::double_quantize_tau(Tensor tau_codes, Tensor tau_groups, Te
   check.vector("tau_groups", tau_groups, ceil_ratio(tau.cols, kScaleGroup), Type::f32);
   check.vector("map", map, 256, Type::f32);
   FORWARD(double_quantize_tau(tau_codes, tau_groups, tau, map));
+}
+
+void CheckedBackend::dequantize_tau(Tensor tau_hat, Tensor tau_codes, Tensor tau_groups, Tensor map) {
+  CHECKS;
+  check.vector("tau_hat", tau_hat, tau_hat.cols, Type::f32);
+  check.vector("tau_codes", tau_codes, tau_hat.cols, Type::u8);
+  check.vector("tau_groups", tau_groups, ceil_ratio(tau_hat.cols, kScaleGroup), Type::f32);
+  check.vector("map", map, 256, Type::f32);
+  FORWARD(dequantize_tau(tau_hat, tau_codes, tau_groups, map));
+}
+
+void CheckedBackend::squared_errors(Tensor errors, Tensor a, Tensor b) {
+  CHECKS;
+  check.vector("a", a, a.cols, Type::f32);
+  check.vector("b", b, a.cols, Type::f32);
+  check.vector("errors", errors, ceil_ratio(a.cols, kBlock), Type::f64);
+  FORWARD(squared_errors(errors, a, b));
 }
 
 void CheckedBackend::nfk_dequant(Tensor w, QuantizedMatrix q) {

@@ -11,6 +11,7 @@
 //         what they are and why the result is exact). A column is 10 KB per warp: 20 warps per SM of an H100.
 #include <utility>
 
+#include "kernels/icq_search_general.cuh"
 #include "kernels/icq_sweep.cuh"
 
 namespace irq {
@@ -160,6 +161,7 @@ void launch(int64_t blocks, int candidates, cudaStream_t stream, Args... args) {
 void CudaBackend::icq_search(Tensor tau, Tensor entropy_plain, Tensor entropy_best, Tensor w, int bits, IcqSpec spec) {
   const int64_t numel = w.numel(), blocks = ceil_div(numel, kBlock);
   if (blocks == 0) return;
+  if (!is_plain_search(spec)) return icq_search_general(stream(), tau, entropy_plain, entropy_best, w, bits, spec);
   const IcqGrid grid = icq_grid(spec);
   IRQ_CHECK(grid.count <= 4096, "icq_search: n = %d, at most 2047", spec.n);
   float* plain = entropy_plain ? entropy_plain.as<float>() : nullptr;

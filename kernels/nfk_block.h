@@ -67,7 +67,7 @@ inline float block_tau(const QuantizedMatrix& q, int64_t block) {
 // w_hat of a whole block (the last may be short) in fp32; out holds 64. Returns how many weights the block has.
 int nfk_dequant_block(float* out, const QuantizedMatrix& q, const Codebook& book, int64_t block);
 
-std::vector<float> icq_factors(const IcqSpec& spec);  // (2n+1): icq_grid in fp32
+std::vector<float> icq_factors(const IcqSpec& spec);  // icq_grid in fp32
 
 struct IcqChoice {
   int index = 0;  // of the factor; -1: the block holds a NaN or an infinity, and tau is NaN
@@ -80,5 +80,11 @@ IcqChoice icq_search_block_plain(const float* w, int n, const Codebook& book, co
 // The same result, bit for bit, from the sorted block. sum_plain (may be null): entropy_sum of the codes of w itself.
 IcqChoice icq_search_block(const float* w, int n, const Codebook& book, const std::vector<float>& factors, bool fp32,
                            int64_t* sum_plain = nullptr);
+// Any spec without fp32_entropy; icq_search_general.cpp specifies it. The index is that of the factor, or 0 where a piece won.
+IcqChoice icq_search_block_general(const float* w, int n, const Codebook& book, const IcqSpec& spec,
+                                   const std::vector<float>& factors, int64_t* sum_plain = nullptr);
+// Squared error of the n weights quantized with this shift: w_hat = fl(fl(level * a) + tau), a = absmax(w - tau) as it is,
+// before any double quantization. Squares in fp64, added in the order of w.
+double icq_squared_error(const float* w, int n, const Codebook& book, float tau);
 
 }  // namespace irq

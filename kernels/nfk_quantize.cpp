@@ -119,4 +119,9 @@ void CpuBackend::double_quantize_tau(Tensor tau_codes, Tensor tau_groups, Tensor
   }
 }
 
+void CpuBackend::dequantize_tau(Tensor tau_hat, Tensor tau_codes, Tensor tau_groups, Tensor map) {
+  for (int64_t b = 0; b < tau_hat.numel(); ++b)
+    tau_hat.as<float>()[b] = map.as<float>()[tau_codes.as<uint8_t>()[b]] * tau_groups.as<float>()[b / kScaleGroup];
+}
+
 }  // namespace irq

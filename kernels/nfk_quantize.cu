@@ -276,6 +276,12 @@ __global__ void __launch_bounds__(kScaleGroup) group_codes_kernel(uint8_t* codes
                                          : nearest_in_map(table, __fdiv_rn(d, largest)));
 }
 
+__global__ void __launch_bounds__(kThreads)
+    dequantize_tau_kernel(float* tau_hat, const uint8_t* codes, const float* groups, const float* map, int64_t n) {
+  const int64_t b = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (b < n) tau_hat[b] = __fmul_rn(__ldg(map + codes[b]), __ldg(groups + b / kScaleGroup));
+}
+
 }  // namespace
 
 void CudaBackend::nfk_quantize(Tensor codes, Tensor absmax, Tensor entropy, Tensor w, Tensor tau, int bits) {
@@ -329,6 +335,14 @@ void CudaBackend::double_quantize_tau(Tensor tau_codes, Tensor tau_groups, Tenso
   if (n == 0) return;
   group_codes_kernel<<<static_cast<unsigned>(ceil_div(n, kScaleGroup)), kScaleGroup, 0, stream()>>>(
       tau_codes.as<uint8_t>(), tau_groups.as<float>(), tau.as<float>(), nullptr, map.as<float>(), n);
+  CUDA_LAUNCHED();
+}
+
+void CudaBackend::dequantize_tau(Tensor tau_hat, Tensor tau_codes, Tensor tau_groups, Tensor map) {
+  const int64_t n = tau_hat.numel();
+  if (n == 0) return;
+  dequantize_tau_kernel<<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, stream()>>>(
+      tau_hat.as<float>(), tau_codes.as<uint8_t>(), tau_groups.as<float>(), map.as<float>(), n);
   CUDA_LAUNCHED();
 }
 

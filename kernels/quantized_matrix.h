@@ -24,11 +24,25 @@ struct QuantFormat {
   bool operator==(const QuantFormat&) const = default;
 };
 
-// How ICQ searches the shift tau of a block (fidelity: 2n+1 candidates tau0 + f_i * absmax(w - tau0)).
+// How ICQ searches the shift tau of a block: 2n+1 candidates tau0 + f_i * unit around the lower median tau0, and of those
+// with the highest entropy the first. The members behind fp32_entropy go beyond the paper; their first values are its search.
+enum class IcqTies : int32_t { first = 0, mse = 1 };  // of equal entropies the first, or the least squared error
+enum class IcqSearch : int32_t {
+  grid = 0,
+  exact = 1
+};  // exact: one candidate of every piece of constant codes, no grid
+// What a lambda of 1 is: 0.5411 absmax(w - tau0) as in the released code, this absmax, the block's deviation, or 1 itself.
+enum class IcqWidth : int32_t { code = 0, absmax = 1, block_std = 2, raw = 3 };
 struct IcqSpec {
   double lambda = 0.1;
   int n = 100;
   bool fp32_entropy = false;  // the released code's tie order; 4-bit full blocks only, else exact integers
+  IcqTies ties = IcqTies::first;
+  IcqSearch search = IcqSearch::grid;
+  IcqWidth width = IcqWidth::code;
+  bool even = false;        // 2n candidates between the same ends (the paper's text), not 2n+1 (its Algorithm 1)
+  bool consistent = false;  // the codes are those of w - tau_hat, the shift that is added back, not of w - tau
+  bool operator==(const IcqSpec&) const = default;
 };
 
 // W (rows, cols) row-major.

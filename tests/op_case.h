@@ -11,13 +11,14 @@ namespace irq {
 
 enum class Role { in, out, inout };  // out is filled with NaN before the run, so that an unwritten element shows
 // What an argument's type follows: the run's storage or master type, or a fixed one.
-enum class Kind { storage, master, f32, i32, u8, params };
+enum class Kind { storage, master, f32, f64, i32, u8, params };
 
 inline DType dtype_for(Kind kind, Precision precision) {
   switch (kind) {
     case Kind::storage: return precision.storage;
     case Kind::master: return precision.master;
     case Kind::f32: return DType::F32;
+    case Kind::f64: return DType::F64;
     case Kind::i32: return DType::I32;
     case Kind::u8:
     case Kind::params: return DType::U8;

@@ -60,7 +60,7 @@ inline Quantized quantize_on(Backend& backend, const std::vector<float>& weights
   QuantizedMatrix q = place_quantized(matrix_memory.data(), rows, cols, format, map, backend.device());
   Quantized out;
   Quantizer quantizer(backend);
-  out.stats = quantizer.run(q, w, icq);
+  out.stats = quantizer.run(q, w, icq, true);
   out.codes = download<uint8_t>(backend, q.codes);
   out.scales = download<float>(backend, q.scales);
   out.scale_codes = download<uint8_t>(backend, q.scale_codes);

@@ -1,6 +1,6 @@
 // Golden values of fidelity 1.1, 1.2, 2.2, 2.4, 9.1 and 9.3 that need no more than the arithmetic of a block: the tables in full,
-// and the variants of the search that the engine does not offer (another sigma, 2n candidates, fp16 before quantizing, other
-// tie rules, codes of w - tau_hat), computed here from the engine's own steps.
+// the variants of the search that the engine offers beyond the paper, and those that it does not (fp16 before quantizing,
+// the nearest of equals), computed here from the engine's own steps.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -133,12 +133,6 @@ IcqChoice search(const float* w, int bits, const Search& s) {
   }
   return best;
 }
-double mean_entropy(const std::vector<float>& w, int bits, const Search& s) {
-  double sum = 0;
-  for (size_t b = 0; b < kBlocks; ++b) sum += static_cast<double>(entropy_bits(search(&w[b * 64], bits, s).sum, 64));
-  return sum / kBlocks;
-}
-
 const Search kReleased = {.lambda = 0.1 * kSigmaOfAbsmax, .unit = spread};
 
 TEST(GoldenVariants, TheSearchHereIsTheEngines) {
@@ -156,30 +150,30 @@ TEST(GoldenVariants, TheSearchHereIsTheEngines) {
                 at_median[bits - 2], 6e-7);
 }
 
-TEST(GoldenVariants, Sigma) {
+// The widths and candidate counts that the engine offers, on both devices: mean entropies of the best candidates.
+void expect_mean_entropies(Backend& backend) {
   const std::vector<float> w = golden_weights();
-  const auto deviation = [](const float* x, float) {
-    double sum = 0, squares = 0;
-    for (int i = 0; i < 64; ++i)
-      sum += static_cast<double>(x[i]), squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-    return static_cast<float>(std::sqrt(squares / 64 - sum * sum / 4096));
+  const auto mean = [&](int bits, const IcqSpec& spec) {
+    QuantFormat format;
+    format.bits = bits;
+    return quantize_on(backend, w, 300, 64, format, &spec).stats.entropy;
   };
   const struct {
-    const char* what;
-    Search search;
+    IcqWidth width;
     double mean[3];  // NF2, NF3, NF4
-  } variants[] = {{"absmax", {.unit = spread}, {1.625981, 2.802967, 3.815817}},
-                  {"block_std", {.unit = deviation}, {1.585483, 2.778118, 3.793828}},
-                  {"raw", {.unit = [](const float*, float) { return 1.0f; }}, {1.646343, 2.804073, 3.803772}}};
+  } variants[] = {{IcqWidth::absmax, {1.625981, 2.802967, 3.815817}},
+                  {IcqWidth::block_std, {1.585483, 2.778118, 3.793828}},
+                  {IcqWidth::raw, {1.646343, 2.804073, 3.803772}}};
   for (const auto& v : variants)
-    for (int bits = 2; bits <= 4; ++bits)
-      EXPECT_NEAR(mean_entropy(w, bits, v.search), v.mean[bits - 2], 6e-7) << v.what << " " << bits;
+    for (int bits = 2; bits <= 4; ++bits)  // six digits given, here and below
+      EXPECT_NEAR(mean(bits, {.width = v.width}), v.mean[bits - 2], 6e-7) << static_cast<int>(v.width) << " " << bits;
+  EXPECT_NEAR(mean(4, {.even = true}), 3.801534, 6e-7);
+  EXPECT_NEAR(mean(4, {.consistent = true}), 3.793949, 6e-7);
 }
-
-TEST(GoldenVariants, TwoNCandidates) {
-  Search s = kReleased;
-  s.count = 200;
-  EXPECT_NEAR(mean_entropy(golden_weights(), 4, s), 3.801534, 6e-7);
+TEST(GoldenVariants, MeanEntropiesCpu) { expect_mean_entropies(cpu_backend(DType::F32)); }
+TEST(GoldenVariants, MeanEntropiesCuda) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  expect_mean_entropies(cuda_backend(DType::BF16));
 }
 
 TEST(GoldenVariants, TieRules) {
@@ -218,33 +212,35 @@ TEST(GoldenVariants, PrecastToFp16) {
   EXPECT_EQ(strf("%08x", crc32(chosen)), "f536f880");
 }
 
-// Squared errors with fp32 scales: w - tau with tau added back exactly; with tau_hat added (the released code);
-// `consistent`: w - tau_hat quantized with tau_hat added.
-TEST(GoldenVariants, SquaredErrors) {
+// Squared errors with fp32 scales: without a shift; w - tau with tau added back exactly, with tau_hat added (the released
+// code); `consistent`: w - tau_hat quantized with tau_hat added.
+void expect_squared_errors(Backend& backend) {
   const std::vector<float> w = golden_weights();
-  const IcqSpec spec;
-  const Quantized q = quantize_on(cpu_backend(DType::F32), w, 300, 64, {}, &spec);
-  double exact = 0, released = 0, consistent = 0, entropy = 0;
-  for (size_t b = 0; b < kBlocks; ++b) {
-    const float tau = q.tau[b], tau_hat = dynamic_map()[q.tau_codes[b]] * q.tau_groups[b / kScaleGroup];
-    const Codes by_tau = codes_of(&w[b * 64], tau, 4), by_hat = codes_of(&w[b * 64], tau_hat, 4);
-    entropy += static_cast<double>(entropy_bits(sum_of(by_hat, 4), 64));
-    const auto squared = [&](const Codes& c, size_t i, float shift) {
-      const float level = nf_codebook(4).level[c.code[i]] * c.absmax;
-      const double d = static_cast<double>(level + shift) - static_cast<double>(w[b * 64 + i]);
-      return d * d;
-    };
-    for (size_t i = 0; i < 64; ++i) {
-      exact += squared(by_tau, i, tau);
-      released += squared(by_tau, i, tau_hat);
-      consistent += squared(by_hat, i, tau_hat);
-    }
-  }
+  const IcqSpec released, consistent{.consistent = true};
+  QuantFormat format;
+  format.scale = ScaleKind::f32;
+  const Quantized q = quantize_on(backend, w, 300, 64, format, &released);
+  double exact = 0;
+  for (size_t b = 0; b < kBlocks; ++b) exact += icq_squared_error(&w[b * 64], 64, nf_codebook(4), q.tau[b]);
   const double digits = 6e-13;  // seven digits given
+  EXPECT_NEAR(q.stats.error_plain, 2.669791e-06, digits);
   EXPECT_NEAR(exact / 19200, 2.758598e-06, digits);
-  EXPECT_NEAR(released / 19200, 2.759693e-06, digits);
-  EXPECT_NEAR(consistent / 19200, 2.756786e-06, digits);
-  EXPECT_NEAR(entropy / kBlocks, 3.793949, 6e-7);
+  EXPECT_NEAR(q.stats.error, 2.759693e-06, digits);
+  const Quantized by_hat = quantize_on(backend, w, 300, 64, format, &consistent);
+  EXPECT_NEAR(by_hat.stats.error, 2.756786e-06, digits);
+  EXPECT_EQ(by_hat.tau_codes, q.tau_codes);  // the search is the same
+  const double by_bits[][2] = {{6.400584e-05, 6.329010e-05}, {1.261446e-05, 1.261310e-05}};
+  for (int bits = 2; bits <= 3; ++bits) {
+    format.bits = bits;
+    const QuantizeStats stats = quantize_on(backend, w, 300, 64, format, &released).stats;
+    EXPECT_NEAR(stats.error_plain, by_bits[bits - 2][0], 6e-12);
+    EXPECT_NEAR(stats.error, by_bits[bits - 2][1], 6e-12);
+  }
+}
+TEST(GoldenVariants, SquaredErrorsCpu) { expect_squared_errors(cpu_backend(DType::F32)); }
+TEST(GoldenVariants, SquaredErrorsCuda) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  expect_squared_errors(cuda_backend(DType::BF16));
 }
 
 // Fidelity 3.5: means over blocks of N(0,1), given to three decimals. A block's entropy has a deviation of 0.12, so 4,000 blocks

@@ -10,6 +10,7 @@
 IRQ_OP_TESTS(IcqSearchOp, irq::icq_search_cases());
 IRQ_OP_TESTS(NfkQuantizeOp, irq::nfk_quantize_cases());
 IRQ_OP_TESTS(DoubleQuantizeOp, irq::double_quantize_cases());
+IRQ_OP_TESTS(SquaredErrorsOp, irq::squared_errors_cases());
 IRQ_OP_TESTS(NfkDequantOp, irq::nfk_dequant_cases());
 IRQ_OP_TESTS(NfkMatmulOp, irq::nfk_matmul_cases());
 

@@ -181,13 +181,72 @@ TEST(QuantizeTool, SummaryReportAndInspection) {
   EXPECT_EQ(r.err.rfind("irq_quantize 0", 0), 0u) << r.err;
   const std::string table = read_text(dir / "report/matrices.csv");
   EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 15);
+  EXPECT_EQ(table.rfind("name,rows,cols,entropy_plain,entropy,mse_plain,mse,seconds\n", 0), 0u) << table;
   EXPECT_TRUE(std::filesystem::exists(dir / "report/block_entropy.csv"));
+  // The line of errors and the table of everything have the same two numbers, and the means of the matrices are they.
+  const auto value = [&](const std::string& name) {
+    const std::string text = read_text(dir / "report/summary.csv");
+    const size_t at = text.find("\n" + name + ",");
+    return at == std::string::npos ? -1.0 : std::stod(text.substr(at + name.size() + 2));
+  };
+  EXPECT_NE(r.out.find(strf("  error   : %.6g -> %.6g mean squared (as it would be stored without ICQ -> as stored)\n",
+                            value("mse_plain"), value("mse"))),
+            std::string::npos)
+      << r.out;
+  double error = 0;
+  std::istringstream lines(table.substr(table.find('\n') + 1));
+  for (std::string line; std::getline(lines, line);) {
+    long rows = 0, cols = 0;
+    double h0 = 0, h = 0, mse_plain = 0, mse = 0;
+    ASSERT_EQ(std::sscanf(line.c_str() + line.find(','), ",%ld,%ld,%lf,%lf,%lf,%lf,", &rows, &cols, &h0, &h, &mse_plain,
+                          &mse),
+              6);
+    error += mse * static_cast<double>(rows * cols);
+  }
+  EXPECT_NEAR(error / value("weights"), value("mse"), 1e-8 * value("mse"));  // nine digits are written
   const CommandResult quiet =
       run_command("irq_quantize", {dir / "tiny.bin", dir / "tiny.irq", "--device", "cpu", "--quiet"});
   EXPECT_EQ(quiet.err, "");
   const CommandResult inspected = run_command("irq_inspect", {dir / "tiny.irq"});
   EXPECT_EQ(inspected.status, 0) << inspected.err;
   EXPECT_NE(inspected.out.find("whole"), std::string::npos) << inspected.out;
+}
+
+TEST(QuantizeTool, SettingsBeyondThePaper) {
+  const TempDir dir;
+  write_tiny_base(dir / "tiny.bin", DType::F16);
+  const auto quantize = [&](const std::vector<std::string>& flags) {
+    std::vector<std::string> args = {dir / "tiny.bin", dir / "tiny.irq", "--device", "cpu", "--quiet"};
+    args.insert(args.end(), flags.begin(), flags.end());
+    return run_command("irq_quantize", args);
+  };
+  const CommandResult r = quantize({"--icq-ties", "mse", "--icq-search", "exact", "--icq-width", "block-std",
+                                    "--icq-consistent", "--lambda", "0.3"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const CommandResult inspected = run_command("irq_inspect", {dir / "tiny.irq"});
+  EXPECT_NE(
+      inspected.out.find("lambda 0.3, n 100, entropy exact, search exact, ties mse, width block-std, consistent\n"),
+      std::string::npos)
+      << inspected.out;
+  ASSERT_EQ(quantize({"--icq-candidates", "2n", "--n", "7"}).status, 0);
+  const struct {
+    std::vector<std::string> flags;
+    const char *flag, *why;
+  } refused[] = {{{"--no-icq", "--icq-ties", "mse"}, "--icq-ties", "--no-icq searches no shifts"},
+                 {{"--no-icq", "--icq-consistent"}, "--icq-consistent", "--no-icq searches no shifts"},
+                 {{"--entropy", "fp32", "--icq-width", "raw"},
+                  "--icq-width",
+                  "--entropy fp32 reproduces the released code, whose search has one form"},
+                 {{"--icq-search", "exact", "--n", "50"},
+                  "--n",
+                  "--icq-search exact tries a shift for every histogram between the ends, whatever n is"},
+                 {{"--n", "0", "--icq-ties", "mse"}, "--icq-ties", "--n 0 tries the median alone"}};
+  for (const auto& c : refused) {
+    const CommandResult bad = quantize(c.flags);
+    EXPECT_EQ(bad.status, 2);
+    EXPECT_EQ(bad.err,
+              strf("irq_quantize: %s has no effect here: %s\n  try     : without %s\n", c.flag, c.why, c.flag));
+  }
 }
 
 TEST(QuantizeTool, Refusals) {

@@ -24,6 +24,11 @@ TEST_F(TrainErrors, FlagsWithoutEffect) {
       {{"--method", "full", "--alpha", "8"}, "--alpha", "--method full has no adapters"},
       {{"--method", "full", "--dropout", "0.1"}, "--dropout", "--method full has no adapters"},
       {{"--method", "icq", "--iec-expand", "tile"}, "--iec-expand", "--method icq has no IEC"},
+      {{"--method", "qlora", "--icq-ties", "mse"}, "--icq-ties", "--method qlora has no ICQ"},
+      {{"--method", "iec", "--icq-consistent"}, "--icq-consistent", "--method iec has no ICQ"},
+      {{"--icq-search", "exact", "--n", "9"},
+       "--n",
+       "--icq-search exact tries a shift for every histogram between the ends, whatever n is"},
       {{"--bits", "3", "--entropy", "fp32"}, "--entropy", kReleasedBits},
       {{"--dtype", "f16"}, "--dtype", "--method ir-qlora writes no model.bin"},
       {{"--source-len", "9"}, "--source-len", "the data has no prompts and answers"},
@@ -33,7 +38,8 @@ TEST_F(TrainErrors, FlagsWithoutEffect) {
   for (const auto& c : cases)
     expect_complaint(train(c.args + out), c.flag + " has no effect here: " + c.why + "\n  try     : without " + c.flag,
                      2);
-  for (const Args& search : {Args{"--lambda", "0.1"}, Args{"--n", "100"}, Args{"--entropy", "exact"}}) {
+  for (const Args& search : {Args{"--lambda", "0.1"}, Args{"--n", "100"}, Args{"--entropy", "exact"},
+                             Args{"--icq-width", "raw"}, Args{"--icq-consistent"}}) {
     Args args = command(search + out);
     args[0] = irq;
     expect_part(run_command("irq_train", args), search[0] + " has no effect here: " + irq + " is quantized already", 2);
@@ -47,6 +53,36 @@ TEST_F(TrainErrors, FlagsWithoutEffect) {
             "irq_inspect: --entropy has no effect here: --tensors lists tensors only\n  try     : without --entropy\n");
   EXPECT_EQ(run_command("irq_bench", {"swiglu_fwd", "--dropout", "0.1"}).status, 2);
   EXPECT_EQ(run_command("irq_bench", {"step", "--repeats", "3"}).status, 2);
+}
+
+// Another setting of ICQ is another base, made and kept beside the first; the same setting finds it. The command in the
+// log says the setting, and can be given again.
+TEST_F(TrainErrors, SettingsOfIcqHaveTheirOwnBases) {
+  fs::copy(shared("model.bin"), dir_ / "model.bin");
+  const Args mse = {"--icq-ties", "mse", "--icq-search", "exact", "--icq-consistent"};
+  const auto run = [&](const std::string& out, const Args& flags) {
+    Args args = command(flags + Args{"--steps", "1", "--out", dir_ / out});
+    args[0] = dir_ / "model.bin";
+    const CommandResult r = run_command("irq_train", args);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return r.err;
+  };
+  const auto bases = [&] {
+    int count = 0;
+    for (const auto& entry : fs::directory_iterator(dir_.path())) count += entry.path().extension() == ".irq";
+    return count;
+  };
+  EXPECT_EQ(run("a", {}).find("(cached)"), std::string::npos);
+  EXPECT_EQ(run("b", mse).find("(cached)"), std::string::npos);
+  EXPECT_EQ(bases(), 2);
+  const std::string again = run("c", mse);
+  EXPECT_NE(again.find("-exact-optimum-mse-consistent-"), std::string::npos) << again;
+  EXPECT_NE(again.find("(cached)"), std::string::npos) << again;
+  EXPECT_EQ(bases(), 2);
+  const std::string logged = read_log(dir_ / "b/log.jsonl").at(0).at("command");
+  EXPECT_NE(logged.find(" --lambda 0.1 --entropy exact --icq-ties mse --icq-search exact --icq-consistent --recipe "),
+            std::string::npos)  // without --n, which would be refused
+      << logged;
 }
 
 // Whatever a run fails at, the folders that it made for --out are gone again; a folder that was there stays as it was.

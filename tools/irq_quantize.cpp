@@ -7,6 +7,7 @@
 #include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
 #include "src/train/quantize_base.h"
+#include "tools/icq_flags.h"
 #include "tools/session.h"
 
 namespace irq {
@@ -14,6 +15,9 @@ namespace {
 
 struct Arguments {
   std::string base, out, format = "nf", entropy = "exact", report;
+  double lambda = IcqSpec{}.lambda;
+  int n = IcqSpec{}.n;
+  IcqWords icq;
   QuantizeOptions options;
 };
 
@@ -21,8 +25,9 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
   refuse_ignored(cli.given_flags(),
-                 {{!a.options.icq, {"--lambda", "--n", "--entropy"}, "--no-icq searches no shifts"},
+                 {{!a.options.icq, kIcqFlags, "--no-icq searches no shifts"},
                   {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
+  refuse_ignored(cli.given_flags(), ignored_icq_flags(a.options.spec));
   refuse_overwriting(a.out, model_files(a.base));
   refuse_replacing(a.out, FileKind::quantized);
   if (!a.report.empty())
@@ -46,6 +51,10 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
   if (a.options.icq)
     row("entropy", strf("%.4f -> %.4f bits per weight (mean, before -> after ICQ)", s.entropy_plain, s.entropy));
   else row("entropy", strf("%.4f bits per weight (mean)", s.entropy));
+  if (a.options.icq)
+    row("error",
+        strf("%.6g -> %.6g mean squared (as it would be stored without ICQ -> as stored)", s.error_plain, s.error));
+  else row("error", strf("%.6g mean squared, as stored", s.error));
   row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes",
                    human_bytes(static_cast<double>(s.source_bytes)).c_str(), human_bytes(bytes).c_str(),
                    8 * bytes / weights, with_commas(s.file_bytes).c_str()));
@@ -54,7 +63,8 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
 }
 
 int quantize(Arguments& a, Cli& cli) {
-  a.options.spec.fp32_entropy = a.entropy == "fp32";
+  a.options.spec = icq_spec(a.lambda, a.n, a.entropy, a.icq);
+  a.options.errors = true;
   check_arguments(a, cli);
   const auto in = open_base(a.base, kSyntheticSeed);
   const auto backend = cli.backend();
@@ -82,12 +92,13 @@ int main(int argc, char** argv) {
   cli.option("--bits", &a.options.bits, "bits per weight", {2, 3, 4});
   cli.option("--format", &a.format, "code book: NormalFloat, integers, GPTQ", {"nf", "int", "gptq"});
   cli.flag("--icq", &a.options.icq, "search each block's shift for the most entropy (default)", "--no-icq");
-  cli.option("--lambda", &a.options.spec.lambda, "the search spans lambda * sigma on both sides");
+  cli.option("--lambda", &a.lambda, "the search spans lambda * sigma on both sides");
   cli.range("--lambda", 0, 100);
-  cli.option("--n", &a.options.spec.n, "the search tries 2n + 1 shifts");
+  cli.option("--n", &a.n, "the search tries 2n + 1 shifts");
   cli.range("--n", 0, 100000);
   cli.option("--entropy", &a.entropy, "exact integers, or fp32 sums as in the released code", {"exact", "fp32"});
-  cli.option("--report", &a.report, "a folder for tables of entropy per matrix and per block");
+  declare_icq(cli, &a.icq);
+  cli.option("--report", &a.report, "a folder for tables: entropy and error per matrix, entropy per block, and in all");
   cli.footer("Example:  ./irq_quantize llama7b.bin llama7b.irq --bits 4");
   return cli.run(argc, argv, [&] { return quantize(a, cli); });
 }

@@ -1,6 +1,7 @@
 // irq_train: quantize with ICQ, finetune LoRA adapters with IEC, evaluate, save.
 #include "src/model/method.h"
 #include "src/train/finetune.h"
+#include "tools/icq_flags.h"
 #include "tools/session.h"
 
 using namespace irq;
@@ -23,6 +24,7 @@ int main(int argc, char** argv) {
   cli.option("--lambda", &o.lambda, "ICQ: half-width of the search");
   cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
   cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
+  declare_icq(cli, &o.icq);
   cli.option("--recipe", &o.recipe, "whose defaults; the script's add a [PAD] row to the loss",
              {"paper", "official-script"});
   cli.option("--steps", &steps, "optimizer steps (default: 10,000; 20,000 for input/output data)");

@@ -61,7 +61,8 @@ HeaderFields base_fields(const ModelConfig& c, DType dtype) {
   return f;
 }
 
-// Behind the configuration: kind, bits, group, scale, shift, n, fp32_entropy (one slot each), lambda, source_hash (two).
+// Behind the configuration: kind, bits, group, scale, shift, n, fp32_entropy (one slot each), lambda, source_hash (two),
+// ICQ's ties, search, width, even, consistent (one each; 0, as in older files, is the paper's search).
 HeaderFields irq_fields(const IrqInfo& i) {
   HeaderFields f = base_fields(i.config, i.dtype);
   f.put(static_cast<int32_t>(i.format.kind));
@@ -73,7 +74,31 @@ HeaderFields irq_fields(const IrqInfo& i) {
   f.put(static_cast<int32_t>(i.icq.fp32_entropy));
   f.put(i.icq.lambda);
   f.put(i.source_hash);
+  f.put(static_cast<int32_t>(i.icq.ties));
+  f.put(static_cast<int32_t>(i.icq.search));
+  f.put(static_cast<int32_t>(i.icq.width));
+  f.put(static_cast<int32_t>(i.icq.even));
+  f.put(static_cast<int32_t>(i.icq.consistent));
   return f;
+}
+
+// What irq_fields() wrote last; a value unknown here comes from a later version.
+void get_icq_choices(HeaderFields& f, IcqSpec& spec, const std::string& path) {
+  int32_t value[5];
+  constexpr int32_t kLargest[] = {1, 1, 3, 1, 1};
+  for (size_t i = 0; i < 5; ++i) {
+    value[i] = f.get_i32();
+    if (value[i] < 0 || value[i] > kLargest[i])
+      throw Error(path + ": its ICQ was searched in a way unknown here")
+          .line("expected", strf("0 to %d in the header's field %zu of ICQ", kLargest[i], i))
+          .line("found", std::to_string(value[i]))
+          .line("likely", "a file of a later version");
+  }
+  spec.ties = static_cast<IcqTies>(value[0]);
+  spec.search = static_cast<IcqSearch>(value[1]);
+  spec.width = static_cast<IcqWidth>(value[2]);
+  spec.even = value[3] == 1;
+  spec.consistent = value[4] == 1;
 }
 
 Layout checked_base_layout(const std::string& path, const ModelConfig& c, DType dtype) {
@@ -127,6 +152,7 @@ IrqReader::IrqReader(const std::string& path) : file_(path, FileKind::quantized)
   info_.icq.fp32_entropy = f.get_i32() != 0;
   info_.icq.lambda = f.get_f64();
   info_.source_hash = f.get_u64();
+  get_icq_choices(f, info_.icq, path);
   validate(info_.format, path);
   Layout layout = irq_layout(info_.config, info_.dtype, info_.format, path);
   file_.check_size(strf("%s, quantized to %d bits", summary(info_.config, info_.dtype).c_str(), info_.format.bits),

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "src/io/export.h"
+#include "src/quant/icq_options.h"
 
 namespace irq {
 
@@ -18,9 +19,7 @@ std::map<std::string, std::string> provenance(ExportSource& source, DType dtype)
     const QuantFormat& f = irq->format();
     text["irq.quantization"] = strf("NF%d, blocks of %d", f.bits, f.group);
     text["irq.source_hash"] = strf("%016lx", irq->source_hash());
-    if (f.shift == ShiftKind::tau)
-      text["irq.icq"] = strf("lambda %g, n %d, entropy %s", irq->info().icq.lambda, irq->info().icq.n,
-                             irq->info().icq.fp32_entropy ? "fp32" : "exact");
+    if (f.shift == ShiftKind::tau) text["irq.icq"] = describe(irq->info().icq);
   }
   const std::string weight = source.quantized() ? "level * scale + tau in F32" : "the base's";
   const std::string rounded = strf(", rounded once to %s", name_of(dtype));

@@ -8,6 +8,7 @@
 #include "src/io/config_json.h"
 #include "src/io/float_pieces.h"
 #include "src/io/npy.h"
+#include "src/quant/icq_options.h"
 
 namespace irq {
 namespace {
@@ -87,9 +88,7 @@ std::string irq_summary(const std::string& path, const ByteProgress& progress) {
   std::string text = config_rows(r.config()) +
                      row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
                      row("linears", format_text(r.format()));
-  if (r.format().shift == ShiftKind::tau)
-    text += row("ICQ", strf("lambda %g, n %d, entropy %s", r.info().icq.lambda, r.info().icq.n,
-                            r.info().icq.fp32_entropy ? "fp32" : "exact"));
+  if (r.format().shift == ShiftKind::tau) text += row("ICQ", describe(r.info().icq));
   double bytes = 0;
   for (const TensorSpec& t : r.layout().tensors())
     if (t.name.find(".w") != std::string::npos) bytes += static_cast<double>(t.bytes());

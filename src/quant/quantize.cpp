@@ -51,6 +51,7 @@ void dequantize(Backend& backend, const Tensor& w, const QuantizedMatrix& q) {
 
 Quantizer::~Quantizer() {
   if (scratch_) backend_.release(scratch_);
+  if (error_scratch_) backend_.release(error_scratch_);
 }
 
 void Quantizer::reserve(int64_t blocks) {
@@ -59,7 +60,7 @@ void Quantizer::reserve(int64_t blocks) {
     if (scratch_) backend_.release(scratch_);
     scratch_ = nullptr;
     scratch_blocks_ = 0;
-    scratch_ = backend_.allocate(4 * part);
+    scratch_ = backend_.allocate(5 * part);
     scratch_blocks_ = blocks;
   }
   char* next = static_cast<char*>(scratch_);
@@ -72,6 +73,7 @@ void Quantizer::reserve(int64_t blocks) {
   absmax_ = take("absmax");
   entropy_plain_ = take("entropy_plain");
   entropy_ = take("entropy");
+  spare_ = take("spare");
 }
 
 double Quantizer::mean(Tensor x) {
@@ -94,6 +96,7 @@ void reject_weight(const std::string& name, int64_t cols, int64_t index, float x
 // Called when some block's absmax is not finite: says which element, or that a block's spread is beyond fp32.
 void Quantizer::reject_unusable_weights(Tensor w) {
   std::vector<float> absmax(static_cast<size_t>(absmax_.numel())), block(kBlock);
+  int64_t too_wide = -1;  // `consistent`: a NaN in one block spoils tau_hat, and with it absmax, of all its group
   backend_.download(absmax.data(), absmax_);
   for (int64_t b = 0; b < absmax_.numel(); ++b) {
     if (std::isfinite(absmax[static_cast<size_t>(b)])) continue;
@@ -103,16 +106,65 @@ void Quantizer::reject_unusable_weights(Tensor w) {
       const float x = block[static_cast<size_t>(i)];
       if (!std::isfinite(x)) reject_weight(w.name, w.cols, begin + i, x);
     }
-    throw Error(strf("%s: weights are too large to quantize", w.name))
-        .line("expected", "weights whose differences fit in fp32")
-        .line("found", strf("a spread beyond 3.4e38 among the 64 weights from row %ld, column %ld",
-                            static_cast<long>(begin / w.cols), static_cast<long>(begin % w.cols)))
-        .line("likely", "a damaged file, or a wrong element type")
-        .line("try", "./irq_inspect <model> --tensors");
+    if (too_wide < 0) too_wide = begin;
   }
+  if (too_wide < 0) return;
+  throw Error(strf("%s: weights are too large to quantize", w.name))
+      .line("expected", "weights whose differences fit in fp32")
+      .line("found", strf("a spread beyond 3.4e38 among the 64 weights from row %ld, column %ld",
+                          static_cast<long>(too_wide / w.cols), static_cast<long>(too_wide % w.cols)))
+      .line("likely", "a damaged file, or a wrong element type")
+      .line("try", "./irq_inspect <model> --tensors");
 }
 
-QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq) {
+// tau, its codes, and the codes of w - tau; `consistent`: those of w - tau_hat.
+void Quantizer::search(const QuantizedMatrix& out, Tensor flat, const IcqSpec& icq) {
+  const int bits = out.format.bits;
+  backend_.icq_search(tau_, entropy_plain_, entropy_, flat, bits, icq);
+  backend_.double_quantize_tau(out.tau_codes, out.tau_groups, tau_, out.map);
+  if (!icq.consistent) return backend_.nfk_quantize(out.codes, absmax_, Tensor{}, flat, tau_, bits);
+  backend_.dequantize_tau(spare_, out.tau_codes, out.tau_groups, out.map);
+  backend_.nfk_quantize(out.codes, absmax_, entropy_, flat, spare_, bits);
+}
+
+void Quantizer::quantize_scales(const QuantizedMatrix& out, Tensor absmax) {
+  if (out.format.scale == ScaleKind::dq8)
+    backend_.double_quantize_scales(out.scale_codes, out.scale_groups, out.scale_offset, absmax, out.map);
+  else backend_.copy(out.scales, absmax);
+}
+
+void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w) {
+  QuantFormat format = out.format;
+  format.shift = ShiftKind::none;
+  const int64_t wide = aligned(w.numel() * size_of(DType::F32)), sums = aligned(out.blocks() * size_of(DType::F64));
+  const int64_t bytes = wide + sums + placed_bytes(w.rows, w.cols, format);
+  if (bytes > error_scratch_bytes_) {
+    if (error_scratch_) backend_.release(error_scratch_);
+    error_scratch_ = nullptr, error_scratch_bytes_ = 0;
+    error_scratch_ = backend_.allocate(bytes);
+    error_scratch_bytes_ = bytes;
+  }
+  char* next = static_cast<char*>(error_scratch_);
+  const Tensor w_hat = make_view(next, DType::F32, w.rows, w.cols, "w_hat", backend_.device());
+  const Tensor squares = make_view(next + wide, DType::F64, 1, out.blocks(), "errors", backend_.device());
+  std::vector<double> host(static_cast<size_t>(out.blocks()));
+  const auto error_of = [&](const QuantizedMatrix& q) {
+    backend_.nfk_dequant(w_hat, q);
+    backend_.squared_errors(squares, w.flat(), w_hat.flat());
+    backend_.download(host.data(), squares);
+    double sum = 0;
+    for (const double x : host) sum += x;
+    return sum / static_cast<double>(w.numel());
+  };
+  stats.error = stats.error_plain = error_of(out);
+  if (!out.has_tau()) return;
+  const QuantizedMatrix plain = place_quantized(next + wide + sums, w.rows, w.cols, format, out.map, backend_.device());
+  backend_.nfk_quantize(plain.codes, spare_, Tensor{}, w.flat(), Tensor{}, format.bits);
+  quantize_scales(plain, spare_);
+  stats.error_plain = error_of(plain);
+}
+
+QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq, bool errors) {
   IRQ_CHECK(out.format.kind == QuantKind::nf && out.format.group == kBlock, "only NF codes in blocks of 64");
   IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.contiguous() && w.dtype == DType::F32,
             "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows,
@@ -122,29 +174,22 @@ QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec
   stats.blocks = out.blocks();
   if (w.numel() == 0) return stats;
   reserve(stats.blocks);
-  const Tensor flat = w.flat();
-  const int bits = out.format.bits;
   if (icq) {
-    backend_.icq_search(tau_, entropy_plain_, entropy_, flat, bits, *icq);
-    backend_.nfk_quantize(out.codes, absmax_, Tensor{}, flat, tau_, bits);
+    search(out, w.flat(), *icq);
   } else {
     tau_ = Tensor{};
-    backend_.nfk_quantize(out.codes, absmax_, entropy_, flat, tau_, bits);
+    backend_.nfk_quantize(out.codes, absmax_, entropy_, w.flat(), tau_, out.format.bits);
     entropy_plain_ = entropy_;
   }
+  quantize_scales(out, absmax_);
   // A NaN or infinite weight makes its block's absmax so, and with it the offset, their mean.
   float offset = 0;
-  if (out.format.scale == ScaleKind::dq8) {
-    backend_.double_quantize_scales(out.scale_codes, out.scale_groups, out.scale_offset, absmax_, out.map);
-    backend_.download(&offset, out.scale_offset);
-  } else {
-    backend_.copy(out.scales, absmax_);
-    offset = static_cast<float>(mean(absmax_));
-  }
+  if (out.format.scale == ScaleKind::dq8) backend_.download(&offset, out.scale_offset);
+  else offset = static_cast<float>(mean(absmax_));
   if (!backend_.dry() && !std::isfinite(offset)) reject_unusable_weights(w);
-  if (icq) backend_.double_quantize_tau(out.tau_codes, out.tau_groups, tau_, out.map);
   stats.entropy = mean(entropy_);
   stats.entropy_plain = icq ? mean(entropy_plain_) : stats.entropy;
+  if (errors) measure_errors(stats, out, w);
   return stats;
 }
 

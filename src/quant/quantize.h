@@ -18,13 +18,15 @@ void dequantize(Backend& backend, const Tensor& w, const QuantizedMatrix& q);
 struct QuantizeStats {
   double entropy_plain = 0;  // bits, mean over blocks: of the codes of w
   double entropy = 0;        // of the codes that were stored (of w - tau with ICQ, else the same)
+  // Mean squared error in F64, 0 unless asked for: of what would be stored without a shift | of what is stored.
+  double error_plain = 0, error = 0;
   int64_t blocks = 0;
 };
 
 // Throws the Error about element `index` of the tensor `name`, whose rows have `cols` columns: x is NaN or infinite.
 [[noreturn]] void reject_weight(const std::string& name, int64_t cols, int64_t index, float x);
 
-// Holds the scratch (20 bytes per block) of the largest matrix so far. Not for use inside a training step: it allocates
+// Holds the scratch (20 bytes per block; with errors the matrix in F32 and once more quantized) of the largest matrix so far. Not for use inside a training step: it allocates
 // and waits for results.
 class Quantizer {
  public:
@@ -36,7 +38,7 @@ class Quantizer {
   // Fills the tensors of `out`, which the caller allocated, from w (rows, cols) F32 contiguous on the backend's device.
   // With icq, out.format.shift must be tau; without, none. Throws an Error that names the matrix (w.name) and the
   // element if a weight is NaN or infinite, or if the weights of a block lie further apart than fp32 reaches.
-  QuantizeStats run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq);
+  QuantizeStats run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq, bool errors = false);
 
   // Of the last run, until the next one: (1, blocks) F32 on the device.
   Tensor tau() const { return tau_; }        // before its double quantization; null without ICQ
@@ -46,13 +48,18 @@ class Quantizer {
 
  private:
   void reserve(int64_t blocks);
+  void search(const QuantizedMatrix& out, Tensor flat, const IcqSpec& icq);
+  void quantize_scales(const QuantizedMatrix& out, Tensor absmax);
+  void measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w);
   double mean(Tensor x);
   void reject_unusable_weights(Tensor w);
 
   Backend& backend_;
   void* scratch_ = nullptr;
   int64_t scratch_blocks_ = 0;
-  Tensor tau_, absmax_, entropy_plain_, entropy_;
+  void* error_scratch_ = nullptr;
+  int64_t error_scratch_bytes_ = 0;
+  Tensor tau_, absmax_, entropy_plain_, entropy_, spare_;  // spare_: tau_hat, then a second absmax
 };
 
 }  // namespace irq

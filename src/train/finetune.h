@@ -8,6 +8,7 @@
 
 #include "kernels/backend.h"
 #include "src/model/config.h"
+#include "src/quant/icq_options.h"
 #include "src/text/records.h"
 
 namespace irq {
@@ -19,6 +20,7 @@ struct TrainOptions {
   double lambda = 0.1;
   int n = 100;
   std::string entropy = "exact";
+  IcqWords icq;
   std::optional<int64_t> steps;
   std::optional<double> epochs, lr, dropout, clip;
   std::optional<int64_t> holdout;

@@ -36,15 +36,16 @@ void Finetune::refuse_ignored_flags() const {
   refuse_ignored(
       o_.given,
       {{!method_.quantized(), {"--bits", "--residency"}, method + " leaves the base as it is"},
-       {!method_.icq, {"--lambda", "--n", "--entropy"}, method + " has no ICQ"},
+       {!method_.icq, kIcqFlags, method + " has no ICQ"},
        {o_.entropy == "fp32" && o_.bits.value_or(4) != 4, {"--entropy"}, kReleasedBits},
-       {base_ == nullptr, {"--lambda", "--n", "--entropy"}, o_.base + " is quantized already"},
+       {base_ == nullptr, kIcqFlags, o_.base + " is quantized already"},
        {!method_.lora, {"--rank", "--alpha", "--dropout", "--target-modules"}, method + " has no adapters"},
        {!iec, {"--iec-expand"}, method + " has no IEC"},
        {!method_.full, {"--dtype"}, method + " writes no model.bin"},
        {data_known && !records, {"--source-len", "--target-len"}, "the data has no prompts and answers"},
        {data_known && !streams, {"--window"}, "the data is neither plain text nor tokens"},
        {data_known && held_out_.examples.empty() && o_.eval_every > 0, {"--eval-every"}, "there is no held-out data"}});
+  refuse_ignored(o_.given, ignored_icq_flags(icq_spec(o_.lambda, o_.n, o_.entropy, o_.icq)));
 }
 
 void Finetune::resolve() {
@@ -89,8 +90,14 @@ std::vector<Finetune::Setting> Finetune::settings() const {
     add("--bits", number(*o_.bits), kFixed);
     if (method_.icq && base_) {
       add("--lambda", json_number(o_.lambda), kFree);  // the quantized base is compared instead
-      add("--n", number(o_.n), kFree);
+      if (o_.icq.search == "grid") add("--n", number(o_.n), kFree);
       add("--entropy", o_.entropy, kFree);
+      const IcqWords paper;
+      if (o_.icq.ties != paper.ties) add("--icq-ties", o_.icq.ties, kFree);
+      if (o_.icq.search != paper.search) add("--icq-search", o_.icq.search, kFree);
+      if (o_.icq.width != paper.width) add("--icq-width", o_.icq.width, kFree);
+      if (o_.icq.candidates != paper.candidates) add("--icq-candidates", o_.icq.candidates, kFree);
+      if (o_.icq.consistent) add("--icq-consistent", "", kFree);
     }
   }
   add("--recipe", o_.recipe, kFixed);
@@ -142,7 +149,7 @@ std::string Finetune::identity() const {
 
 std::string Finetune::command_again() const {
   std::string text = "./irq_train " + shell_quoted(o_.base);
-  for (const Setting& s : settings()) text += " " + s.flag + " " + shell_quoted(s.value);
+  for (const Setting& s : settings()) text += " " + s.flag + (s.value.empty() ? "" : " " + shell_quoted(s.value));
   return text;
 }
 

@@ -205,7 +205,7 @@ void Finetune::quantize() {
   if (!method_.quantized() || quantized_) return;
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = method_.icq;
-  options.spec.lambda = o_.lambda, options.spec.n = o_.n, options.spec.fp32_entropy = o_.entropy == "fp32";
+  options.spec = icq_spec(o_.lambda, o_.n, o_.entropy, o_.icq);
   const IrqInfo info = quantized_info(*base_, options);
   const auto use_cached = [&](const std::string& path) {
     if (!file_exists(path)) return false;

@@ -1,7 +1,6 @@
 #include "src/train/quantize_base.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <future>
@@ -11,6 +10,7 @@
 #include "src/core/file.h"
 #include "src/core/interrupt.h"
 #include "src/io/float_pieces.h"
+#include "src/quant/icq_options.h"
 #include "src/quant/quantize.h"
 
 namespace irq {
@@ -103,12 +103,6 @@ void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>&
   }
 }
 
-// The fewest digits that read back as x: two lambdas never share a file.
-std::string shortest(double x) {
-  char text[32];
-  return std::string(text, std::to_chars(text, text + sizeof(text), x).ptr);
-}
-
 }  // namespace
 
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
@@ -123,8 +117,7 @@ IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
 }
 
 bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
-  const bool same_search = a.format.shift != ShiftKind::tau || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
-                                                                a.icq.fp32_entropy == b.icq.fp32_entropy);
+  const bool same_search = a.format.shift != ShiftKind::tau || a.icq == b.icq;
   return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
 }
 
@@ -133,9 +126,7 @@ std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
-  if (info.format.shift == ShiftKind::tau)
-    name += strf("-icq-l%s-n%d-%s", shortest(info.icq.lambda).c_str(), info.icq.n,
-                 info.icq.fp32_entropy ? "fp32" : "exact");
+  if (info.format.shift == ShiftKind::tau) name += "-icq-" + name_part(info.icq);
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
@@ -177,7 +168,7 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const double began = now_seconds();
     const Tensor w = device.load(host, shown.c_str());
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
-    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr);
+    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors);
     auto done = std::make_shared<HostMatrix>(download(backend, q));
     count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
     count_blocks(backend, quantizer.entropy(), summary.histogram);
@@ -187,20 +178,22 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
       writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
     });
-    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds});
+    summary.matrices.push_back(
+        {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain, stats.error, seconds});
     summary.weights += host.numel();
     summary.source_bytes += host.bytes();
     summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
-    summary.entropy_plain += stats.entropy_plain * static_cast<double>(host.numel());
-    summary.entropy += stats.entropy * static_cast<double>(host.numel());
+    const double weights = static_cast<double>(host.numel());
+    summary.entropy_plain += stats.entropy_plain * weights, summary.entropy += stats.entropy * weights;
+    summary.error_plain += stats.error_plain * weights, summary.error += stats.error * weights;
     summary.device_seconds += seconds;
     if (progress) progress(static_cast<int64_t>(summary.matrices.size()), matrices, name);
   }
   if (writing.valid()) writing.get();
   summary.hash = writer.finish();
   summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
-  summary.entropy_plain /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
-  summary.entropy /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  for (double* sum : {&summary.entropy_plain, &summary.entropy, &summary.error_plain, &summary.error})
+    *sum /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
   summary.seconds = now_seconds() - start;
   return summary;
 }
@@ -209,9 +202,10 @@ void write_quantize_report(const std::string& dir, const QuantizeSummary& summar
   std::error_code problem;
   std::filesystem::create_directories(dir, problem);
   if (problem) throw Error(dir + ": cannot make this folder: " + problem.message());
-  std::string text = "name,rows,cols,entropy_plain,entropy,seconds\n";
+  std::string text = "name,rows,cols,entropy_plain,entropy,mse_plain,mse,seconds\n";
   for (const MatrixReport& m : summary.matrices)
-    text += strf("%s,%ld,%ld,%.6f,%.6f,%.4f\n", m.name.c_str(), m.rows, m.cols, m.entropy_plain, m.entropy, m.seconds);
+    text += strf("%s,%ld,%ld,%.6f,%.6f,%.9g,%.9g,%.4f\n", m.name.c_str(), m.rows, m.cols, m.entropy_plain, m.entropy,
+                 m.error_plain, m.error, m.seconds);
   write_text_file(dir + "/" + kReportTables[0], text);
   text = "bits_from,bits_to,blocks_plain,blocks\n";
   constexpr double kBin = 1.0 / QuantizeSummary::kBinsPerBit;
@@ -219,6 +213,12 @@ void write_quantize_report(const std::string& dir, const QuantizeSummary& summar
     text += strf("%.2f,%.2f,%ld,%ld\n", static_cast<double>(i) * kBin, static_cast<double>(i + 1) * kBin,
                  summary.histogram_plain[i], summary.histogram[i]);
   write_text_file(dir + "/" + kReportTables[1], text);
+  const auto line = [](const char* name, double value) { return strf("%s,%.9g\n", name, value); };
+  text = "quantity,value\n" + line("weights", static_cast<double>(summary.weights)) +
+         line("bytes", static_cast<double>(summary.bytes)) + line("entropy_plain", summary.entropy_plain) +
+         line("entropy", summary.entropy) + line("mse_plain", summary.error_plain) + line("mse", summary.error) +
+         line("seconds", summary.seconds) + line("device_seconds", summary.device_seconds);
+  write_text_file(dir + "/" + kReportTables[2], text);
 }
 
 }  // namespace irq

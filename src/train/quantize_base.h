@@ -14,12 +14,15 @@ struct QuantizeOptions {
   int bits = 4;
   bool icq = true;
   IcqSpec spec;
+  bool errors =
+      false;  // measure the squared errors too: two passes over the weights more, and room for one more matrix
 };
 
 struct MatrixReport {
   std::string name;
   int64_t rows = 0, cols = 0;
   double entropy_plain = 0, entropy = 0;  // bits, mean over blocks: of the codes of w | of the codes stored
+  double error_plain = 0, error = 0;      // mean squared, as QuantizeStats has them
   double seconds = 0;                     // on the device, transfers included
 };
 
@@ -29,6 +32,7 @@ struct QuantizeSummary {
   int64_t source_bytes = 0, bytes = 0;  // of these matrices: in the source, and now (codes, scales, shifts)
   int64_t file_bytes = 0;
   double entropy_plain = 0, entropy = 0;  // means over all weights
+  double error_plain = 0, error = 0;      // mean squared, over all weights; 0 unless asked for
   double seconds = 0, device_seconds = 0;
   uint64_t hash = 0;  // of the file written
   // Blocks by entropy: bin i holds [i, i + 1) / kBinsPerBit bits.
@@ -47,12 +51,12 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options);
 bool same_quantization(const IrqInfo& a, const IrqInfo& b);
-// The name of the cached quantized base of `base_path`: it holds bits, lambda, n, entropy and the source's hash.
+// The name of the cached quantized base of `base_path`: it holds bits, all of ICQ's settings and the source's hash.
 std::string cached_name(const std::string& base_path,
                         const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"
 
-// Two tables for people and plots.
-inline constexpr const char* kReportTables[] = {"matrices.csv", "block_entropy.csv"};
+// Three tables for people and plots; the last has what holds for all matrices together.
+inline constexpr const char* kReportTables[] = {"matrices.csv", "block_entropy.csv", "summary.csv"};
 void write_quantize_report(const std::string& dir, const QuantizeSummary& summary);
 
 }  // namespace irq

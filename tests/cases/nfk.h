@@ -18,19 +18,34 @@ inline Arg map_arg() {
 inline int64_t block_count(int64_t n) { return (n + kBlock - 1) / kBlock; }
 inline int64_t group_count(int64_t blocks) { return (blocks + kScaleGroup - 1) / kScaleGroup; }
 
-inline OpCase icq_search_case(int bits, int64_t n, bool fp32) {
+// `setting`: what of the spec the name says.
+inline OpCase icq_search_case(int bits, int64_t n, const std::string& setting, const IcqSpec& spec) {
   OpCase c;
-  c.name = strf("icq_search/bits=%d,n=%ld,fp32=%d", bits, static_cast<long>(n), fp32);
+  c.name = strf("icq_search/bits=%d,n=%ld,%s", bits, static_cast<long>(n), setting.c_str());
   c.args = {{"tau", Role::out, Kind::f32, 1, block_count(n)},
             {"plain", Role::out, Kind::f32, 1, block_count(n)},
             {"best", Role::out, Kind::f32, 1, block_count(n)},
             weight_arg(n)};
-  c.run = [=](Backend& b, const std::vector<Tensor>& t) {
-    b.icq_search(t[0], t[1], t[2], t[3], bits, {0.1, 100, fp32});
-  };
+  c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.icq_search(t[0], t[1], t[2], t[3], bits, spec); };
   c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
   c.bytes = static_cast<double>(n) * (4 + 12.0 / 64);
   return c;
+}
+
+inline OpCase icq_search_case(int bits, int64_t n, bool fp32) {
+  return icq_search_case(bits, n, strf("fp32=%d", fp32), {0.1, 100, fp32});
+}
+// One of each setting beyond the paper, and all at once.
+inline std::vector<std::pair<std::string, IcqSpec>> icq_settings() {
+  using enum IcqWidth;
+  return {{"ties=mse", {.ties = IcqTies::mse}},
+          {"search=exact", {.search = IcqSearch::exact}},
+          {"search=exact,ties=mse", {.ties = IcqTies::mse, .search = IcqSearch::exact}},
+          {"width=absmax", {.width = absmax}},
+          {"width=block-std", {.width = block_std}},
+          {"width=raw", {.width = raw}},
+          {"width=absmax,search=exact", {.search = IcqSearch::exact, .width = absmax}},
+          {"candidates=2n", {.even = true}}};
 }
 
 inline std::vector<OpCase> icq_search_cases() {
@@ -39,6 +54,8 @@ inline std::vector<OpCase> icq_search_cases() {
     for (const int64_t n : {int64_t{1}, int64_t{64}, int64_t{64 * 33 + 7}, int64_t{64 * 130}}) {
       cases.push_back(icq_search_case(bits, n, false));
       if (bits == 4) cases.push_back(icq_search_case(bits, n, true));
+      for (const auto& [setting, spec] : icq_settings())
+        if (n % 64 == 7 || n == 1) cases.push_back(icq_search_case(bits, n, setting, spec));
     }
   return cases;
 }
@@ -96,11 +113,38 @@ inline OpCase double_quantize_tau_case(int64_t blocks) {
   return c;
 }
 
+inline OpCase dequantize_tau_case(int64_t blocks) {
+  OpCase c;
+  c.name = strf("dequantize_tau/blocks=%ld", static_cast<long>(blocks));
+  c.args = {{"tau_hat", Role::out, Kind::f32, 1, blocks},
+            {"codes", Role::in, Kind::u8, 1, blocks, [](Rng& r, int64_t) { return static_cast<double>(r.below(256)); }},
+            {"groups", Role::in, Kind::f32, 1, group_count(blocks)},
+            map_arg()};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.dequantize_tau(t[0], t[1], t[2], t[3]); };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = 5.0 * static_cast<double>(blocks);
+  return c;
+}
+
+inline OpCase squared_errors_case(int64_t n) {
+  OpCase c;
+  c.name = strf("squared_errors/n=%ld", static_cast<long>(n));
+  c.args = {{"errors", Role::out, Kind::f64, 1, block_count(n)}, weight_arg(n), weight_arg(n)};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.squared_errors(t[0], t[1], t[2]); };
+  c.tolerance_f32 = c.tolerance_bf16 = kBitExact;
+  c.bytes = 8.125 * static_cast<double>(n);
+  return c;
+}
+inline std::vector<OpCase> squared_errors_cases() {
+  return {squared_errors_case(1), squared_errors_case(33), squared_errors_case(64), squared_errors_case(64 * 19 + 40)};
+}
+
 inline std::vector<OpCase> double_quantize_cases() {
   std::vector<OpCase> cases;
   for (const int64_t blocks : {1, 255, 256, 300, 4097, 8192}) {
     cases.push_back(double_quantize_scales_case(blocks));
     cases.push_back(double_quantize_tau_case(blocks));
+    cases.push_back(dequantize_tau_case(blocks));
   }
   return cases;
 }
