@@ -1,5 +1,6 @@
 // irq_quantize BASE OUT.irq: a model's linears to 2-4 bits, calibrated by ICQ unless told otherwise.
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "src/core/file.h"
 #include "src/core/ignored_flags.h"
@@ -13,7 +14,7 @@ namespace irq {
 namespace {
 
 struct Arguments {
-  std::string base, out, format = "nf", entropy = "exact", report;
+  std::string base, out, format = "nf", entropy = "exact", report, json;
   QuantizeOptions options;
 };
 
@@ -25,6 +26,7 @@ void check_arguments(const Arguments& a, const Cli& cli) {
                   {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
   refuse_overwriting(a.out, model_files(a.base));
   refuse_replacing(a.out, FileKind::quantized);
+  if (!a.json.empty()) refuse_overwriting(a.json, model_files(a.base)), refuse_overwriting(a.json, {a.out});
   if (!a.report.empty())
     for (const char* table : kReportTables) {
       refuse_overwriting(a.report + "/" + table, model_files(a.base));
@@ -53,6 +55,21 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
                             : strf("%.2f s", s.seconds));
 }
 
+// The same for programs; sizes in bytes, entropies in bits per weight, times in seconds.
+void write_json(const std::string& path, const QuantizeSummary& s, const CheckedBackend& backend) {
+  const nlohmann::ordered_json report = {{"device", backend.describe()},
+                                         {"weights", s.weights},
+                                         {"source_bytes", s.source_bytes},
+                                         {"bytes", s.bytes},
+                                         {"file_bytes", s.file_bytes},
+                                         {"entropy_plain", s.entropy_plain},
+                                         {"entropy", s.entropy},
+                                         {"seconds", s.seconds},
+                                         {"device_seconds", s.device_seconds},
+                                         {"search_seconds", search_seconds(backend)}};
+  write_text_file(path, report.dump(2) + "\n");
+}
+
 int quantize(Arguments& a, Cli& cli) {
   a.options.spec.fp32_entropy = a.entropy == "fp32";
   check_arguments(a, cli);
@@ -67,6 +84,7 @@ int quantize(Arguments& a, Cli& cli) {
   if (const std::string carried = carry_tokenizer(a.base, a.out); !carried.empty()) cli.note(carried);
   if (!a.report.empty()) write_quantize_report(a.report, summary);
   print_summary(a, summary, *backend);
+  if (!a.json.empty()) write_json(a.json, summary, *backend);
   return 0;
 }
 
@@ -88,6 +106,7 @@ int main(int argc, char** argv) {
   cli.range("--n", 0, 100000);
   cli.option("--entropy", &a.entropy, "exact integers, or fp32 sums as in the released code", {"exact", "fp32"});
   cli.option("--report", &a.report, "a folder for tables of entropy per matrix and per block");
+  cli.option("--json", &a.json, "write sizes, entropies and times to this file as well");
   cli.footer("Example:  ./irq_quantize llama7b.bin llama7b.irq --bits 4");
   return cli.run(argc, argv, [&] { return quantize(a, cli); });
 }
