@@ -15,6 +15,7 @@ struct Method {
   bool u1, u2;     // IEC's two connections: beta1 (pooled input), beta2 (expanded rank vector)
   bool full;       // every parameter trains, no adapters
   const char* what;
+  bool operator==(const Method&) const = default;  // names by address: for two that share them
 };
 const std::vector<Method>& methods();
 const Method& find_method(const std::string& name);  // usage Error listing the methods
