@@ -113,6 +113,23 @@ void pass_on(const std::string& text) {
   }
 }
 
+// What of a child's stderr is passed on, in which pieces.
+class Passing {
+ public:
+  explicit Passing(ChildOptions::Errors errors) : errors_(errors) {}
+  void take(const std::string& text) {
+    if (errors_ == ChildOptions::Errors::terminal) pass_on(text);
+    if (errors_ != ChildOptions::Errors::lines) return;
+    line_ += text;
+    for (size_t end; (end = line_.find('\n')) != std::string::npos; line_.erase(0, end + 1))
+      if (end > 0 && line_[0] != ' ') pass_on(line_.substr(0, end + 1));
+  }
+
+ private:
+  ChildOptions::Errors errors_;
+  std::string line_;
+};
+
 class Interrupter {
  public:
   explicit Interrupter(pid_t child) : child_(child) {}
@@ -127,6 +144,7 @@ class Interrupter {
 
 void watch(pid_t child, Fd& out, Fd& err, const ChildOptions& options, ChildResult& result) {
   Interrupter interrupter(child);
+  Passing passing(options.errors);
   const bool terminal = options.errors == ChildOptions::Errors::terminal;
   while (out.open() || err.open()) {
     interrupter.tick();
@@ -139,7 +157,7 @@ void watch(pid_t child, Fd& out, Fd& err, const ChildOptions& options, ChildResu
     }
     if (fds[1].revents == 0) continue;
     const std::string text = read_some(err);
-    if (options.errors != ChildOptions::Errors::hidden) pass_on(text);
+    passing.take(text);
     result.err += text;
     if (result.err.size() > 2 * kKeptErr) result.err.erase(0, result.err.size() - kKeptErr);
   }

@@ -9,7 +9,7 @@ struct ChildOptions {
   // What becomes of its stderr, of which the end is kept in any case.
   enum class Errors {
     hidden,
-    lines,    // passed on as it comes; the child sees a pipe
+    lines,    // whole lines are passed on, without indented ones (tables, details); the child sees a pipe
     terminal  // passed on; the child sees a terminal as wide as this one's, so that its bars are drawn
   } errors = Errors::lines;
   int inherited_fd = -1;  // stays open in the child: whoever waits for a lock on it waits for the child too

@@ -197,20 +197,17 @@ Report compact_evaluation(const Report& report) {
 
 void CellStages::prune() const {
   if (o_.keep == "all" || !record_.finished()) return;
-  std::error_code ignored;
-  fs::remove(quantized_path(), ignored);
-  fs::remove(folder_ + "/quantize.json", ignored);
-  if (o_.keep == "none") {
-    fs::remove_all(run_folder(), ignored);
-    fs::remove(folder_ + "/evaluation.json", ignored);
-    return;
-  }
+  const auto remove_all_but = [](const std::string& folder, const std::set<std::string>& kept) {
+    std::error_code ignored;
+    std::vector<fs::path> extra;
+    for (const auto& entry : fs::directory_iterator(folder, ignored))
+      if (!kept.contains(entry.path().filename().string())) extra.push_back(entry.path());
+    for (const fs::path& path : extra) fs::remove_all(path, ignored);
+  };
+  if (o_.keep == "none") return remove_all_but(folder_, {"result.json"});
+  remove_all_but(folder_, {"result.json", "evaluation.json", "run"});
   const std::string adapter = trains() ? record_.stage("train").value("adapter", "") : "";
-  std::vector<fs::path> extra;
-  for (const auto& entry : fs::directory_iterator(run_folder(), ignored))
-    if (const std::string name = entry.path().filename().string(); name != "log.jsonl" && name != adapter)
-      extra.push_back(entry.path());
-  for (const fs::path& path : extra) fs::remove_all(path, ignored);
+  remove_all_but(run_folder(), {"log.jsonl", adapter});
 }
 
 }  // namespace irq

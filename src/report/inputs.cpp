@@ -98,11 +98,15 @@ bool holds_records(const std::string& path) {
   return first != std::string::npos && (start[first] == '[' || start[first] == '{');
 }
 
-int64_t split_records(const std::string& path, int64_t count, const std::string& folder) {
+void require_records(const std::string& path) {
   if (!holds_records(path))
     throw Error(path + ": nothing can be held out of plain text or tokens", Exit::usage)
         .line("expected", "--data with JSON or JSONL records, or held-out data of its own")
         .line("try", "--eval-data FILE");
+}
+
+int64_t split_records(const std::string& path, int64_t count, const std::string& folder) {
+  require_records(path);
   const std::vector<std::string> lines = record_lines(path);
   const auto n = static_cast<int64_t>(lines.size());
   if (count < 0) count = std::min<int64_t>(1024, n / 50);

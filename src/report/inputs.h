@@ -14,6 +14,7 @@ std::vector<std::string> with_hashed_files(const std::vector<std::string>& words
 
 // Does the file hold records (JSON or JSONL), or a stream (plain text, tokens)?
 bool holds_records(const std::string& path);
+void require_records(const std::string& path);  // throws a usage Error where it holds a stream
 
 // The same held-out examples for every cell, whatever its seed: cuts `count` (-1: 2 %, at most 1,024, as irq_train) of a JSON
 // or JSONL file's records into folder/heldout.jsonl, the rest into folder/train.jsonl, both in the file's order. Files that

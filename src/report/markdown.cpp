@@ -12,7 +12,8 @@ constexpr const char* kNothing = "–";
 
 std::string bits_text(const RowSummary& row) {
   if (row.bits > 0) return std::to_string(row.bits);
-  return row.row->method == nullptr ? "16" : "as is";
+  const Stat* stored = row.find("bits");  // of the base as it is: 16, or 32
+  return stored == nullptr ? kNothing : strf("%.0f", stored->mean());
 }
 
 std::string seeds_text(const RowSummary& row) {
@@ -27,6 +28,13 @@ bool any(const TableSummary& table, const std::string& figure) {
 
 std::string bytes_text(const Stat* stat) {
   return stat == nullptr ? kNothing : with_commas(std::llround(stat->mean()));
+}
+
+// Of figures that no seed changes, such as the entropy of a base that all of a row's runs share.
+std::string shared_text(const Stat* stat, int decimals) {
+  if (stat == nullptr || stat->n() < 2 || stat->sd() > 0) return stat_text(stat, decimals);
+  const Stat once{{stat->values[0]}};
+  return stat_text(&once, decimals);
 }
 
 std::string added_text(const Added& added) {
@@ -55,7 +63,7 @@ std::string accuracy_part(const TableSummary& table, const std::string& title, c
       const std::string figure = prefix + column + " " + metric;
       cells.push_back(stat_text(row.find(figure), row.find(figure + "_se"), 2, 100));
     }
-    if (entropy) cells.push_back(stat_text(row.find("entropy"), 4));
+    if (entropy) cells.push_back(shared_text(row.find("entropy"), 4));
     markdown.add(cells);
   }
   return "### " + title + "\n\n" + markdown.text() + "\n";
@@ -75,10 +83,10 @@ std::string loss_part(const TableSummary& table) {
 
 std::string size_part(const TableSummary& table) {
   MarkdownTable markdown({"Method", "#Bit", "Bits per weight", "Bytes of the linears", "Bytes of the file",
-                          "Bytes of the adapter", "Bytes in memory, training", "Bytes in memory, evaluation"});
+                          "Bytes of the adapter", "Bytes in memory, training"});
   for (const RowSummary& row : table.rows) {
-    std::vector<std::string> cells = {row.row->name, bits_text(row), stat_text(row.find("bits_per_weight"), 4)};
-    for (const char* figure : {"linear_bytes", "file_bytes", "adapter_bytes", "train_peak_bytes", "eval_memory_bytes"})
+    std::vector<std::string> cells = {row.row->name, bits_text(row), shared_text(row.find("bits_per_weight"), 4)};
+    for (const char* figure : {"linear_bytes", "file_bytes", "adapter_bytes", "train_peak_bytes"})
       cells.push_back(bytes_text(row.find(figure)));
     markdown.add(cells);
   }
@@ -91,7 +99,7 @@ std::string time_part(const TableSummary& table) {
                           "Added by IEC (against)", "Both"});
   for (const RowSummary& row : table.rows) {
     std::vector<std::string> cells = row_start(row);
-    cells.push_back(stat_text(row.find("quantize_seconds"), 2));
+    cells.push_back(shared_text(row.find("quantize_seconds"), 2));
     cells.push_back(added_text(added_by_icq(table, row)));
     cells.push_back(stat_text(row.find("train_seconds"), 2));
     cells.push_back(added_text(added_by_iec(table, row)));

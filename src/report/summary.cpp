@@ -42,7 +42,8 @@ void average_tasks(Figures& f, const std::vector<std::string>& tasks, const std:
 Figures figures_of(const Report& record, const std::map<std::string, double>& quantize_seconds) {
   const Report &quantize = part(record, "quantize"), &train = part(record, "train"), &eval = part(record, "evaluate");
   Figures f;
-  for (const char* key : {"entropy", "entropy_plain", "bits_per_weight", "linear_bytes", "file_bytes", "adapter_bytes"})
+  for (const char* key :
+       {"bits", "entropy", "entropy_plain", "bits_per_weight", "linear_bytes", "file_bytes", "adapter_bytes"})
     take(f, key, part(eval, "sizes"), key);
   take(f, "eval_memory_bytes", eval, "memory_bytes");
   take(f, "quantize_seconds", quantize, "seconds");

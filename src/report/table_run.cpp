@@ -126,6 +126,7 @@ void TableRun::check_inputs() const {
   const bool trains = std::any_of(o_.rows.begin(), o_.rows.end(), [](const Row& r) { return r.method != nullptr; });
   if (trains && o_.data.empty())
     throw Error("a row trains, and there is no training data", Exit::usage).line("try", "--data FILE");
+  if (!o_.data.empty() && o_.eval_data.empty() && o_.holdout != 0) require_records(o_.data);
   if (o_.data.empty() && o_.eval_data.empty() && o_.choice.empty() && o_.mmlu.empty())
     throw Error("nothing to evaluate on", Exit::usage).line("try", "--data, --eval-data, --choice or --mmlu");
 }
@@ -318,7 +319,7 @@ int TableRun::run() {
   place_base();
   place_data();
   remove_untimed_bases();
-  note(strf("%zu cells in %s, %s done", cells_.size(), o_.out.c_str(), done_text().c_str()));
+  note(o_.out + ": " + done_text() + " are done");
   try {
     for (size_t i = 0; i < cells_.size(); ++i) {
       if (run_cell(i) || !o_.stop_on_error) continue;
@@ -347,6 +348,16 @@ int TableRun::run() {
 
 }  // namespace
 
-int run_table(const TableOptions& options) { return TableRun(options).run(); }
+int run_table(const TableOptions& options) {
+  try {
+    return TableRun(options).run();
+  } catch (const fs::filesystem_error& e) {
+    throw Error(e.path1().string() + ": " + e.code().message()).line("try", "another --out, or free some space");
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(options.cells() + ": a result.json in here is damaged")
+        .line("found", e.what())
+        .line("try", "remove that cell's folder, then the same command again");
+  }
+}
 
 }  // namespace irq
