@@ -96,7 +96,8 @@ struct Sample {
 };
 
 TEST(TableParts, AveragesOverTasks) {
-  const TableSummary table = Sample().summary();
+  const Sample sample;
+  const TableSummary table = sample.summary();
   const RowSummary& qlora = table.rows.at(0);
   EXPECT_EQ(table.tasks, (std::vector<std::string>{"arc", "piqa"}));
   EXPECT_EQ(qlora.find("task Avg. acc")->values, (std::vector<double>{0.625, 0.5}));
@@ -106,7 +107,8 @@ TEST(TableParts, AveragesOverTasks) {
 }
 
 TEST(TableParts, AddedSeconds) {
-  const TableSummary table = Sample().summary();
+  const Sample sample;
+  const TableSummary table = sample.summary();
   const auto row = [&](size_t i) -> const RowSummary& { return table.rows.at(i); };
   EXPECT_EQ(added_by_icq(table, row(0)).against, "");
   EXPECT_EQ(added_by_icq(table, row(1)).against, "qlora");

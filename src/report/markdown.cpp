@@ -74,7 +74,9 @@ std::string loss_part(const TableSummary& table) {
   MarkdownTable markdown({"Method", "#Bit", "Seeds", "Loss before", "Loss after", "Ent."});
   for (const RowSummary& row : table.rows) {
     std::vector<std::string> cells = row_start(row);
-    for (const char* figure : {"loss_before", "loss_after", "entropy"}) cells.push_back(stat_text(row.find(figure), 4));
+    cells.push_back(shared_text(row.find("loss_before"), 4));
+    cells.push_back(stat_text(row.find("loss_after"), 4));
+    cells.push_back(shared_text(row.find("entropy"), 4));
     markdown.add(cells);
   }
   return "### Held-out loss (nats per scored token) and entropy of the codes (bits per weight)\n\n" + markdown.text() +
