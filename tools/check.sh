@@ -14,7 +14,7 @@ if [ "${1:-}" = --format ]; then
 fi
 
 # 1. Includes point down: L0 src/core, L1 kernels, L2 src/quant src/autograd, L3 src/ops, L4 src/model src/io src/text,
-#    L5 src/train src/eval, L6 tools, above them tests and bench.
+#    L5 src/train src/eval src/report, L6 tools, above them tests and bench.
 violations=$(grep -nHE '^#include "' "${sources[@]}" | awk -F: '
   function layer(path) {
     if (path ~ /^src\/core\//) return 0
@@ -22,7 +22,7 @@ violations=$(grep -nHE '^#include "' "${sources[@]}" | awk -F: '
     if (path ~ /^src\/(quant|autograd)\//) return 2
     if (path ~ /^src\/ops\//) return 3
     if (path ~ /^src\/(model|io|text)\//) return 4
-    if (path ~ /^src\/(train|eval)\//) return 5
+    if (path ~ /^src\/(train|eval|report)\//) return 5
     if (path == "tools/irq_bench.cpp") return 7  # the main of bench/
     if (path ~ /^tools\//) return 6
     return path ~ /^(tests|bench)\// ? 7 : -1
@@ -37,7 +37,7 @@ violations=$(grep -nHE '^#include "' "${sources[@]}" | awk -F: '
 #    unpacking and adding up memory is no computation of the model.
 memory_ops='copy|fill|axpby|gather_rows|reduce_sum|nfk_dequant'
 ops=$(sed -n 's/^IRQ_OP(\([a-z0-9_]*\),.*/\1/p' kernels/ops.inc | grep -vE "^($memory_ops)$" | paste -sd'|')
-calls=$(printf '%s\n' "${sources[@]}" | grep -E '^(src/(model|io|text|train|eval)|tools)/' |
+calls=$(printf '%s\n' "${sources[@]}" | grep -E '^(src/(model|io|text|train|eval|report)|tools)/' |
         xargs -r grep -nHE "[bB]ackend(_|\(\))?(\.|->)($ops)\(" | grep -vE '^src/train/.*(\.|->)(global_norm|adamw)\(')
 [ -z "$calls" ] || report "device op called above src/ops" "$calls"
 

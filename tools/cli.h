@@ -63,8 +63,9 @@ class Cli {
   int run(int argc, const char* const* argv, const std::function<int()>& body);
 
   const std::string& tool() const { return tool_; }
-  const std::string& device() const { return device_; }    // auto, cpu, cuda
-  const std::string& kernels() const { return kernels_; }  // auto, sm80
+  const std::string& device() const { return device_; }        // auto, cpu, cuda
+  const std::string& kernels() const { return kernels_; }      // auto, sm80
+  const std::string& precision() const { return precision_; }  // auto, f32, bf16
   bool quiet() const { return quiet_; }
   int threads() const { return threads_; }  // 0: all of them
   // Makes the backend that --device asks for and says on stderr what a run has: device, and why not CUDA or NCCL.

@@ -270,7 +270,7 @@ int evaluate(const Arguments& a, Cli& cli) {
   if (!a.json.empty()) json_file.emplace(a.json);
   const size_t chosen = load_session(cli, session, work.workloads);
 
-  Report report = Report::object();
+  Report report = {{"device", backend->describe()}, {"memory_bytes", session.plan().peak_bytes}};
   if (!a.loss.empty()) run_loss(cli, session, data, data_options, work.max_rows[chosen], report);
   ResultTable tasks("Tasks"), groups("Groups");
   run_choice(cli, session, questions, budgets[chosen], backend->device(), tasks, report);

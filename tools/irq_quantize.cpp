@@ -1,5 +1,6 @@
 // irq_quantize BASE OUT.irq: a model's linears to 2-4 bits, calibrated by ICQ unless told otherwise.
 #include <cstdio>
+#include <nlohmann/json.hpp>
 
 #include "src/core/file.h"
 #include "src/core/ignored_flags.h"
@@ -14,7 +15,7 @@ namespace irq {
 namespace {
 
 struct Arguments {
-  std::string base, out, format = "nf", entropy = "exact", report;
+  std::string base, out, format = "nf", entropy = "exact", report, json;
   double lambda = IcqSpec{}.lambda;
   int n = IcqSpec{}.n;
   IcqWords icq;
@@ -30,6 +31,7 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   refuse_ignored(cli.given_flags(), ignored_icq_flags(a.options.spec));
   refuse_overwriting(a.out, model_files(a.base));
   refuse_replacing(a.out, FileKind::quantized);
+  if (!a.json.empty()) refuse_overwriting(a.json, model_files(a.base)), refuse_overwriting(a.json, {a.out});
   if (!a.report.empty())
     for (const char* table : kReportTables) {
       refuse_overwriting(a.report + "/" + table, model_files(a.base));
@@ -62,6 +64,21 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
                             : strf("%.2f s", s.seconds));
 }
 
+// The same for programs; sizes in bytes, entropies in bits per weight, times in seconds.
+void write_json(const std::string& path, const QuantizeSummary& s, const CheckedBackend& backend) {
+  const nlohmann::ordered_json report = {{"device", backend.describe()},
+                                         {"weights", s.weights},
+                                         {"source_bytes", s.source_bytes},
+                                         {"bytes", s.bytes},
+                                         {"file_bytes", s.file_bytes},
+                                         {"entropy_plain", s.entropy_plain},
+                                         {"entropy", s.entropy},
+                                         {"seconds", s.seconds},
+                                         {"device_seconds", s.device_seconds},
+                                         {"search_seconds", search_seconds(backend)}};
+  write_text_file(path, report.dump(2) + "\n");
+}
+
 int quantize(Arguments& a, Cli& cli) {
   a.options.spec = icq_spec(a.lambda, a.n, a.entropy, a.icq);
   a.options.errors = true;
@@ -77,6 +94,7 @@ int quantize(Arguments& a, Cli& cli) {
   if (const std::string carried = carry_tokenizer(a.base, a.out); !carried.empty()) cli.note(carried);
   if (!a.report.empty()) write_quantize_report(a.report, summary);
   print_summary(a, summary, *backend);
+  if (!a.json.empty()) write_json(a.json, summary, *backend);
   return 0;
 }
 
@@ -99,6 +117,7 @@ int main(int argc, char** argv) {
   cli.option("--entropy", &a.entropy, "exact integers, or fp32 sums as in the released code", {"exact", "fp32"});
   declare_icq(cli, &a.icq);
   cli.option("--report", &a.report, "a folder for tables: entropy and error per matrix, entropy per block, and in all");
+  cli.option("--json", &a.json, "write sizes, entropies and times to this file as well");
   cli.footer("Example:  ./irq_quantize llama7b.bin llama7b.irq --bits 4");
   return cli.run(argc, argv, [&] { return quantize(a, cli); });
 }

@@ -22,6 +22,7 @@ struct Method {
   const char* what = "";
   bool quantized() const { return *format != 0; }
   bool needs_integers() const { return pooled || scales; }
+  bool operator==(const Method&) const = default;  // names by address: for two that share them
 };
 const std::vector<Method>& methods();
 const Method& find_method(const std::string& name);  // usage Error listing the methods

@@ -85,11 +85,16 @@ void Finetune::restore_or_init() {
 void Finetune::open_log() {
   if (o_.resume && state_.finished && state_.step == steps_ && log_is_finished(out("log.jsonl"), state_.step)) return;
   log_ = std::make_unique<RunLog>(out("log.jsonl"), o_.resume, state_.step);
+  std::string quantized;  // its seconds: null where the quantized base was there already
+  if (quantized_)
+    quantized = ", \"quantized\": " + json_text(base_name(quantized_->path())) +
+                ", \"quantize_seconds\": " + json_number(quantize_seconds_);
   log_->write("{\"command\": " + json_text(command_again()) + ", \"typed\": " + json_text(o_.command) +
               strf(", \"after_step\": %ld, \"base\": \"%016lx\", \"data\": \"%016lx\", \"device\": %s, "
-                   "\"planned_bytes\": %ld, \"trained_parameters\": %ld}",
+                   "\"planned_bytes\": %ld, \"trained_parameters\": %ld",
                    state_.step, base_hash_, data_hash_, json_text(backend_.describe()).c_str(), plan_.peak_bytes,
-                   trainer_->model().params().size()));
+                   trainer_->model().params().size()) +
+              quantized + "}");
 }
 
 void Finetune::fail_not_finite(const std::string& when, const std::string& found) {
@@ -178,12 +183,14 @@ void Finetune::train() {
   int64_t window_tokens = 0;
   while (state_.step < steps_) {
     const int64_t step = state_.step + 1;
+    const double step_start = now_seconds();
     const bool ends = step == first || step == steps_, last = step == steps_;
     std::vector<Batch> window;
     for (const MicroBatch& m : loader_->next()) window.push_back(m.packed());
     optimizer_.lr = learning_rate(step);
     if (o_.print_tape && step == first) trainer_->print_next_tape();
     const StepResult r = trainer_->step(window, step, optimizer_);
+    const double step_seconds = now_seconds() - step_start;  // the loss is on the host: the device is done
     if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
       fail_not_finite(strf("step %ld", step), strf("loss %g, gradient norm %g", r.loss, r.grad_norm));
     state_.step = step;
@@ -203,9 +210,9 @@ void Finetune::train() {
     bar.update_text(step, format_step(line), ends);
     log_->write(
         strf("{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"lr\": %s, \"tokens\": %ld, \"labels\": %ld, "
-             "\"tokens_per_s\": %.1f}",
+             "\"tokens_per_s\": %.1f, \"seconds\": %.6f}",
              step, json_number(r.loss).c_str(), json_number(r.grad_norm).c_str(), json_number(optimizer_.lr).c_str(),
-             r.tokens, r.labels, tokens_per_second));
+             r.tokens, r.labels, tokens_per_second, step_seconds));
     if (last) break;
     if (o_.eval_every > 0 && step % o_.eval_every == 0)
       if (const double loss = held_out_loss(); loss >= 0) bar.message(strf("step %ld: held-out loss %.4f", step, loss));

@@ -1,6 +1,7 @@
 // The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
 // gets everything ready, finetune.cpp trains. finetune_init.cpp: the adapter to start from.
 #pragma once
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -87,6 +88,7 @@ class Finetune {
   std::unique_ptr<IrqReader> quantized_;   // ... or a quantized one (base_ too, where it has just been quantized)
   std::optional<InitialAdapter> initial_;  // its tensors only until they are loaded
   uint64_t base_hash_ = 0, data_hash_ = 0;
+  double quantize_seconds_ = std::numeric_limits<double>::quiet_NaN();  // of this run; NaN: nothing was to be quantized
   int64_t steps_ = 0;
   LoadedData train_, held_out_;
   std::vector<StepShape> train_shapes_;

@@ -233,6 +233,7 @@ void Finetune::quantize() {
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
   made_base_ = path;
+  quantize_seconds_ = s.seconds;
 }
 
 ModelPlan Finetune::model_plan() const {
