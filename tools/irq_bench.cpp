@@ -5,6 +5,7 @@
 #include "bench/decode_bench.h"
 #include "bench/op_bench.h"
 #include "bench/step_bench.h"
+#include "bench/variants.h"
 #include "src/core/ignored_flags.h"
 #include "src/io/config_json.h"
 #include "src/train/matmul_cache.h"
@@ -17,6 +18,7 @@ struct Arguments {
   std::string what, model, rows;
   std::string tune_matmul = "on", graphs = "on";
   int64_t layers = 0;
+  bool variants = false, lora_ratio = false;
   OpBenchOptions op;
   StepBenchOptions step;
   DecodeBenchOptions decode;
@@ -77,8 +79,18 @@ void check_arguments(const Arguments& a, const Cli& cli) {
        {!step && !decode, {"--bits", "--residency", "--steps", "--profile"}, "it belongs to step and decode"},
        {!step,
         {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs",
-         "--overfit"},
-        "it belongs to a training step"}});
+         "--overfit", "--lora-ratio"},
+        "it belongs to a training step"},
+       {step && a.step.rank == 0, {"--dropout", "--iec"}, "--rank 0 has no adapters"},
+       {a.lora_ratio, {"--profile", "--overfit"}, "--lora-ratio times steps with and without adapters"},
+       {step || decode, {"--peers", "--variants"}, "it belongs to ops"},
+       {a.variants,
+        {"--model", "--layers", "--rows", "--rank", "--shape", "--peers"},
+        "--variants has its own shapes, those of LLaMA-7B"}});
+  if (a.lora_ratio && a.step.rank == 0) throw usage_error(cli.tool(), "--lora-ratio needs adapters: --rank 1 or more");
+  if (a.variants && !has_variants(a.what))
+    throw usage_error(cli.tool(), "there are no variants of " + a.what)
+        .line("expected", "all nfk_dequant icq_search attention_fwd nfk_matmul");
 }
 
 // Shapes whose timing kept the library's first choice are only counted.
@@ -99,7 +111,8 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
                        : a.model.ends_with(".json") ? model_config_from_json(a.model)
                                                     : preset_config(a.model);
   if (a.layers > 0) config.layers = a.layers;
-  if (a.what != "decode" && a.step.rank == 0) throw usage_error(cli.tool(), "--rank: 0 is for decode only");
+  if (a.what != "decode" && a.what != "step" && a.step.rank == 0)
+    throw usage_error(cli.tool(), "--rank: 0 is for step and decode only");
   if (a.what == "step") {
     a.step.model = a.model, a.step.config = config;
     if (a.rows.empty()) a.rows = gpu ? "16x512" : "4x32";
@@ -108,7 +121,8 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
       throw usage_error(cli.tool(), "--rows: a step takes SEQUENCESxTOKENS, for example 16x512");
     a.step.sequences = whole_number(cli, a.rows.substr(0, x));
     a.step.length = whole_number(cli, a.rows.substr(x + 1));
-    run_step_bench(backend, a.step);
+    if (a.lora_ratio) run_lora_ratio(backend, a.step);
+    else run_step_bench(backend, a.step);
     return 0;
   }
   if (a.what == "decode") {
@@ -151,7 +165,12 @@ int main(int argc, char** argv) {
   cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");
   cli.option("--repeats", &a.op.repeats, "timed repeats of an op");
   cli.range("--repeats", 1, 10000);
-  cli.option("--rank", &s.rank, "LoRA rank");
+  cli.flag("--variants", &a.variants,
+           "nfk_dequant, icq_search, attention_fwd, nfk_matmul, all: the teaching variants of bench/variants, checked "
+           "and timed");
+  cli.option("--peers", &a.op.peers,
+             "ops: times of other programs on this GPU (bench/peers/*.py --json FILE), for ratios");
+  cli.option("--rank", &s.rank, "LoRA rank; step, decode: 0 = no adapters");
   cli.range("--rank", 0, 4096);
   cli.option("--bits", &s.bits, "step, decode: bits per weight", {2, 3, 4});
   cli.option("--dropout", &s.dropout, "step: dropout before A");
@@ -169,6 +188,7 @@ int main(int argc, char** argv) {
              {"on", "off"});
   cli.option("--graphs", &a.graphs, "step: record the passes of a step and replay them", {"on", "off"});
   cli.flag("--overfit", &s.overfit, "step: the same tokens in every step, learning rate 1e-3; the loss must fall");
+  cli.flag("--lora-ratio", &a.lora_ratio, "step: time it with and without adapters, and print the ratio");
   cli.option("--steps", &s.steps, "step, decode: timed steps");
   cli.range("--steps", 1, 100000);
   cli.option("--warmup", &s.warmup, "step: steps before that");
@@ -182,6 +202,11 @@ int main(int argc, char** argv) {
   return cli.run(argc, argv, [&] {
     check_name(cli, a.what);
     check_arguments(a, cli);
+    if (a.variants) {
+      if (cli.device() == "cpu")
+        throw usage_error(cli.tool(), "--variants: the variants are CUDA kernels, not for --device cpu");
+      return run_variant_bench({a.what, a.op.repeats, s.seed, s.csv});
+    }
     const auto backend = cli.backend();
     s.graphs = a.graphs == "on";
     backend->tune_matmul(a.tune_matmul == "on");
