@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "bench/compare.h"
 #include "bench/op_row.h"
@@ -73,47 +74,63 @@ std::vector<float> values(Backend& backend, const Tensor& t) {
   return out;
 }
 
-// A case with its tensors on the GPU and what the CPU reference makes of the same inputs.
+// A case with its tensors on the GPU and what its outputs should be.
 class Checker {
  public:
-  Checker(Backend& cuda, RandomData& random, const OpCase& c, bool exact)
+  enum class Expect { cpu, production };
+  Checker(Backend& cuda, RandomData& random, const OpCase& c, bool exact, Expect expect)
       : cuda_(cuda), case_(c), tolerance_(exact ? 0 : c.tolerance_bf16), memory_(cuda, random, c) {
-    const auto cpu = make_cpu_backend({DType::F32, DType::F32});
-    std::vector<std::vector<unsigned char>> buffers;
-    std::vector<Tensor> tensors;
-    for (size_t i = 0; i < c.args.size(); ++i) {
-      const Tensor& from = memory_.tensors()[i];
-      const DType type = dtype_for(c.args[i].kind, cpu->precision());
-      buffers.emplace_back(static_cast<size_t>(from.numel() * size_of(type)));
-      if (c.args[i].role != Role::out && type == from.dtype) cuda.download(buffers.back().data(), from);
-      else if (c.args[i].role != Role::out)  // BF16, widened
-        std::memcpy(buffers.back().data(), values(cuda, from).data(), buffers.back().size());
-      tensors.push_back(make_view(buffers.back().data(), type, from.rows, from.cols, c.args[i].name));
-    }
-    c.run(*cpu, tensors);
-    for (size_t i = 0; i < c.args.size(); ++i) {
-      expected_.push_back(c.args[i].role == Role::out ? values(*cpu, tensors[i]) : std::vector<float>{});
-      if (exact && c.args[i].kind == Kind::storage)
-        for (float& x : expected_.back()) x = to_float(to_bf16(x));
-    }
+    if (expect == Expect::cpu) run_reference(exact);
+    else run(c.run, expected_);
   }
-  // "" or what is wrong. Outputs hold NaNs before the run.
+  // "" or what is wrong.
   std::string check(const Variant& v) const {
-    const std::vector<Tensor>& t = memory_.tensors();
-    for (size_t i = 0; i < t.size(); ++i)
-      if (case_.args[i].role == Role::out)
-        cuda_.upload(t[i],
-                     std::vector<unsigned char>(static_cast<size_t>(t[i].numel() * size_of(t[i].dtype)), 0xff).data());
-    v.run(cuda_, t);
-    for (size_t i = 0; i < t.size(); ++i) {
-      if (case_.args[i].role != Role::out) continue;
-      const std::string wrong = difference(values(cuda_, t[i]), expected_[i], tolerance_);
+    std::vector<std::vector<float>> results;
+    run(v.run ? v.run : case_.run, results);
+    for (size_t i = 0; i < results.size(); ++i) {
+      const std::string wrong = difference(results[i], expected_[i], tolerance_);
       if (!wrong.empty()) return strf("%s: %s: %s", case_.name.c_str(), case_.args[i].name, wrong.c_str());
     }
     return "";
   }
 
  private:
+  // The outputs, which hold NaNs before; nothing for inputs.
+  void run(const std::function<void(Backend&, const std::vector<Tensor>&)>& kernel,
+           std::vector<std::vector<float>>& results) const {
+    const std::vector<Tensor>& t = memory_.tensors();
+    const auto output = [&](size_t i) { return case_.args[i].role == Role::out; };
+    for (size_t i = 0; i < t.size(); ++i)
+      if (output(i))
+        cuda_.upload(t[i],
+                     std::vector<unsigned char>(static_cast<size_t>(t[i].numel() * size_of(t[i].dtype)), 0xff).data());
+    kernel(cuda_, t);
+    for (size_t i = 0; i < t.size(); ++i) results.push_back(output(i) ? values(cuda_, t[i]) : std::vector<float>{});
+  }
+  // The CPU's F32 kernels on what the GPU has, BF16 widened.
+  void run_reference(bool exact) {
+    const auto cpu = make_cpu_backend({DType::F32, DType::F32});
+    std::vector<std::vector<unsigned char>> buffers;
+    std::vector<Tensor> tensors;
+    for (size_t i = 0; i < case_.args.size(); ++i) {
+      const Tensor& from = memory_.tensors()[i];
+      const Arg& arg = case_.args[i];
+      const DType type = dtype_for(arg.kind, cpu->precision());
+      buffers.emplace_back(static_cast<size_t>(from.numel() * size_of(type)));
+      if (arg.role != Role::out && type == from.dtype) cuda_.download(buffers.back().data(), from);
+      else if (arg.role != Role::out)
+        std::memcpy(buffers.back().data(), values(cuda_, from).data(), buffers.back().size());
+      tensors.push_back(make_view(buffers.back().data(), type, from.rows, from.cols, arg.name));
+    }
+    case_.run(*cpu, tensors);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const Arg& arg = case_.args[i];
+      expected_.push_back(arg.role == Role::out ? values(*cpu, tensors[i]) : std::vector<float>{});
+      if (exact && arg.kind == Kind::storage)  // rounded once, as the GPU's result is
+        for (float& x : expected_.back()) x = to_float(to_bf16(x));
+    }
+  }
+
   Backend& cuda_;
   const OpCase& case_;
   double tolerance_;
@@ -141,33 +158,43 @@ void print_row(const OpRow& r, const std::string& name, double before, bool csv)
   std::fflush(stdout);
 }
 
-// One op's variants and its production kernel. Returns the number that is wrong.
-int run_lesson(const Lesson& lesson, Backend& backend, Meter& meter, RandomData& random, double& gemm, bool csv) {
+void print_verdict(const Variant& v, const std::string& wrong, bool csv) {
+  const std::string verdict = wrong.empty() ? "right" : "WRONG, not timed: " + wrong;
+  if (csv) std::printf("%s,,%s,\"%s\",,,,,,\n", v.op.c_str(), v.name.c_str(), verdict.c_str());
+  else std::printf("  %-32s %s\n", v.name.c_str(), verdict.c_str());
+}
+
+// One op's variants, the production kernel as the last, which also answers for the sizes that are timed: too large for the
+// CPU. Returns the number that is wrong. meter null: nothing is timed.
+int run_lesson(const Lesson& lesson, Backend& backend, Meter* meter, RandomData& random, double& gemm, bool csv) {
   std::vector<Variant> variants = variants_of(lesson.op);
   variants.push_back({lesson.op, "production", {}});
   std::vector<std::string> wrong(variants.size());
-  for (const OpCase& c : lesson.checked) {
-    const Checker checker(backend, random, c, lesson.exact);
-    for (size_t i = 0; i < variants.size(); ++i) {
-      if (!variants[i].run) variants[i].run = c.run;
+  const auto check = [&](const OpCase& c, Checker::Expect expect) {
+    const Checker checker(backend, random, c, lesson.exact, expect);
+    for (size_t i = 0; i < variants.size(); ++i)
       if (wrong[i].empty()) wrong[i] = checker.check(variants[i]);
-    }
-    variants.back().run = {};
-  }
-  for (const OpCase& c : lesson.timed) {
-    print_header(c, csv);
-    double before = 0;
-    for (size_t i = 0; i < variants.size(); ++i) {
-      if (!wrong[i].empty()) {
-        if (csv) std::printf("%s,,%s,\"wrong: %s\",,,,,,\n", lesson.op, variants[i].name.c_str(), wrong[i].c_str());
-        else std::printf("  %-32s WRONG, not timed: %s\n", variants[i].name.c_str(), wrong[i].c_str());
-        continue;
+  };
+  for (const OpCase& c : lesson.checked) check(c, Checker::Expect::cpu);
+  if (meter == nullptr) {
+    if (!csv) std::printf("%s\n", lesson.op);
+    for (size_t i = 0; i < variants.size(); ++i) print_verdict(variants[i], wrong[i], csv);
+  } else {
+    for (const OpCase& c : lesson.timed) check(c, Checker::Expect::production);
+    for (const OpCase& c : lesson.timed) {
+      print_header(c, csv);
+      double before = 0;
+      for (size_t i = 0; i < variants.size(); ++i) {
+        if (!wrong[i].empty()) {
+          print_verdict(variants[i], wrong[i], csv);
+          continue;
+        }
+        OpCase timed = c;
+        if (variants[i].run) timed.run = variants[i].run;
+        const OpRow row = measure_op(backend, *meter, random, timed, gemm);
+        print_row(row, variants[i].name, before, csv);
+        before = row.us;
       }
-      OpCase timed = c;
-      if (variants[i].run) timed.run = variants[i].run;
-      const OpRow row = measure_op(backend, meter, random, timed, gemm);
-      print_row(row, variants[i].name, before, csv);
-      before = row.us;
     }
   }
   return static_cast<int>(std::count_if(wrong.begin(), wrong.end(), [](const std::string& w) { return !w.empty(); }));
@@ -202,17 +229,24 @@ int run_variant_bench(const VariantBenchOptions& o) {
             "a machine with an NVIDIA GPU and the CUDA Toolkit; --device cpu without --variants times the references");
   const auto backend = make_cuda_backend({DType::BF16, DType::F32});
   RandomData random(o.seed);
-  Meter meter(*backend, random, o.repeats);
-  double gemm = meter.gemm_rate();
-  std::printf("%sdevice : %s\n%sceiling: %ld^3 GEMM in bf16 %.4g TFLOP/s, large copy %.4g GB/s read + written\n",
-              o.csv ? "# " : "", backend->describe().c_str(), o.csv ? "# " : "", meter.gemm_size(), gemm / 1e12,
-              meter.copy_rate() / 1e9);
-  std::printf(o.csv ? "op,shape,variant,result,us,rate,unit,ceiling,fraction_of_ceiling,gain\n"
-                    : "gain   : how many times as fast as the row above; every variant equals the CPU reference before "
-                      "it is timed\n");
+  std::optional<Meter> meter;
+  double gemm = 0;
+  const char* comment = o.csv ? "# " : "";
+  std::printf("%sdevice : %s\n", comment, backend->describe().c_str());
+  if (!o.check_only) {
+    meter.emplace(*backend, random, o.repeats);
+    gemm = meter->gemm_rate();
+    std::printf("%sceiling: %ld^3 GEMM in bf16 %.4g TFLOP/s, large copy %.4g GB/s read + written\n", comment,
+                meter->gemm_size(), gemm / 1e12, meter->copy_rate() / 1e9);
+    std::printf(
+        "%sgain   : how many times as fast as the row above; each variant equals the CPU reference, or is not timed\n",
+        comment);
+  }
+  if (o.csv) std::printf("op,shape,variant,result,us,rate,unit,ceiling,fraction_of_ceiling,gain\n");
   int wrong = 0;
   for (const Lesson& lesson : lessons())
-    if (o.op == "all" || o.op == lesson.op) wrong += run_lesson(lesson, *backend, meter, random, gemm, o.csv);
+    if (o.op == "all" || o.op == lesson.op)
+      wrong += run_lesson(lesson, *backend, meter ? &*meter : nullptr, random, gemm, o.csv);
   if (wrong > 0) std::fprintf(stderr, "irq_bench: %d wrong result%s\n", wrong, wrong == 1 ? "" : "s");
   return wrong > 0 ? 1 : 0;
 }

@@ -19,6 +19,7 @@ std::vector<Variant> variants_of(const std::string& op);  // in the order of the
 
 struct VariantBenchOptions {
   std::string op = "all";
+  bool check_only = false;  // nothing is timed
   int repeats = 20;
   uint64_t seed = 1;
   bool csv = false;

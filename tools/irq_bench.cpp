@@ -1,9 +1,11 @@
-// irq_bench OP|all|step|decode: times ops, whole training steps, or decoding, beside the ceilings of the same run.
+// irq_bench OP|all|step|decode|quantize: times ops, whole training steps, decoding, or quantizing a file, beside the ceilings
+// of the same run.
 #include <algorithm>
 #include <cstdio>
 
 #include "bench/decode_bench.h"
 #include "bench/op_bench.h"
+#include "bench/quantize_bench.h"
 #include "bench/step_bench.h"
 #include "bench/variants.h"
 #include "src/core/ignored_flags.h"
@@ -18,10 +20,11 @@ struct Arguments {
   std::string what, model, rows;
   std::string tune_matmul = "on", graphs = "on";
   int64_t layers = 0;
-  bool variants = false, lora_ratio = false;
+  bool variants = false, check = false, lora_ratio = false;
   OpBenchOptions op;
   StepBenchOptions step;
   DecodeBenchOptions decode;
+  QuantizeBenchOptions quantize;
 };
 
 // Small enough for a CPU: seconds for the whole table.
@@ -32,7 +35,7 @@ ModelConfig tiny() {
 }
 
 std::vector<std::string> op_names() {
-  std::vector<std::string> names = {"all", "step", "decode"};
+  std::vector<std::string> names = {"all", "step", "decode", "quantize"};
 #define IRQ_OP(name, ...) names.push_back(#name);
 #include "kernels/ops.inc"
 #undef IRQ_OP
@@ -71,12 +74,17 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
 }
 
 void check_arguments(const Arguments& a, const Cli& cli) {
-  const bool step = a.what == "step", decode = a.what == "decode";
+  const bool step = a.what == "step", decode = a.what == "decode", quantize = a.what == "quantize";
   refuse_ignored(
       cli.given_flags(),
       {{step || decode, {"--shape", "--repeats"}, "there are no shapes to choose from, and --steps says how often"},
        {!decode, {"--context"}, "it belongs to decode"},
-       {!step && !decode, {"--bits", "--residency", "--steps", "--profile"}, "it belongs to step and decode"},
+       {!quantize, {"--file"}, "it belongs to quantize"},
+       {quantize,
+        {"--shape", "--repeats", "--rows", "--rank", "--peers", "--variants"},
+        "quantize takes a whole model once"},
+       {!step && !decode && !quantize, {"--bits"}, "it belongs to step, decode and quantize"},
+       {!step && !decode, {"--residency", "--steps", "--profile"}, "it belongs to step and decode"},
        {!step,
         {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs",
          "--overfit", "--lora-ratio"},
@@ -84,6 +92,7 @@ void check_arguments(const Arguments& a, const Cli& cli) {
        {step && a.step.rank == 0, {"--dropout", "--iec"}, "--rank 0 has no adapters"},
        {a.lora_ratio, {"--profile", "--overfit"}, "--lora-ratio times steps with and without adapters"},
        {step || decode, {"--peers", "--variants"}, "it belongs to ops"},
+       {!a.variants, {"--check"}, "it belongs to --variants"},
        {a.variants,
         {"--model", "--layers", "--rows", "--rank", "--shape", "--peers"},
         "--variants has its own shapes, those of LLaMA-7B"}});
@@ -135,6 +144,12 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
     run_decode_bench(backend, a.decode);
     return 0;
   }
+  if (a.what == "quantize") {
+    a.quantize.model = a.model, a.quantize.config = config;
+    a.quantize.bits = a.step.bits, a.quantize.seed = a.step.seed, a.quantize.csv = a.step.csv;
+    run_quantize_bench(backend, a.quantize);
+    return 0;
+  }
   a.op.op = a.what;
   a.op.sizes.config = config;
   a.op.sizes.rows = row_list(cli, a.rows.empty() ? (gpu ? "2048,8192" : "128") : a.rows);
@@ -153,13 +168,16 @@ int main(int argc, char** argv) {
   Arguments a;
   StepBenchOptions& s = a.step;
   Cli cli("irq_bench", "time the ops, a training step or decoding, beside the ceilings of the same run");
-  cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, a training 'step', or 'decode'");
+  cli.positional("OP", &a.what,
+                 "an op of kernels/ops.inc, 'all' of them, a training 'step', 'decode', or 'quantize' a file");
   cli.option("--model", &a.model,
              "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, tiny, or a config.json (default: 7b on a GPU, tiny on a CPU)");
   cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
   cli.range("--layers", 1, 1000);
   cli.option("--rows", &a.rows,
              "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step, sequences for decode");
+  cli.option("--file", &a.quantize.file,
+             "quantize: a base model's .bin; made of random weights, and removed again, if it is not there");
   cli.option("--context", &a.decode.context, "decode: keys that the first timed token sees");
   cli.range("--context", 1, 1000000);
   cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");
@@ -168,11 +186,12 @@ int main(int argc, char** argv) {
   cli.flag("--variants", &a.variants,
            "nfk_dequant, icq_search, attention_fwd, nfk_matmul, all: the teaching variants of bench/variants, checked "
            "and timed");
+  cli.flag("--check", &a.check, "--variants: only compare with the CPU reference, time nothing");
   cli.option("--peers", &a.op.peers,
              "ops: times of other programs on this GPU (bench/peers/*.py --json FILE), for ratios");
   cli.option("--rank", &s.rank, "LoRA rank; step, decode: 0 = no adapters");
   cli.range("--rank", 0, 4096);
-  cli.option("--bits", &s.bits, "step, decode: bits per weight", {2, 3, 4});
+  cli.option("--bits", &s.bits, "step, decode, quantize: bits per weight", {2, 3, 4});
   cli.option("--dropout", &s.dropout, "step: dropout before A");
   cli.range("--dropout", 0, 0.99);
   cli.flag("--iec", &s.iec, "step: elastic connections (default)", "--no-iec");
@@ -205,7 +224,7 @@ int main(int argc, char** argv) {
     if (a.variants) {
       if (cli.device() == "cpu")
         throw usage_error(cli.tool(), "--variants: the variants are CUDA kernels, not for --device cpu");
-      return run_variant_bench({a.what, a.op.repeats, s.seed, s.csv});
+      return run_variant_bench({a.what, a.check, a.op.repeats, s.seed, s.csv});
     }
     const auto backend = cli.backend();
     s.graphs = a.graphs == "on";
