@@ -165,9 +165,8 @@ TEST(BenchQuantize, TakesAFileOrMakesOne) {
   ASSERT_EQ(r.status, 0) << r.err;
   const auto row = table(r.out).at(0);
   EXPECT_EQ(row.at("pass"), "warm");
-  EXPECT_NEAR(
-      std::stod(row.at("ratio")), std::stod(row.at("quantize_s")) / std::stod(row.at("read_s")),
-      0.2 * std::stod(row.at("ratio")));  // the file is read in less than a millisecond, and four digits are printed
+  EXPECT_NEAR(std::stod(row.at("ratio")), std::stod(row.at("quantize_s")) / std::stod(row.at("read_s")),
+              1e-2 * std::stod(row.at("ratio")));      // reading takes a tenth of a millisecond, printed to 1e-7 s
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));  // what it made is gone
   std::ofstream(dir / "m.bin") << "no model";
   EXPECT_EQ(run_command("irq_bench", {"quantize", "--device", "cpu", "--file", dir / "m.bin"}).status, 1);

@@ -86,4 +86,4 @@ def train_steps(model, batch, length, steps=12, warm_up=4, autocast=True):
         optimizer.zero_grad(set_to_none=True)
     ms = statistics.median(times[warm_up:])
     return dict(ms=ms, tokens_per_s=batch * length / ms * 1e3, peak_gib=torch.cuda.max_memory_allocated() / 2**30,
-                loss=float(loss), grad_norm=float(norm))
+                loss=float(loss.detach()), grad_norm=float(norm))

@@ -1,13 +1,14 @@
 // What  : variant 2 of attention_fwd: 8 keys at a time in shared memory, as floats.
 // Math  : as variant 1; the maximum is renewed once per tile of 8 keys.
 // Shapes: as variant 1.
-// Cost  : the 256 FMAs per key and warp remain; the conversions are shared by 128 rows, loads are 64 of 16 bytes from shared
-//         memory. That is as many cycles of shared memory (one broadcast each) as of FMAs: 2.4 ms.
-// Tricky: a score is a dot product of the thread's own q with a row that all lanes read: a broadcast, no bank conflict. The causal
-//         end of a tile is per thread: scores behind it are minus infinity, their probabilities 0.
-// Change: K and V are read from L2 once per 128 rows instead of once per warp, and converted once; a branch per tile instead of one
-//         per key.
+// Cost  : the 256 FMAs per key and warp remain; the conversions are shared by 128 rows, loads are 64 of 16 bytes from
+//         shared memory. That is as many cycles of shared memory (one broadcast each) as of FMAs: 2.4 ms.
+// Tricky: a score is a dot product of the thread's own q with a row that all lanes read: a broadcast, no bank conflict. The
+//         causal end of a tile is per thread: scores behind it are minus infinity, their probabilities 0.
+// Change: K and V are read from L2 once per 128 rows instead of once per warp, and converted once; a branch per tile
+//         instead of one per key.
 // Predicted: 12 -> 5 ms.
+// Measured: 7.02 ms (2.44x), 19.6 TFLOP/s.
 #include "bench/variants/attention.cuh"
 
 namespace irq {

@@ -3,11 +3,12 @@
 // Shapes: as variant 3.
 // Cost  : as variant 3 without the waiting: two stages of K and V, 87 KB of shared memory, two blocks per multiprocessor.
 // Tricky: cp.async writes shared memory without passing registers. One barrier per tile does for two things: this tile has
-//         arrived (each thread waited for its own copies before it), and everybody has left the tile whose place is overwritten
-//         next.
-// Change: cp.async and a second stage. The production kernel lets a warp have 32 rows where sequences are long (each fragment of K
-//         and V is used twice), masks only the tiles on the diagonal, and finds its sequence on the device.
+//         arrived (each thread waited for its own copies before it), and everybody has left the tile whose place is
+//         overwritten next.
+// Change: cp.async and a second stage. The production kernel lets a warp have 32 rows where sequences are long (each
+//         fragment of K and V is used twice), masks only the tiles on the diagonal, and finds its sequence on the device.
 // Predicted: 0.8 -> 0.65 ms.
+// Measured: 0.707 ms (1.27x), 194 TFLOP/s; the production kernel 0.599 ms, 230.
 #include "bench/variants/attention.cuh"
 
 namespace irq {

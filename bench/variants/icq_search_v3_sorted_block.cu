@@ -1,14 +1,17 @@
 // What  : variant 3 of icq_search: the block is sorted once, then each candidate asks where the thresholds lie in it.
-// Math  : as variant 1, bit for bit: fl(w - tau) and the product with a positive factor ascend with w, so the codes ascend along
-//         the sorted block, and the counts are the distances between the 15 places where a threshold is first exceeded.
+// Math  : as variant 1, bit for bit: fl(w - tau) and the product with a positive factor ascend with w, so the codes ascend
+//         along the sorted block, and the counts are the distances between the 15 places where a threshold is first
+//         exceeded.
 // Shapes: as variant 1. Blocks whose weights lie so close or so far apart that 1/absmax leaves fp32's normal range are not
 //         provided for (the production kernel counts them plainly).
-// Cost  : per candidate 15 binary searches of seven steps of six instructions, and 15 terms: 720. With sorting 153,000 per warp
-//         of 32 blocks, 22,016 warps: 3.4e9 instructions, 4 ms.
-// Tricky: a lane has a block again, but now as a column of shared memory ([rank][lane]): whatever rank a lane reads, it is in the
-//         lane's own bank. The warp loads whole lines and turns them; the odd pitch keeps that free of conflicts too.
+// Cost  : per candidate 15 binary searches of seven steps of six instructions, and 15 terms: 720. With sorting 153,000 per
+//         warp of 32 blocks, 22,016 warps: 3.4e9 instructions, 4 ms.
+// Tricky: a lane has a block again, but now as a column of shared memory ([rank][lane]): whatever rank a lane reads, it is
+//         in the lane's own bank. The warp loads whole lines and turns them; the odd pitch keeps that free of conflicts
+//         too.
 // Change: 64 weights x 15 thresholds become 15 x 7 comparisons; roles change from a warp per block to a lane per block.
 // Predicted: 50 -> 6 ms.
+// Measured: 4.42 ms (8.43x).
 #include "bench/variants/icq.cuh"
 
 namespace irq {

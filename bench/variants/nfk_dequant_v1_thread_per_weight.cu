@@ -1,12 +1,14 @@
 // What  : variant 1 of nfk_dequant: the definition, one thread per weight.
-// Math  : w_hat = bf16(fl(fl(level[code] * s_hat) + tau_hat)), s_hat and tau_hat decoded from their 8-bit codes (paper Eqs 3, 10).
+// Math  : w_hat = bf16(fl(fl(level[code] * s_hat) + tau_hat)), s_hat and tau_hat decoded from their 8-bit codes (paper Eqs
+//         3, 10).
 // Shapes: NF4 codes, double-quantized scales and shifts -> w (rows, cols) BF16, any row stride.
-// Cost  : 2.53 bytes per weight are 41 us for 11008 x 4096 at 2.8 TB/s, but each thread decodes its own scale and shift: seven
-//         loads, a 64-bit division for the row, a 2-byte store, about 120 instructions per weight.
+// Cost  : 2.53 bytes per weight are 41 us for 11008 x 4096 at 2.8 TB/s, but each thread decodes its own scale and shift:
+//         seven loads, a 64-bit division for the row, a 2-byte store, about 120 instructions per weight.
 // Tricky: nothing. The levels are a kernel argument, so they lie in constant memory, which serves one address at a time: 32
 //         lanes with 12 different codes wait 12 times.
 // Change: none, this is the beginning.
 // Predicted: 250 us (190 of issuing, the rest for the levels).
+// Measured: 264.6 us, 13.8 % of the copy rate.
 #include "bench/variants/variant.cuh"
 
 namespace irq {

@@ -1,14 +1,16 @@
 // What  : variant 4 of nfk_dequant: a warp per 16 blocks, every load under way before the first is waited for.
 // Math  : as variant 1, bit for bit.
 // Shapes: as variant 1; cols % 64 = 0, the row stride a multiple of 8, w and codes aligned to 16 bytes.
-// Cost  : 16 bytes of codes per lane, one scale and one shift per block instead of eight times each: 9 instructions per weight.
-// Tricky: what a lane loads (32 neighbouring codes) is not what it should store (8 neighbours of its own in each of 4 rounds, so
-//         that a warp's stores are whole lines): the codes change hands in shared memory, scale and shift by shuffles. The row
-//         division is done by 16 lanes, once.
-// Change: the unit of work is a warp with 1,024 weights; codes by 16-byte loads; a lane decodes the scale of a whole block. All
-//         loads stand before the barrier, so four latencies of DRAM become one. The production kernel adds 3 and 2 bits, F32,
-//         plain scales and streaming loads, nothing else.
+// Cost  : 16 bytes of codes per lane, one scale and one shift per block instead of eight times each: 9 instructions per
+//         weight.
+// Tricky: what a lane loads (32 neighbouring codes) is not what it should store (8 neighbours of its own in each of 4
+//         rounds, so that a warp's stores are whole lines): the codes change hands in shared memory, scale and shift by
+//         shuffles. The row division is done by 16 lanes, once.
+// Change: the unit of work is a warp with 1,024 weights; codes by 16-byte loads; a lane decodes the scale of a whole block.
+//         All loads stand before the barrier, so four latencies of DRAM become one. The production kernel adds 3 and 2
+//         bits, F32, plain scales and streaming loads, nothing else.
 // Predicted: 55 -> 41 us, the bytes at 2.8 TB/s.
+// Measured: 39.7 us (1.07x), 91.9 % of the copy rate; the production kernel 39.6.
 #include "bench/variants/variant.cuh"
 
 namespace irq {
