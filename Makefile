@@ -103,6 +103,7 @@ help:                                ## this list
 $(TOOLS): %: $(BUILD)/% FORCE
 	@[ "$$(readlink $@)" = $< ] || ln -sf $< $@
 $(BUILD)/irq_bench: $(BENCH)
+$(BUILD)/irq_bench: private LDFLAGS += $(if $(filter 1,$(CUDA)),-L$(CUDA_HOME)/lib64 -Wl$(comma)-rpath$(comma)$(CUDA_HOME)/lib64 -lcudart)
 $(BUILD)/irq_tests: $(call object,$(wildcard tests/*.cpp)) $(COMMON) $(BUILD)/libirq.so
 	$(CXX) -o $@ $(filter %.o,$^) -L$(BUILD) -lirq -lgtest -lpthread $(LDFLAGS)
 $(BUILD)/parity_dump: $(call object,tests/parity/parity_dump.cpp) $(COMMON) $(BUILD)/libirq.so

@@ -3,79 +3,47 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "bench/icq_naive.h"
+#include "bench/op_row.h"
+#include "bench/peer_times.h"
+
 namespace irq {
 namespace {
 
-struct Row {
-  std::string op, shape;
-  double us = 0, rate = 0, ceiling = 0, a100_us = 0;  // rate and ceiling in FLOPs or bytes per second
-  bool flops = false;
-  std::string note;
-};
-
-// The case's tensors for as long as it is timed.
-class CaseMemory {
- public:
-  CaseMemory(Backend& backend, RandomData& random, const OpCase& c) : backend_(backend) {
-    for (const Arg& a : c.args) {
-      const bool params = a.kind == Kind::params;
-      const int64_t rows = params ? 1 : a.rows, cols = params ? int64_t{sizeof(StepParams)} : a.cols;
-      Tensor t = allocate_tensor(backend, a.name, dtype_for(a.kind, backend.precision()), rows, cols + a.spare_cols);
-      if (a.role != Role::out) random.argument(backend, t, a);
-      t.cols = cols;
-      tensors_.push_back(t);
-    }
-  }
-  ~CaseMemory() {
-    for (const Tensor& t : tensors_) backend_.release(t.data);
-  }
-  CaseMemory(const CaseMemory&) = delete;
-  CaseMemory& operator=(const CaseMemory&) = delete;
-  const std::vector<Tensor>& tensors() const { return tensors_; }
-
- private:
-  Backend& backend_;
-  std::vector<Tensor> tensors_;
-};
-
-// gemm: the last GEMM rate that was measured; renewed around a case that GEMMs are the measure of.
-Row measure(Backend& backend, Meter& meter, RandomData& random, const OpCase& c, double& gemm) {
-  const size_t slash = c.name.find('/');
-  Row row{.op = c.name.substr(0, slash), .shape = c.name.substr(slash + 1), .note = ""};
-  const CaseMemory memory(backend, random, c);
-  if (c.prepare) c.prepare(backend, memory.tensors());
-  const auto work = [&] { c.run(backend, memory.tensors()); };
-  if (const size_t at = row.shape.find(",spare=0"); at != std::string::npos) row.shape.erase(at, 8);
-  // What binds it on this device: the larger of its two floors. Only sums of products are measured against a GEMM.
-  const bool products = row.op == "matmul" || row.op.starts_with("nfk_matmul") || row.op == "nfk_linear" ||
-                        row.op.starts_with("attention");
-  row.flops = products && c.flops / gemm > c.bytes / meter.copy_rate();
-  const double before = row.flops ? meter.gemm_rate() : 0;
-  const Timing t = meter.time(work);
-  if (row.flops) gemm = (before + meter.gemm_rate()) / 2;  // just before and just after: the same heat
-  row.us = 1e3 * t.median_ms;
-  row.rate = 1e6 * (row.flops ? c.flops : c.bytes) / row.us;
-  row.ceiling = row.flops ? gemm : meter.copy_rate(static_cast<int64_t>(c.bytes));
-  row.a100_us = 1e6 * std::max(c.bytes / kA100BytesPerSecond, c.flops / kA100FlopsPerSecond);
-  return row;
+// The engine's CPU search against the plain loop, on the first blocks of random weights: how many times as long the loop takes.
+std::string ratio_to_plain_loop(Backend& backend, Meter& meter, RandomData& random, int bits) {
+  constexpr int64_t kWeights = 1 << 16;
+  const Tensor w = allocate_tensor(backend, "w", DType::F32, 1, kWeights);
+  const Tensor tau = allocate_tensor(backend, "tau", DType::F32, 1, kWeights / kBlock);
+  random.normals(backend, w, 0, 0.02);
+  const double ours = meter.time([&] { backend.icq_search(tau, {}, {}, w, bits, {}); }).median_ms;
+  const std::vector<float> result(tau.as<float>(), tau.as<float>() + tau.numel());
+  const double loop =
+      meter.time([&] { icq_search_naive(tau.as<float>(), w.as<float>(), kWeights, bits, {}); }).median_ms;
+  const bool same = std::equal(result.begin(), result.end(), tau.as<float>());
+  backend.release(w.data);
+  backend.release(tau.data);
+  if (!same) throw Error(strf("icq_search with %d bits and the plain loop find different shifts", bits));
+  return strf("%.3gx plain loop", loop / ours);
 }
 
 void print_header(bool csv) {
-  if (csv) std::printf("op,shape,us,rate,unit,ceiling,fraction_of_ceiling,a100_predicted_us,note\n");
+  if (csv) std::printf("op,shape,us,rate,unit,ceiling,fraction_of_ceiling,a100_predicted_us,peers,note\n");
   else
     std::printf("%-22s %-40s %12s %10s %-7s %10s %8s %13s  %s\n", "op", "shape", "us", "rate", "unit", "ceiling",
-                "of it", "A100 us, pred", "");
+                "of it", "A100 us, pred", "ratio to peers");
 }
 
-void print_row(const Row& r, bool csv) {
+void print_row(const OpRow& r, bool csv) {
   const double unit = r.flops ? 1e12 : 1e9;
   const char* name = r.flops ? "TFLOP/s" : "GB/s";
   if (csv)
-    std::printf("%s,\"%s\",%.6g,%.6g,%s,%.6g,%.6g,%.6g,%s\n", r.op.c_str(), r.shape.c_str(), r.us, r.rate / unit, name,
-                r.ceiling / unit, r.rate / r.ceiling, r.a100_us, r.note.c_str());
+    std::printf("%s,\"%s\",%.6g,%.6g,%s,%.6g,%.6g,%.6g,\"%s\",%s\n", r.op.c_str(), r.shape.c_str(), r.us, r.rate / unit,
+                name, r.ceiling / unit, r.rate / r.ceiling, r.a100_us, r.peers.c_str(), r.note.c_str());
   else
-    std::printf("%-22s %-40s %12.2f %10.4g %-7s %10.4g %6.1f %% %13.2f  %s\n", r.op.c_str(), r.shape.c_str(), r.us,
-                r.rate / unit, name, r.ceiling / unit, 100 * r.rate / r.ceiling, r.a100_us, r.note.c_str());
+    std::printf("%-22s %-40s %12.2f %10.4g %-7s %10.4g %6.1f %% %13.2f  %s%s%s\n", r.op.c_str(), r.shape.c_str(), r.us,
+                r.rate / unit, name, r.ceiling / unit, 100 * r.rate / r.ceiling, r.a100_us, r.peers.c_str(),
+                r.note.empty() ? "" : "  ", r.note.c_str());
   std::fflush(stdout);
 }
 
@@ -100,6 +68,8 @@ std::vector<OpCase> chosen_cases(const OpBenchOptions& o) {
 
 void run_op_bench(Backend& backend, const OpBenchOptions& o) {
   const std::vector<OpCase> cases = chosen_cases(o);
+  const std::vector<PeerTime> peers =
+      o.peers.empty() ? std::vector<PeerTime>{} : read_peer_times(o.peers, backend.describe());
   RandomData random(o.seed);
   Meter meter(backend, random, o.repeats);
   const char* comment = o.csv ? "# " : "";
@@ -114,7 +84,12 @@ void run_op_bench(Backend& backend, const OpBenchOptions& o) {
       1e3 * meter.empty_ms());
   print_header(o.csv);
   for (const OpCase& c : cases) {
-    Row row = measure(backend, meter, random, c, gemm);
+    OpRow row = measure_op(backend, meter, random, c, gemm);
+    row.peers = ratio_to_peers(peers, row.op, row.shape, row.us);
+    int bits = 0;
+    if (row.op == "icq_search" && backend.device() == Device::CPU &&
+        std::sscanf(row.shape.c_str(), "bits=%d", &bits) == 1)
+      row.peers = ratio_to_plain_loop(backend, meter, random, bits);
     if (row.op == "icq_search")
       row.note = strf(
           "%.3g s for all %.4g weights",

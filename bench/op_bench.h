@@ -14,6 +14,7 @@ constexpr double kA100BytesPerSecond = 1.63e12, kA100FlopsPerSecond = 250e12;
 struct OpBenchOptions {
   BenchSizes sizes;
   std::string op = "all", shape;  // one op; only names that contain `shape`
+  std::string peers;              // a file of bench/peers/*.py --json, "" = none
   int repeats = 20;
   uint64_t seed = 1;
   bool csv = false;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 
 #include "bench/op_bench.h"
 #include "bench/random_model.h"
@@ -43,9 +44,11 @@ MemoryPlan plan_of(CheckedBackend& backend, const StepBenchOptions& o, const Met
                    const std::vector<Batch>& window) {
   ModelPlan m;
   m.config = o.config;
-  m.quantized = m.lora = m.training = true;
+  m.quantized = m.training = true;
+  m.lora = o.rank > 0, m.first_norm = !m.lora;
   m.format.bits = o.bits;
-  m.lora_config.rank = o.rank, m.lora_config.dropout = o.dropout;
+  if (m.lora) m.lora_config.rank = o.rank;
+  m.lora_config.dropout = o.dropout;
   m.lora_config.u1 = m.lora_config.u2 = o.iec;
   m.positions = o.length;
   PlanFreedom freedom{o.residency == "auto", o.recompute == "auto"};
@@ -94,6 +97,8 @@ struct Outcome {
   Timing step;
   double gemm_before = 0, gemm_after = 0;
   StepResult first, last;
+  MemoryPlan plan;
+  int64_t peak = 0;
 };
 
 std::string residency_text(const ModelPlan& m) { return m.residency == Residency::packed ? "packed" : "cached"; }
@@ -103,7 +108,9 @@ std::string recompute_text(const ModelPlan& m) {
   return strf("%s in %ld of %ld layers", level, m.recompute_layers, m.config.layers);
 }
 
-void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan, int64_t peak, const Outcome& r) {
+void report(Backend& backend, const StepBenchOptions& o, const Outcome& r) {
+  const MemoryPlan& plan = r.plan;
+  const int64_t peak = r.peak;
   const double tokens = static_cast<double>(r.last.tokens), seconds = r.step.median_ms / 1e3;
   const double labelled = static_cast<double>(r.last.labels) / tokens;
   const double per_token = model_flops_per_token(o.config, o.rank, static_cast<double>(o.length), labelled);
@@ -125,8 +132,11 @@ void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan,
   };
   std::printf("%s\n", describe(o.config).c_str());
   row("device", backend.describe());
-  row("method", strf("NF%d with shifts, LoRA rank %ld%s on 7 linears, dropout %g, AdamW, clipping", o.bits, o.rank,
-                     o.iec ? " + IEC" : "", o.dropout));
+  row("method", o.rank > 0 ? strf("NF%d with shifts, LoRA rank %ld%s on 7 linears, dropout %g, AdamW, clipping", o.bits,
+                                  o.rank, o.iec ? " + IEC" : "", o.dropout)
+                           : strf("NF%d with shifts, no adapters: forward and backward through the frozen linears; one "
+                                  "norm's weight trains",
+                                  o.bits));
   row("batch", strf("%ld x %ld = %ld tokens, %ld labelled, micro-batches of %ld", o.sequences, o.length, r.last.tokens,
                     r.last.labels, o.micro_batch > 0 ? o.micro_batch : o.sequences));
   row("plan", residency_text(plan.model) + " weights, recompute " + recompute_text(plan.model));
@@ -144,9 +154,9 @@ void report(Backend& backend, const StepBenchOptions& o, const MemoryPlan& plan,
                               with_commas(std::llround(tokens / a100)).c_str()));
 }
 
-}  // namespace
-
-void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
+// Calls profile(one), if given, where the model still stands; one() is a step.
+Outcome measure(CheckedBackend& backend, const StepBenchOptions& o,
+                const std::function<void(Trainer&, const std::function<double()>&)>& profile) {
   const auto start = std::chrono::steady_clock::now();
   RandomData random(o.seed);
   Meter meter(backend, random, 20);
@@ -164,13 +174,14 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   std::fprintf(stderr, "random model ready after %.1f s\n",
                std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   Outcome r;
+  r.plan = plan;
   OptimizerConfig optimizer;
   optimizer.seed = o.seed;
   if (o.overfit) optimizer.lr = kOverfitRate;
   std::vector<double> ms;
   int64_t step = 0;
   trainer.use_graphs(o.graphs);
-  const auto one = [&] {
+  const std::function<double()> one = [&] {
     if (!o.overfit) window = random_window(o, rng, step * o.sequences);
     ++step;
     const double elapsed = backend.time_ms([&] { r.last = trainer.step(window, step, optimizer); });
@@ -183,16 +194,58 @@ void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
   for (int i = 0; i < o.steps; ++i) ms.push_back(one());
   r.gemm_after = meter.gemm_rate();
   r.step = summarize(ms);
-  report(backend, o, plan, arena.peak(), r);
+  r.peak = arena.peak();
   if (!std::isfinite(r.last.loss) || !(r.last.grad_norm > 0))
     throw Error("the steps that were timed did not train: the loss is not finite or the gradient is zero");
   if (o.overfit && r.last.loss >= r.first.loss) throw Error("the loss on one batch did not fall");
-  if (!o.profile) return;
-  backend.set_profile(true);
-  trainer.use_graphs(false);  // each op is waited for
-  for (int i = 0; i < kProfiledSteps; ++i) one();
-  backend.set_profile(false);
-  print_profile(backend, kProfiledSteps);
+  if (profile) profile(trainer, one);
+  return r;
+}
+
+std::string step_text(const Outcome& r) {
+  return strf("%.2f ms (%.2f to %.2f; GEMM %.4g before, %.4g after)", r.step.median_ms, r.step.min_ms, r.step.max_ms,
+              r.gemm_before / 1e12, r.gemm_after / 1e12);
+}
+
+}  // namespace
+
+void run_step_bench(CheckedBackend& backend, const StepBenchOptions& o) {
+  bool profiled = false;
+  const auto profile = [&](Trainer& trainer, const std::function<double()>& one) {
+    backend.set_profile(true);
+    trainer.use_graphs(false);  // each op is waited for
+    for (int i = 0; i < kProfiledSteps; ++i) one();
+    backend.set_profile(false);
+    profiled = true;
+  };
+  const Outcome r =
+      measure(backend, o, o.profile ? profile : std::function<void(Trainer&, const std::function<double()>&)>{});
+  report(backend, o, r);
+  if (profiled) print_profile(backend, kProfiledSteps);
+}
+
+void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& o) {
+  StepBenchOptions bare = o;
+  bare.rank = 0, bare.dropout = 0;
+  const Outcome first = measure(backend, bare, {}), adapted = measure(backend, o, {}),
+                last = measure(backend, bare, {});
+  const double frozen = (first.step.median_ms + last.step.median_ms) / 2;
+  if (o.csv) {
+    std::printf("model,rows,bits,rank,dropout,iec,residency,frozen_ms,frozen_again_ms,adapted_ms,ratio\n");
+    std::printf("%s,%ldx%ld,%d,%ld,%g,%d,%s,%.3f,%.3f,%.3f,%.4f\n", o.model.c_str(), o.sequences, o.length, o.bits,
+                o.rank, o.dropout, o.iec, residency_text(adapted.plan.model).c_str(), first.step.median_ms,
+                last.step.median_ms, adapted.step.median_ms, adapted.step.median_ms / frozen);
+    return;
+  }
+  std::printf("%s\n  device  : %s\n", describe(o.config).c_str(), backend.describe().c_str());
+  std::printf("  batch   : %ld x %ld tokens, NF%d with shifts, %s weights, recompute %s\n", o.sequences, o.length,
+              o.bits, residency_text(adapted.plan.model).c_str(), recompute_text(adapted.plan.model).c_str());
+  std::printf("  frozen  : %s\n", step_text(first).c_str());
+  std::printf("  adapted : %s, LoRA rank %ld%s, dropout %g\n", step_text(adapted).c_str(), o.rank,
+              o.iec ? " + IEC" : "", o.dropout);
+  std::printf("  frozen  : %s\n", step_text(last).c_str());
+  std::printf("  ratio   : %.3f (a step with adapters over the mean of the two without)\n",
+              adapted.step.median_ms / frozen);
 }
 
 }  // namespace irq

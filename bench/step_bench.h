@@ -13,7 +13,7 @@ struct StepBenchOptions {
   int64_t micro_batch = 0;               // sequences at a time, 0 = all
   double labelled = 1;                   // share of the tokens whose successor is scored
   int bits = 4;
-  int64_t rank = 64;
+  int64_t rank = 64;  // 0: the frozen linears alone, forward and backward
   double dropout = 0;
   bool iec = true;
   std::string residency = "auto", recompute = "auto";
@@ -25,5 +25,7 @@ struct StepBenchOptions {
   uint64_t seed = 1;
 };
 void run_step_bench(CheckedBackend& backend, const StepBenchOptions& options);
+// Steps without adapters, with them, and without them again: what LoRA + IEC cost on top of the frozen linears.
+void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& options);
 
 }  // namespace irq

@@ -1,10 +1,13 @@
-// irq_bench OP|all|step|decode: times ops, whole training steps, or decoding, beside the ceilings of the same run.
+// irq_bench OP|all|step|decode|quantize: times ops, whole training steps, decoding, or quantizing a file, beside the ceilings
+// of the same run.
 #include <algorithm>
 #include <cstdio>
 
 #include "bench/decode_bench.h"
 #include "bench/op_bench.h"
+#include "bench/quantize_bench.h"
 #include "bench/step_bench.h"
+#include "bench/variants.h"
 #include "src/core/ignored_flags.h"
 #include "src/io/config_json.h"
 #include "src/train/matmul_cache.h"
@@ -17,9 +20,11 @@ struct Arguments {
   std::string what, model, rows;
   std::string tune_matmul = "on", graphs = "on";
   int64_t layers = 0;
+  bool variants = false, check = false, lora_ratio = false;
   OpBenchOptions op;
   StepBenchOptions step;
   DecodeBenchOptions decode;
+  QuantizeBenchOptions quantize;
 };
 
 // Small enough for a CPU: seconds for the whole table.
@@ -30,7 +35,7 @@ ModelConfig tiny() {
 }
 
 std::vector<std::string> op_names() {
-  std::vector<std::string> names = {"all", "step", "decode"};
+  std::vector<std::string> names = {"all", "step", "decode", "quantize"};
 #define IRQ_OP(name, ...) names.push_back(#name);
 #include "kernels/ops.inc"
 #undef IRQ_OP
@@ -69,16 +74,32 @@ std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
 }
 
 void check_arguments(const Arguments& a, const Cli& cli) {
-  const bool step = a.what == "step", decode = a.what == "decode";
+  const bool step = a.what == "step", decode = a.what == "decode", quantize = a.what == "quantize";
   refuse_ignored(
       cli.given_flags(),
       {{step || decode, {"--shape", "--repeats"}, "there are no shapes to choose from, and --steps says how often"},
        {!decode, {"--context"}, "it belongs to decode"},
-       {!step && !decode, {"--bits", "--residency", "--steps", "--profile"}, "it belongs to step and decode"},
+       {!quantize, {"--file"}, "it belongs to quantize"},
+       {quantize,
+        {"--shape", "--repeats", "--rows", "--rank", "--peers", "--variants"},
+        "quantize takes a whole model once"},
+       {!step && !decode && !quantize, {"--bits"}, "it belongs to step, decode and quantize"},
+       {!step && !decode, {"--residency", "--steps", "--profile"}, "it belongs to step and decode"},
        {!step,
         {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs",
-         "--overfit"},
-        "it belongs to a training step"}});
+         "--overfit", "--lora-ratio"},
+        "it belongs to a training step"},
+       {step && a.step.rank == 0, {"--dropout", "--iec"}, "--rank 0 has no adapters"},
+       {a.lora_ratio, {"--profile", "--overfit"}, "--lora-ratio times steps with and without adapters"},
+       {step || decode, {"--peers", "--variants"}, "it belongs to ops"},
+       {!a.variants, {"--check"}, "it belongs to --variants"},
+       {a.variants,
+        {"--model", "--layers", "--rows", "--rank", "--shape", "--peers"},
+        "--variants has its own shapes, those of LLaMA-7B"}});
+  if (a.lora_ratio && a.step.rank == 0) throw usage_error(cli.tool(), "--lora-ratio needs adapters: --rank 1 or more");
+  if (a.variants && !has_variants(a.what))
+    throw usage_error(cli.tool(), "there are no variants of " + a.what)
+        .line("expected", "all nfk_dequant icq_search attention_fwd nfk_matmul");
 }
 
 // Shapes whose timing kept the library's first choice are only counted.
@@ -99,7 +120,8 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
                        : a.model.ends_with(".json") ? model_config_from_json(a.model)
                                                     : preset_config(a.model);
   if (a.layers > 0) config.layers = a.layers;
-  if (a.what != "decode" && a.step.rank == 0) throw usage_error(cli.tool(), "--rank: 0 is for decode only");
+  if (a.what != "decode" && a.what != "step" && a.step.rank == 0)
+    throw usage_error(cli.tool(), "--rank: 0 is for step and decode only");
   if (a.what == "step") {
     a.step.model = a.model, a.step.config = config;
     if (a.rows.empty()) a.rows = gpu ? "16x512" : "4x32";
@@ -108,7 +130,8 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
       throw usage_error(cli.tool(), "--rows: a step takes SEQUENCESxTOKENS, for example 16x512");
     a.step.sequences = whole_number(cli, a.rows.substr(0, x));
     a.step.length = whole_number(cli, a.rows.substr(x + 1));
-    run_step_bench(backend, a.step);
+    if (a.lora_ratio) run_lora_ratio(backend, a.step);
+    else run_step_bench(backend, a.step);
     return 0;
   }
   if (a.what == "decode") {
@@ -119,6 +142,12 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
     if (cli.given("--steps")) a.decode.steps = a.step.steps;
     if (!a.rows.empty()) a.decode.sequences = whole_number(cli, a.rows);
     run_decode_bench(backend, a.decode);
+    return 0;
+  }
+  if (a.what == "quantize") {
+    a.quantize.model = a.model, a.quantize.config = config;
+    a.quantize.bits = a.step.bits, a.quantize.seed = a.step.seed, a.quantize.csv = a.step.csv;
+    run_quantize_bench(backend, a.quantize);
     return 0;
   }
   a.op.op = a.what;
@@ -139,21 +168,30 @@ int main(int argc, char** argv) {
   Arguments a;
   StepBenchOptions& s = a.step;
   Cli cli("irq_bench", "time the ops, a training step or decoding, beside the ceilings of the same run");
-  cli.positional("OP", &a.what, "an op of kernels/ops.inc, 'all' of them, a training 'step', or 'decode'");
+  cli.positional("OP", &a.what,
+                 "an op of kernels/ops.inc, 'all' of them, a training 'step', 'decode', or 'quantize' a file");
   cli.option("--model", &a.model,
              "7b, 13b, 30b, 65b, 2-7b, 2-13b, 2-70b, tiny, or a config.json (default: 7b on a GPU, tiny on a CPU)");
   cli.option("--layers", &a.layers, "as many layers as this instead of the model's");
   cli.range("--layers", 1, 1000);
   cli.option("--rows", &a.rows,
              "token rows: 2048,8192 for ops, 16x512 (sequences x tokens) for a step, sequences for decode");
+  cli.option("--file", &a.quantize.file,
+             "quantize: a base model's .bin; made of random weights, and removed again, if it is not there");
   cli.option("--context", &a.decode.context, "decode: keys that the first timed token sees");
   cli.range("--context", 1, 1000000);
   cli.option("--shape", &a.op.shape, "only cases whose shape contains this; for matmul also MxNxK");
   cli.option("--repeats", &a.op.repeats, "timed repeats of an op");
   cli.range("--repeats", 1, 10000);
-  cli.option("--rank", &s.rank, "LoRA rank");
+  cli.flag("--variants", &a.variants,
+           "nfk_dequant, icq_search, attention_fwd, nfk_matmul, all: the teaching variants of bench/variants, checked "
+           "and timed");
+  cli.flag("--check", &a.check, "--variants: only compare with the CPU reference, time nothing");
+  cli.option("--peers", &a.op.peers,
+             "ops: times of other programs on this GPU (bench/peers/*.py --json FILE), for ratios");
+  cli.option("--rank", &s.rank, "LoRA rank; step, decode: 0 = no adapters");
   cli.range("--rank", 0, 4096);
-  cli.option("--bits", &s.bits, "step, decode: bits per weight", {2, 3, 4});
+  cli.option("--bits", &s.bits, "step, decode, quantize: bits per weight", {2, 3, 4});
   cli.option("--dropout", &s.dropout, "step: dropout before A");
   cli.range("--dropout", 0, 0.99);
   cli.flag("--iec", &s.iec, "step: elastic connections (default)", "--no-iec");
@@ -169,6 +207,7 @@ int main(int argc, char** argv) {
              {"on", "off"});
   cli.option("--graphs", &a.graphs, "step: record the passes of a step and replay them", {"on", "off"});
   cli.flag("--overfit", &s.overfit, "step: the same tokens in every step, learning rate 1e-3; the loss must fall");
+  cli.flag("--lora-ratio", &a.lora_ratio, "step: time it with and without adapters, and print the ratio");
   cli.option("--steps", &s.steps, "step, decode: timed steps");
   cli.range("--steps", 1, 100000);
   cli.option("--warmup", &s.warmup, "step: steps before that");
@@ -182,6 +221,11 @@ int main(int argc, char** argv) {
   return cli.run(argc, argv, [&] {
     check_name(cli, a.what);
     check_arguments(a, cli);
+    if (a.variants) {
+      if (cli.device() == "cpu")
+        throw usage_error(cli.tool(), "--variants: the variants are CUDA kernels, not for --device cpu");
+      return run_variant_bench({a.what, a.check, a.op.repeats, s.seed, s.csv});
+    }
     const auto backend = cli.backend();
     s.graphs = a.graphs == "on";
     backend->tune_matmul(a.tune_matmul == "on");

@@ -1,5 +1,6 @@
 """What the peers' scripts share: the shape of LLaMA-7B, CUDA-event timing, the ceiling of this run, one JSON line per result."""
 import json
+import os
 import statistics
 import sys
 
@@ -36,11 +37,27 @@ def report(**result):
     print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}), flush=True)
 
 
+def write_peers(path, results):
+    """Adds results, each {op, shape, peer, us}, to a file that `irq_bench OP --peers FILE` reads. Older ones of the same op,
+    shape and peer go; a file of another GPU is begun anew."""
+    device = torch.cuda.get_device_name()
+    kept = []
+    if os.path.exists(path):
+        with open(path) as f:
+            old = json.load(f)
+        new = {(r["op"], r["shape"], r["peer"]) for r in results}
+        if old["device"] == device:
+            kept = [r for r in old["results"] if (r["op"], r["shape"], r["peer"]) not in new]
+    with open(path + ".tmp", "w") as f:
+        json.dump({"device": device, "results": kept + results}, f, indent=1)
+    os.replace(path + ".tmp", path)
+
+
 def device_line():
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}", file=sys.stderr)
 
 
-def train_steps(model, batch, length, steps=12, warm_up=4):
+def train_steps(model, batch, length, steps=12, warm_up=4, autocast=True):
     """Whole optimizer steps on fresh random tokens: forward, backward, clip 0.3, AdamW. Returns what was measured, or None when
     it does not fit into memory. The gradient norm is returned because a step that does not train is fast."""
     torch.cuda.empty_cache()
@@ -54,7 +71,7 @@ def train_steps(model, batch, length, steps=12, warm_up=4):
             ids = torch.randint(3, 32000, (batch, length), device="cuda")
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
                 loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(params, 0.3)
@@ -69,4 +86,4 @@ def train_steps(model, batch, length, steps=12, warm_up=4):
         optimizer.zero_grad(set_to_none=True)
     ms = statistics.median(times[warm_up:])
     return dict(ms=ms, tokens_per_s=batch * length / ms * 1e3, peak_gib=torch.cuda.max_memory_allocated() / 2**30,
-                loss=float(loss), grad_norm=float(norm))
+                loss=float(loss.detach()), grad_norm=float(norm))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """The search for tau the way a PyTorch user writes it: all blocks at once, one of the 201 candidates at a time, codes by
-bucketize and counts by scatter. One 4096 x 4096 matrix, scaled to the weights of LLaMA-7B."""
+bucketize and counts by scatter. One 4096 x 4096 matrix, scaled to the weights of LLaMA-7B.
+    --json FILE     also for `irq_bench icq_search --peers FILE`, scaled to 11008 x 4096."""
+import argparse
+
 import torch
 
-from common import LINEAR_WEIGHTS, device_line, milliseconds, report
+from common import LINEAR_WEIGHTS, device_line, milliseconds, report, write_peers
 
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -31,6 +34,9 @@ def search(w, edges, lam=0.1, n=100):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json")
+    args = parser.parse_args()
     device_line()
     levels = torch.tensor(NF4, device="cuda")
     edges = (levels[1:] + levels[:-1]) / 2
@@ -41,6 +47,9 @@ def main():
     seconds = milliseconds(lambda: search(w, edges), repeats=5, warm_up=1) / 1e3
     report(what="tau search in torch", seconds_one_matrix=seconds, seconds_llama_7b=seconds * LINEAR_WEIGHTS / w.numel(),
            entropy_plain=float(plain.mean()), entropy_best=float(best.mean()))
+    if args.json:
+        n = 11008 * 4096
+        write_peers(args.json, [dict(op="icq_search", shape=f"bits=4,n={n}", peer="torch", us=seconds * 1e6 * n / w.numel())])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
   const ModelConfig& c = config();
   const DType storage = backend.precision().storage, master = backend.precision().master;
   IRQ_CHECK(!(plan.full && (plan.quantized || plan.lora)), "full training has no frozen part");
+  IRQ_CHECK(!(plan.first_norm && (plan.full || plan.lora)), "only without adapters");
   IRQ_CHECK(!(plan.full && plan.pad_row), "full training has no [PAD] row");
   embed_ = trained_or_stored("embed", "embedding and head", c.tied ? head_rows() : c.vocab, c.dim, storage);
   layers_.resize(static_cast<size_t>(c.layers));
@@ -44,7 +45,7 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
     Layer& layer = layers_[l];
     const std::string prefix = strf("layers.%zu.", l);
     layer.recompute = static_cast<int64_t>(l) < plan.recompute_layers ? plan.recompute : lighter(plan.recompute);
-    layer.attn_norm = trained_or_stored(prefix + "attn_norm", "norms", 1, c.dim, master);
+    layer.attn_norm = trained_or_stored(prefix + "attn_norm", "norms", 1, c.dim, master, plan.first_norm && l == 0);
     layer.ffn_norm = trained_or_stored(prefix + "ffn_norm", "norms", 1, c.dim, master);
     const auto groups = layer.groups();
     for (size_t k = 0; k < 4; ++k) {
@@ -80,10 +81,12 @@ int64_t Llama::head_rows() const {
 }
 
 // A trained weight is a parameter (bound when the store has memory); a frozen one is plain memory.
-Weight Llama::trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType type) {
+Weight Llama::trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType type,
+                                bool trained) {
   Weight w;
-  if (plan_.full) w.param = params_.add(name, rows, cols);
-  const bool alias = plan_.full && type == backend_.precision().master;
+  trained = trained || plan_.full;
+  if (trained) w.param = params_.add(name, rows, cols);
+  const bool alias = trained && type == backend_.precision().master;
   if (!alias) w.value = arena_.push(label, type, rows, cols);
   return w;
 }

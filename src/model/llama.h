@@ -46,6 +46,9 @@ struct ModelPlan {
   bool lora = false;
   LoraConfig lora_config;
   bool training = false;  // gradients and Adam's state are wanted
+  // For measuring a step without any adapter: the first layer's attn_norm alone trains, so that gradients pass every frozen
+  // linear.
+  bool first_norm = false;
   // The [PAD] token that the authors' script adds (fidelity 6.5, --recipe official-script): its logit enters the softmax of
   // the loss, in training and in the held-out loss beside it, and nowhere else. Its row of the head (of embed, where that
   // is the head) is the mean of the others; zero rows follow to a multiple of 64, and their logits are masked. A packed batch
@@ -100,7 +103,8 @@ class Llama {
   void place_folded(LinearGroup& g);
   void build_iec_table();
   int64_t head_rows() const;  // what the head's memory has, [PAD] and its zero rows included
-  Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type);
+  Weight trained_or_stored(const std::string& name, const char* label, int64_t rows, int64_t cols, DType stored_type,
+                           bool trained = false);
   void bind_params();
 
   Backend& backend_;
