@@ -19,6 +19,8 @@ struct TrainOptions {
   double lambda = 0.1;
   int n = 100;
   std::string entropy = "exact";
+  int loftq_iters = 5;
+  std::string loftq_scaling = "fold";  // fold | peft
   std::optional<int64_t> steps;
   std::optional<double> epochs, lr, dropout, clip;
   std::optional<int64_t> holdout;

@@ -11,6 +11,7 @@
 #include "src/core/file.h"
 #include "src/core/interrupt.h"
 #include "src/io/float_pieces.h"
+#include "src/model/method.h"
 #include "src/quant/quantize.h"
 
 namespace irq {
@@ -103,6 +104,15 @@ void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>&
   }
 }
 
+void take_factors(Backend& backend, const Loftq& loftq, const std::string& name, std::vector<NamedArray>& factors) {
+  for (const auto& [part, t] : {std::pair<const char*, Tensor>{".A", loftq.right()}, {".B", loftq.left()}}) {
+    NamedArray array{name + part, t.rows, t.cols, {}};
+    array.data.resize(static_cast<size_t>(t.numel()));
+    backend.download(array.data.data(), t);
+    factors.push_back(std::move(array));
+  }
+}
+
 // The fewest digits that read back as x: two lambdas never share a file.
 std::string shortest(double x) {
   char text[32];
@@ -128,7 +138,7 @@ bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
   return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
 }
 
-std::string cached_name(const std::string& base_path, const IrqInfo& info) {
+std::string cached_name(const std::string& base_path, const IrqInfo& info, const std::optional<LoftqSpec>& loftq) {
   std::string stem = base_path;
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
@@ -136,6 +146,10 @@ std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   if (info.format.shift == ShiftKind::tau)
     name += strf("-icq-l%s-n%d-%s", shortest(info.icq.lambda).c_str(), info.icq.n,
                  info.icq.fp32_entropy ? "fp32" : "exact");
+  if (loftq) {
+    name += strf("-loftq-r%ld-t%d", loftq->rank, loftq->turns);
+    if (loftq->targets != kAllTargets) name += "-" + targets_text(loftq->targets);
+  }
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
@@ -146,6 +160,8 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
   IrqWriter writer(out_path, info);
   DeviceBuffers device(backend, in, info.format);
   Quantizer quantizer(backend);
+  const LoftqSpec loftq_spec = options.loftq.value_or(LoftqSpec{.targets = 0});
+  Loftq loftq(backend, loftq_spec);
   QuantizeSummary summary;
   summary.histogram_plain.resize(static_cast<size_t>(options.bits * QuantizeSummary::kBinsPerBit + 1));
   summary.histogram = summary.histogram_plain;
@@ -168,7 +184,8 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const Tensor host = reading.get();
     if (i + 1 < tensors.size()) reading = read(i + 1);
     const std::string shown = in.path() + ": " + name;
-    if (linear_index(in.config(), name) < 0) {
+    const int64_t linear = linear_index(in.config(), name);
+    if (linear < 0) {
       require_finite(host, shown);
       if (writing.valid()) writing.get();
       writer.write(name, host.data, host.bytes());
@@ -177,17 +194,21 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const double began = now_seconds();
     const Tensor w = device.load(host, shown.c_str());
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
-    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr);
+    const bool adapted = loftq_spec.targets >> (linear % 7) & 1u;
+    const Quantizer& used = adapted ? loftq.quantizer() : quantizer;
+    const QuantizeStats stats = adapted ? loftq.run(q, w) : quantizer.run(q, w, options.icq ? &options.spec : nullptr);
     auto done = std::make_shared<HostMatrix>(download(backend, q));
-    count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
-    count_blocks(backend, quantizer.entropy(), summary.histogram);
+    count_blocks(backend, used.entropy_plain(), summary.histogram_plain);
+    count_blocks(backend, used.entropy(), summary.histogram);
+    if (adapted) take_factors(backend, loftq, name, summary.factors);
     const double seconds = now_seconds() - began;
 
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
       writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
     });
-    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds});
+    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds,
+                                adapted ? loftq.steps() : std::vector<LoftqStep>{}});
     summary.weights += host.numel();
     summary.source_bytes += host.bytes();
     summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
@@ -219,6 +240,12 @@ void write_quantize_report(const std::string& dir, const QuantizeSummary& summar
     text += strf("%.2f,%.2f,%ld,%ld\n", static_cast<double>(i) * kBin, static_cast<double>(i + 1) * kBin,
                  summary.histogram_plain[i], summary.histogram[i]);
   write_text_file(dir + "/" + kReportTables[1], text);
+  if (summary.factors.empty()) return;
+  text = "name,turn,quantized,corrected\n";
+  for (const MatrixReport& m : summary.matrices)
+    for (size_t i = 0; i < m.loftq.size(); ++i)
+      text += strf("%s,%zu,%.8f,%.8f\n", m.name.c_str(), i + 1, m.loftq[i].quantized, m.loftq[i].corrected);
+  write_text_file(dir + "/" + kReportTables[2], text);
 }
 
 }  // namespace irq
