@@ -19,6 +19,7 @@ namespace irq {
 namespace {
 
 constexpr int kMaxSweeps = 60;  // convergence is quadratic: random matrices of a thousand rows take about ten
+constexpr double kNoise = 0x1p-44;  // times the longest vector: what dependent vectors leave of each other by rounding
 constexpr int kLanes = 8;       // partial sums of a dot product, in a fixed order that vectorizes
 
 double dot(const double* x, const double* y, int64_t n) {
@@ -48,8 +49,10 @@ Vectors short_side(Tensor w) {
   return v;
 }
 
-// Turns x and y so that they become orthogonal; false if they are, up to the rounding of their dot product.
-bool make_orthogonal(double* x, double* y, double& xx, double& yy, int64_t n, double tolerance) {
+// Turns x and y so that they become orthogonal; false if they are, up to the rounding of their dot product, or if one is
+// nothing but rounding (a square of at most `noise`): it has no direction, so it would be turned for ever.
+bool make_orthogonal(double* x, double* y, double& xx, double& yy, int64_t n, double tolerance, double noise) {
+  if (std::min(xx, yy) <= noise) return false;
   const double xy = dot(x, y, n);
   if (xy == 0 || std::abs(xy) <= tolerance * std::sqrt(xx) * std::sqrt(yy)) return false;
   const double zeta = (yy - xx) / (2 * xy);
@@ -69,12 +72,14 @@ bool make_orthogonal(double* x, double* y, double& xx, double& yy, int64_t n, do
 // number of vectors gets a bye.
 void orthogonalize(Vectors& v, const char* name) {
   const int64_t n = v.count, even = n + n % 2;
+  if (n == 0) return;
   // Two unit vectors' computed dot product is wrong by about sqrt(length) roundings.
   const double tolerance = 0x1p-52 * std::sqrt(static_cast<double>(std::max<int64_t>(v.length, 16)));
   std::vector<double> squares(static_cast<size_t>(n));
   for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; ++i) squares[static_cast<size_t>(i)] = dot(v.at(i), v.at(i), v.length);
+    const double noise = kNoise * kNoise * *std::max_element(squares.begin(), squares.end());
     int64_t turned = 0;
     for (int64_t round = 0; round + 1 < even; ++round) {
 #pragma omp parallel for schedule(static) reduction(+ : turned)
@@ -84,7 +89,7 @@ void orthogonalize(Vectors& v, const char* name) {
         const int64_t j = std::max(player(pair), player(even - 1 - pair));
         if (j >= n) continue;
         turned += make_orthogonal(v.at(i), v.at(j), squares[static_cast<size_t>(i)], squares[static_cast<size_t>(j)],
-                                  v.length, tolerance);
+                                  v.length, tolerance, noise);
       }
     }
     if (turned == 0) return;
@@ -92,7 +97,7 @@ void orthogonalize(Vectors& v, const char* name) {
   throw Error(strf("%s: its singular value decomposition did not converge in %d sweeps", name, kMaxSweeps));
 }
 
-// x * sign / |x's first element of largest magnitude|'s sign.
+// Of x's first element of largest magnitude.
 double sign_of_largest(const std::vector<double>& x) {
   double best = 0;
   for (const double a : x)

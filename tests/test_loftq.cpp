@@ -4,6 +4,7 @@
 #include "src/train/loftq_base.h"
 #include "tests/export_fixture.h"
 #include "tests/io_files.h"
+#include "tests/op_case.h"
 #include "tests/quant_fixture.h"
 #include "tests/train_fixture.h"
 
@@ -20,7 +21,7 @@ struct Approximation {
 Approximation loftq_of(Backend& b, const std::vector<float>& weights, int64_t o, int64_t h, int bits,
                        const LoftqSpec& spec) {
   QuantFormat format;
-  format.bits = bits;
+  format.bits = bits, format.shift = ShiftKind::none;
   const DeviceBuffer w_memory(b, o * h * 4), q_memory(b, o * h * 4), map_memory(b, 1024),
       packed(b, placed_bytes(o, h, format));
   const Tensor w = make_view(w_memory.data(), DType::F32, o, h, "w", b.device());
@@ -92,7 +93,7 @@ TEST_P(LoftqMatrix, OneTurnIsPlainQuantizationCorrected) {
   const std::vector<float> w = gaussian(o, h, 4);
   Backend& b = cpu_backend(DType::F32);
   QuantFormat format;
-  format.bits = GetParam();
+  format.bits = GetParam(), format.shift = ShiftKind::none;
   const Quantized plain = quantize_on(b, w, o, h, format, nullptr);
   const Approximation a = loftq_of(b, w, o, h, GetParam(), {.rank = r, .turns = 1});
   EXPECT_EQ(a.codes, plain.codes);

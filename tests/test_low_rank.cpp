@@ -114,7 +114,7 @@ TEST(LowRank, IsTheBestApproximation) {
     EXPECT_NEAR(spectrum, total, 1e-6 * total);
     const double tolerance = 3e-7 * full.value(0) * std::sqrt(full.value(0));  // F32 elements of vectors of that length
     for (int64_t k = 0; k < n; ++k) {
-      if (k > 0) EXPECT_LE(full.value(k), full.value(k - 1) * (1 + 1e-7));
+      if (k > 0) { EXPECT_LE(full.value(k), full.value(k - 1) * (1 + 1e-7)); }
       for (int64_t i = 0; i < o; ++i) {
         double product = 0;
         for (int64_t j = 0; j < h; ++j) product += full.at(w, i, j, h) * full.rt(k, j);
