@@ -196,4 +196,12 @@ void CheckedBackend::nfk_linear(PackedLinear call) {
   FORWARD(nfk_linear(call));
 }
 
+void CheckedBackend::low_rank(Tensor left, Tensor right, Tensor w) {
+  CHECKS;
+  check.any("w", w, Type::f32);
+  check.shape("left", left, w.rows, right.rows, Type::f32);
+  check.shape("right", right, left.cols, w.cols, Type::f32);
+  FORWARD(low_rank(left, right, w));
+}
+
 }  // namespace irq

@@ -50,6 +50,7 @@ class CudaBackend final : public Backend {
   bool capturing_ = false;
   struct MatmulPlans;
   std::unique_ptr<MatmulPlans> plans_;
+  std::shared_ptr<void> solver_;  // cuSOLVER's handle, made when low_rank first needs it
 };
 
 }  // namespace irq

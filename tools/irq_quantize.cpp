@@ -1,4 +1,5 @@
 // irq_quantize BASE OUT.irq: a model's linears to 2-4 bits, calibrated by ICQ unless told otherwise.
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -7,7 +8,7 @@
 #include "src/core/progress.h"
 #include "src/io/synthetic.h"
 #include "src/text/tokenizer.h"
-#include "src/train/quantize_base.h"
+#include "src/train/loftq_base.h"
 #include "tools/icq_flags.h"
 #include "tools/session.h"
 
@@ -20,13 +21,34 @@ struct Arguments {
   int n = IcqSpec{}.n;
   IcqWords icq;
   QuantizeOptions options;
+  int64_t loftq_rank = 0;  // 0: no LoftQ
+  int loftq_iters = LoftqSpec{}.turns;
 };
+
+// OUT.lora is LoftQ's to write, unless it is an adapter that somebody trained.
+void check_adapter_path(const Arguments& a, const ModelConfig& config) {
+  const std::string path = loftq_adapter_path(a.out);
+  const int64_t narrowest = std::min({config.dim, config.kv_width(), config.ffn});
+  if (a.loftq_rank % 8 != 0 || a.loftq_rank > narrowest)
+    throw Error(strf("--loftq %ld: this rank cannot be trained", a.loftq_rank), Exit::usage)
+        .line("expected", strf("a multiple of 8, at most %ld, the narrowest linear of this model", narrowest));
+  refuse_overwriting(path, model_files(a.base));
+  refuse_replacing(path, FileKind::adapter);
+  if (!file_exists(path) || sniff(path) != FileKind::adapter) return;
+  if (const std::string method = AdapterReader(path).info().method; method != kLoftqInit)
+    throw Error(path + ": is there already, and LoftQ's initial adapter goes there", Exit::usage)
+        .line("found", "an adapter of " + method)
+        .line("try", "another name for OUT.irq");
+}
 
 void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
   refuse_ignored(cli.given_flags(),
-                 {{!a.options.icq, kIcqFlags, "--no-icq searches no shifts"},
+                 {{a.loftq_rank > 0 && a.options.icq, kIcqFlags, "--loftq searches no shifts"},
+                  {a.loftq_rank > 0 && a.options.icq, {"--icq"}, "--loftq searches no shifts"},
+                  {a.loftq_rank == 0, {"--loftq-iters"}, "there is no --loftq"},
+                  {!a.options.icq, kIcqFlags, "--no-icq searches no shifts"},
                   {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
   refuse_ignored(cli.given_flags(), ignored_icq_flags(a.options.spec));
   refuse_overwriting(a.out, model_files(a.base));
@@ -60,6 +82,10 @@ void print_summary(const Arguments& a, const QuantizeSummary& s, const CheckedBa
   row("size", strf("%s -> %s, %.3f bits per weight; the file has %s bytes",
                    human_bytes(static_cast<double>(s.source_bytes)).c_str(), human_bytes(bytes).c_str(),
                    8 * bytes / weights, with_commas(s.file_bytes).c_str()));
+  if (a.options.loftq) {
+    std::printf("%s\n", describe_loftq(s).c_str());
+    row("adapter", loftq_adapter_path(a.out) + strf(": rank %ld, where --method loftq starts", a.loftq_rank));
+  }
   row("time", a.options.icq ? strf("%.2f s, of which %.2f s in the search", s.seconds, search_seconds(backend))
                             : strf("%.2f s", s.seconds));
 }
@@ -82,14 +108,18 @@ void write_json(const std::string& path, const QuantizeSummary& s, const Checked
 int quantize(Arguments& a, Cli& cli) {
   a.options.spec = icq_spec(a.lambda, a.n, a.entropy, a.icq);
   a.options.errors = true;
+  if (a.loftq_rank > 0) a.options.loftq = LoftqSpec{.rank = a.loftq_rank, .turns = a.loftq_iters};
   check_arguments(a, cli);
+  if (a.options.loftq) a.options.icq = false;
   const auto in = open_base(a.base, kSyntheticSeed);
+  if (a.options.loftq) check_adapter_path(a, in->config());
   const auto backend = cli.backend();
   backend->set_profile(true);
   const int64_t matrices = 7 * in->config().layers;
   ProgressBar bar("quantize", matrices, "matrices", cli.quiet());
-  const QuantizeSummary summary = quantize_base(
-      *backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
+  const auto make = a.options.loftq ? make_loftq_base : quantize_base;
+  const QuantizeSummary summary = make(*backend, *in, a.out, a.options,
+                                       [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish();
   if (const std::string carried = carry_tokenizer(a.base, a.out); !carried.empty()) cli.note(carried);
   if (!a.report.empty()) write_quantize_report(a.report, summary);
@@ -116,6 +146,10 @@ int main(int argc, char** argv) {
   cli.range("--n", 0, 100000);
   cli.option("--entropy", &a.entropy, "exact integers, or fp32 sums as in the released code", {"exact", "fp32"});
   declare_icq(cli, &a.icq);
+  cli.option("--loftq", &a.loftq_rank, "make OUT.lora too: LoftQ's initial adapter of this rank, for --method loftq");
+  cli.range("--loftq", 8, 4096);
+  cli.option("--loftq-iters", &a.loftq_iters, "LoftQ's turns of quantizing and correcting");
+  cli.range("--loftq-iters", 1, 100);
   cli.option("--report", &a.report, "a folder for tables: entropy and error per matrix, entropy per block, and in all");
   cli.option("--json", &a.json, "write sizes, entropies and times to this file as well");
   cli.footer("Example:  ./irq_quantize llama7b.bin llama7b.irq --bits 4");

@@ -25,6 +25,10 @@ int main(int argc, char** argv) {
   cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
   cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
   declare_icq(cli, &o.icq);
+  cli.option("--loftq-iters", &o.loftq_iters, "LoftQ: turns of quantizing and correcting; PEFT's default is 1");
+  cli.option("--loftq-scaling", &o.loftq_scaling,
+             "fold alpha / rank into B, so that training starts at Q + L R, or leave it out as PEFT does",
+             {"fold", "peft"});
   cli.option("--recipe", &o.recipe, "whose defaults; the script's add a [PAD] row to the loss",
              {"paper", "official-script"});
   cli.option("--steps", &steps, "optimizer steps (default: 10,000; 20,000 for input/output data)");
@@ -66,6 +70,7 @@ int main(int argc, char** argv) {
   cli.range("--dropout", 0, 0.95);
   cli.range("--lambda", 0, 10);
   cli.range("--n", 1, 1000);
+  cli.range("--loftq-iters", 1, 100);
   cli.range("--steps", 0, 1e9);
   cli.range("--epochs", 0, 1e6);
   cli.range("--holdout", 0, 1e9);

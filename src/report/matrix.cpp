@@ -16,7 +16,7 @@ const std::vector<UntrainedRow>& untrained_rows() {
   return all;
 }
 
-bool Row::has_bits() const { return method ? method->quantized : plain->quantized(); }
+bool Row::has_bits() const { return method ? method->quantized() : plain->quantized(); }
 
 std::vector<std::string> known_kinds() {
   std::vector<std::string> names;

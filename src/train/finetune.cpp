@@ -56,6 +56,7 @@ void Finetune::load_weights() {
     initial_->adapter.tensors.clear();  // they are on the device now
     return;
   }
+  if (loftq_) return upload_loftq();
   if (!method_.full) return model.init_adapters(o_.seed);
   if (from_scratch()) model.init_full(o_.seed);
 }
@@ -251,6 +252,7 @@ void Finetune::save_result() {
 int Finetune::run() {
   open_base_file();
   refuse_ignored_flags();
+  open_loftq_pair();
   open_init_adapter();
   resolve();
   claim_folder();

@@ -21,6 +21,8 @@ struct TrainOptions {
   int n = 100;
   std::string entropy = "exact";
   IcqWords icq;
+  int loftq_iters = 5;
+  std::string loftq_scaling = "fold";  // fold | peft
   std::optional<int64_t> steps;
   std::optional<double> epochs, lr, dropout, clip;
   std::optional<int64_t> holdout;

@@ -5,6 +5,7 @@
 
 #include "src/core/ignored_flags.h"
 #include "src/train/finetune_run.h"
+#include "src/train/loftq_base.h"
 
 namespace irq {
 namespace {
@@ -38,7 +39,9 @@ void Finetune::refuse_ignored_flags() const {
       {{!method_.quantized(), {"--bits", "--residency"}, method + " leaves the base as it is"},
        {!method_.icq, kIcqFlags, method + " has no ICQ"},
        {o_.entropy == "fp32" && o_.bits.value_or(4) != 4, {"--entropy"}, kReleasedBits},
+       {!method_.loftq, {"--loftq-iters", "--loftq-scaling"}, method + " does not initialize by LoftQ"},
        {base_ == nullptr, kIcqFlags, o_.base + " is quantized already"},
+       {base_ == nullptr, {"--loftq-iters"}, o_.base + " is quantized already"},
        {!method_.lora, {"--rank", "--alpha", "--dropout", "--target-modules"}, method + " has no adapters"},
        {!iec, {"--iec-expand"}, method + " has no IEC"},
        {!method_.full, {"--dtype"}, method + " writes no model.bin"},
@@ -100,6 +103,8 @@ std::vector<Finetune::Setting> Finetune::settings() const {
       if (o_.icq.consistent) add("--icq-consistent", "", kFree);
     }
   }
+  if (method_.loftq && base_) add("--loftq-iters", number(o_.loftq_iters), kFixed);
+  if (method_.loftq) add("--loftq-scaling", o_.loftq_scaling, kFixed);
   add("--recipe", o_.recipe, kFixed);
   add("--steps", number(steps_), kFree);
   add("--batch", number(o_.batch), kFixed);
@@ -185,6 +190,7 @@ void Finetune::require_same_base() const {
   if (!saved_ || saved_->base_hash == base_hash_) return;
   std::error_code ignored;
   if (!made_base_.empty()) std::filesystem::remove(made_base_, ignored);  // made to compare it: nobody asked for it
+  if (!made_base_.empty() && method_.loftq) std::filesystem::remove(loftq_adapter_path(made_base_), ignored);
   throw Error(out("train.state") + ": that run had another base")
       .line("then", strf("%016lx", saved_->base_hash))
       .line("now", strf("%016lx (%s)", base_hash_, o_.base.c_str()))

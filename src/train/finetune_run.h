@@ -1,5 +1,5 @@
 // The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
-// gets everything ready, finetune.cpp trains. finetune_init.cpp: the adapter to start from.
+// gets everything ready, finetune.cpp trains. finetune_init.cpp, finetune_loftq.cpp: the adapter to start from.
 #pragma once
 #include <limits>
 #include <memory>
@@ -10,6 +10,7 @@
 #include "src/io/initial_adapter.h"
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
+#include "src/quant/loftq.h"
 #include "src/text/instruct.h"
 #include "src/text/loader.h"
 #include "src/train/finetune.h"
@@ -46,6 +47,12 @@ class Finetune {
   // finetune_init.cpp
   void open_init_adapter();
   void require_init_base() const;
+
+  // finetune_loftq.cpp
+  void open_loftq_pair();
+  LoftqSpec loftq_spec() const;
+  bool take_loftq_adapter(const std::string& irq_path);  // false, with a note, if it does not fit
+  void upload_loftq();
 
   // finetune_setup.cpp
   void open_base_file();
@@ -87,6 +94,7 @@ class Finetune {
   std::unique_ptr<BaseSource> base_;       // a plain base ...
   std::unique_ptr<IrqReader> quantized_;   // ... or a quantized one (base_ too, where it has just been quantized)
   std::optional<InitialAdapter> initial_;  // its tensors only until they are loaded
+  std::optional<AdapterFile> loftq_;       // L and R of --method loftq, until they are loaded
   uint64_t base_hash_ = 0, data_hash_ = 0;
   double quantize_seconds_ = std::numeric_limits<double>::quiet_NaN();  // of this run; NaN: nothing was to be quantized
   int64_t steps_ = 0;

@@ -9,7 +9,7 @@
 #include "src/core/hash.h"
 #include "src/core/progress.h"
 #include "src/train/finetune_run.h"
-#include "src/train/quantize_base.h"
+#include "src/train/loftq_base.h"
 
 namespace irq {
 namespace {
@@ -72,6 +72,7 @@ void Finetune::open_base_file() {
 void Finetune::refuse_own_inputs() const {
   std::vector<std::string> inputs = tokenizer_paths(o_.base);
   for (const std::string& path : {o_.base, find_data(), o_.eval_data, o_.init_adapter}) inputs.push_back(path);
+  if (method_.loftq && quantized_) inputs.push_back(loftq_adapter_path(o_.base));
   for (const char* name : {method_.full ? "model.bin" : "adapter.lora", "train.state", "log.jsonl"})
     refuse_overwriting(out(name), inputs);
 }
@@ -206,12 +207,13 @@ void Finetune::quantize() {
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = method_.icq;
   options.spec = icq_spec(o_.lambda, o_.n, o_.entropy, o_.icq);
+  if (method_.loftq) options.loftq = loftq_spec();
   const IrqInfo info = quantized_info(*base_, options);
   const auto use_cached = [&](const std::string& path) {
     if (!file_exists(path)) return false;
     try {
       quantized_ = std::make_unique<IrqReader>(path);
-      if (same_quantization(quantized_->info(), info)) {
+      if (same_quantization(quantized_->info(), info) && (!method_.loftq || take_loftq_adapter(path))) {
         note(strf("quantized base: %s (cached), mean code entropy %.4f bits", path.c_str(),
                   quantized_->mean_entropy()[1]));
         return true;
@@ -220,20 +222,24 @@ void Finetune::quantize() {
     quantized_.reset();
     return false;
   };
-  const std::string beside = cached_name(o_.base, info);
+  const std::string beside = cached_name(o_.base, info, options.loftq);
   const bool writable = ::access(parent_path(beside).c_str(), W_OK) == 0;
   if (!writable && use_cached(beside)) return;
   const std::string path = writable ? beside : o_.out + "/" + base_name(beside);
   const FileLock lock(path + ".lock", [&] { note("waiting: another process is quantizing " + o_.base); });
   if (use_cached(path)) return;
   ProgressBar bar("quantize", config_.layers * 7, "matrices", o_.quiet);
-  const QuantizeSummary s = quantize_base(
-      backend_, *base_, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
+  const auto make = method_.loftq ? make_loftq_base : quantize_base;
+  const QuantizeSummary s = make(backend_, *base_, path, options,
+                                 [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), *o_.bits,
                   method_.icq ? " with ICQ" : "", s.entropy_plain, s.entropy, s.seconds));
   quantized_ = std::make_unique<IrqReader>(path);
   made_base_ = path;
   quantize_seconds_ = s.seconds;
+  if (!method_.loftq) return;
+  note(describe_loftq(s));
+  if (!take_loftq_adapter(path)) throw Error(path + ": its adapter cannot be read back");
 }
 
 ModelPlan Finetune::model_plan() const {

@@ -10,6 +10,7 @@
 #include "src/core/file.h"
 #include "src/core/interrupt.h"
 #include "src/io/float_pieces.h"
+#include "src/model/method.h"
 #include "src/quant/icq_options.h"
 #include "src/quant/quantize.h"
 
@@ -103,6 +104,15 @@ void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>&
   }
 }
 
+void take_factors(Backend& backend, const Loftq& loftq, const std::string& name, std::vector<NamedArray>& factors) {
+  for (const auto& [part, t] : {std::pair<const char*, Tensor>{".A", loftq.right()}, {".B", loftq.left()}}) {
+    NamedArray array{name + part, t.rows, t.cols, {}};
+    array.data.resize(static_cast<size_t>(t.numel()));
+    backend.download(array.data.data(), t);
+    factors.push_back(std::move(array));
+  }
+}
+
 }  // namespace
 
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
@@ -121,12 +131,16 @@ bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
   return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
 }
 
-std::string cached_name(const std::string& base_path, const IrqInfo& info) {
+std::string cached_name(const std::string& base_path, const IrqInfo& info, const std::optional<LoftqSpec>& loftq) {
   std::string stem = base_path;
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau) name += "-icq-" + name_part(info.icq);
+  if (loftq) {
+    name += strf("-loftq-r%ld-t%d", loftq->rank, loftq->turns);
+    if (loftq->targets != kAllTargets) name += "-" + targets_text(loftq->targets);
+  }
   return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
 }
 
@@ -137,6 +151,8 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
   IrqWriter writer(out_path, info);
   DeviceBuffers device(backend, in, info.format);
   Quantizer quantizer(backend);
+  const LoftqSpec loftq_spec = options.loftq.value_or(LoftqSpec{.targets = 0});
+  Loftq loftq(backend, loftq_spec);
   QuantizeSummary summary;
   summary.histogram_plain.resize(static_cast<size_t>(options.bits * QuantizeSummary::kBinsPerBit + 1));
   summary.histogram = summary.histogram_plain;
@@ -159,7 +175,8 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const Tensor host = reading.get();
     if (i + 1 < tensors.size()) reading = read(i + 1);
     const std::string shown = in.path() + ": " + name;
-    if (linear_index(in.config(), name) < 0) {
+    const int64_t linear = linear_index(in.config(), name);
+    if (linear < 0) {
       require_finite(host, shown);
       if (writing.valid()) writing.get();
       writer.write(name, host.data, host.bytes());
@@ -168,18 +185,22 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const double began = now_seconds();
     const Tensor w = device.load(host, shown.c_str());
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
-    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors);
+    const bool adapted = loftq_spec.targets >> (linear % 7) & 1u;
+    const Quantizer& used = adapted ? loftq.quantizer() : quantizer;
+    const QuantizeStats stats =
+        adapted ? loftq.run(q, w) : quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors);
     auto done = std::make_shared<HostMatrix>(download(backend, q));
-    count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
-    count_blocks(backend, quantizer.entropy(), summary.histogram);
+    count_blocks(backend, used.entropy_plain(), summary.histogram_plain);
+    count_blocks(backend, used.entropy(), summary.histogram);
+    if (adapted) take_factors(backend, loftq, name, summary.factors);
     const double seconds = now_seconds() - began;
 
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
       writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
     });
-    summary.matrices.push_back(
-        {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain, stats.error, seconds});
+    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain,
+                                stats.error, seconds, adapted ? loftq.steps() : std::vector<LoftqStep>{}});
     summary.weights += host.numel();
     summary.source_bytes += host.bytes();
     summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
@@ -219,6 +240,12 @@ void write_quantize_report(const std::string& dir, const QuantizeSummary& summar
          line("entropy", summary.entropy) + line("mse_plain", summary.error_plain) + line("mse", summary.error) +
          line("seconds", summary.seconds) + line("device_seconds", summary.device_seconds);
   write_text_file(dir + "/" + kReportTables[2], text);
+  if (summary.factors.empty()) return;
+  text = "name,turn,quantized,corrected\n";
+  for (const MatrixReport& m : summary.matrices)
+    for (size_t i = 0; i < m.loftq.size(); ++i)
+      text += strf("%s,%zu,%.8f,%.8f\n", m.name.c_str(), i + 1, m.loftq[i].quantized, m.loftq[i].corrected);
+  write_text_file(dir + "/" + kReportTables[3], text);
 }
 
 }  // namespace irq

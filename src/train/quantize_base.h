@@ -2,11 +2,13 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "src/io/checkpoint.h"
+#include "src/quant/loftq.h"
 
 namespace irq {
 
@@ -16,6 +18,7 @@ struct QuantizeOptions {
   IcqSpec spec;
   bool errors =
       false;  // measure the squared errors too: two passes over the weights more, and room for one more matrix
+  std::optional<LoftqSpec> loftq;  // instead of ICQ: with the low-rank factors that belong to the codes
 };
 
 struct MatrixReport {
@@ -24,10 +27,12 @@ struct MatrixReport {
   double entropy_plain = 0, entropy = 0;  // bits, mean over blocks: of the codes of w | of the codes stored
   double error_plain = 0, error = 0;      // mean squared, as QuantizeStats has them
   double seconds = 0;                     // on the device, transfers included
+  std::vector<LoftqStep> loftq;           // of every turn, where LoftQ was asked for
 };
 
 struct QuantizeSummary {
   std::vector<MatrixReport> matrices;
+  std::vector<NamedArray> factors;      // of LoftQ, in layer order: "layers.N.wq.A" = R (r, h), ".B" = L (o, r)
   int64_t weights = 0;                  // in the quantized matrices
   int64_t source_bytes = 0, bytes = 0;  // of these matrices: in the source, and now (codes, scales, shifts)
   int64_t file_bytes = 0;
@@ -51,12 +56,13 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options);
 bool same_quantization(const IrqInfo& a, const IrqInfo& b);
-// The name of the cached quantized base of `base_path`: it holds bits, all of ICQ's settings and the source's hash.
-std::string cached_name(const std::string& base_path,
-                        const IrqInfo& info);  // "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq"
+// The name of the cached quantized base of `base_path`: it holds bits, all of ICQ's settings, rank and turns of LoftQ, and the
+// source's hash: "llama7b.nf4-icq-l0.1-n100-exact-0123456789ab.irq", "llama7b.nf2-loftq-r64-t5-0123456789ab.irq".
+std::string cached_name(const std::string& base_path, const IrqInfo& info,
+                        const std::optional<LoftqSpec>& loftq = std::nullopt);
 
-// Three tables for people and plots; the last has what holds for all matrices together.
-inline constexpr const char* kReportTables[] = {"matrices.csv", "block_entropy.csv", "summary.csv"};
+// Tables for people and plots. summary: what holds for all matrices together; loftq: its turns, where it was asked for.
+inline constexpr const char* kReportTables[] = {"matrices.csv", "block_entropy.csv", "summary.csv", "loftq.csv"};
 void write_quantize_report(const std::string& dir, const QuantizeSummary& summary);
 
 }  // namespace irq
