@@ -137,12 +137,12 @@ IcqChoice search_block(const float* sorted, int n, float tau0, float unit, float
   for (const float tau : {taus.front(), taus.back()})
     reach = std::max(reach, shifted_absmax(sorted[0], sorted[n - 1], tau) + std::abs(tau));
   CandidateSums<kBits> sums(sorted, n, book, reach);
-  const IcqChoice grid = best_of(taus, sums, sorted, n, book, spec.ties);
-  if (spec.search == IcqSearch::grid) return grid;
+  if (spec.search == IcqSearch::grid) return best_of(taus, sums, sorted, n, book, spec.ties);
   const std::vector<float> middles = piece_middles(sorted, n, book, taus.front(), taus.back());
   IcqChoice exact = best_of(middles, sums, sorted, n, book, spec.ties);
   exact.index = 0;
-  return grid.sum < exact.sum ? grid : exact;
+  if (best_of(taus, sums, sorted, n, book, IcqTies::first).sum >= exact.sum) return exact;
+  return best_of(taus, sums, sorted, n, book, spec.ties);
 }
 
 }  // namespace
