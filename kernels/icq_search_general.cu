@@ -311,12 +311,19 @@ __global__ void __launch_bounds__(kThreads)
 
   Choice choice{tables.term[n], tau0};  // a constant block keeps tau0
   if (scale0 != 0.0f) {
-    choice = best_of<kBits>(block, grid.count, search.least_error, lane, candidate);
+    Choice exact{INFINITY, tau0};
     if constexpr (kExact) {
       const int count = fill_middles<kBits>(memory, block, left, right, lane);
-      const Choice exact =
-          best_of<kBits>(block, count, search.least_error, lane, [&](int i) { return memory.middles[i]; });
-      if (!(choice.sum < exact.sum)) choice = exact;
+      exact = best_of<kBits>(block, count, search.least_error, lane, [&](int i) { return memory.middles[i]; });
+    }
+    // After the exact search the grid hardly ever wins: errors are not worth looking at before it does.
+#pragma unroll 1
+    for (int pass = kExact && search.least_error ? 0 : 1; pass < 2; ++pass) {
+      choice = best_of<kBits>(block, grid.count, search.least_error && pass == 1, lane, candidate);
+      if (!(choice.sum < exact.sum)) {
+        choice = exact;
+        break;
+      }
     }
   }
   const double plain = plain_out ? (scale0 != 0.0f ? block.sum_by_warp(0.0f, lane) : tables.term[n]) : 0.0;
