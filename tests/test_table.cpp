@@ -118,8 +118,19 @@ TEST(TableParts, AddedSeconds) {
   EXPECT_DOUBLE_EQ(added_by_iec(table, row(2)).seconds, 0.5);
   EXPECT_EQ(added_by_iec(table, row(3)).against, "icq");
   EXPECT_DOUBLE_EQ(added_by_iec(table, row(3)).seconds, 0.5);
+  EXPECT_TRUE(std::isnan(added_by_iec(table, row(3)).sd));  // one seed
   EXPECT_EQ(added_by_icq(table, row(5)).against, "nf");
   EXPECT_DOUBLE_EQ(added_by_icq(table, row(5)).seconds, 3);
+}
+
+// Both rows' spreads: sd of {10, 12} is sqrt(2), of {11.5, 15.5} sqrt(8); together sqrt(10).
+TEST(TableParts, AddedSecondsHaveASpread) {
+  Sample sample;
+  sample.records["iec-4bit-seed2"] = trained_record(6.5, 3, 15.5, "nf.irq", 0.5, 0.5);
+  const Added added = added_by_iec(sample.summary(), sample.summary().rows.at(2));
+  EXPECT_DOUBLE_EQ(added.seconds, 2.5);
+  EXPECT_DOUBLE_EQ(added.sd, std::sqrt(10.0));
+  EXPECT_NE(render_markdown(sample.summary()).find("| +2.50 ± 3.16 (qlora) |"), std::string::npos);
 }
 
 TEST(TableParts, MarkdownIsGolden) {

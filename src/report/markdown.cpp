@@ -39,7 +39,8 @@ std::string shared_text(const Stat* stat, int decimals) {
 
 std::string added_text(const Added& added) {
   if (added.against.empty()) return kNothing;
-  return strf("%+.2f (%s)", added.seconds, added.against.c_str());
+  const std::string spread = added.sd > 0 ? strf(" ± %.2f", added.sd) : "";
+  return strf("%+.2f", added.seconds) + spread + " (" + added.against + ")";
 }
 
 std::vector<std::string> row_start(const RowSummary& row) { return {row.row->name, bits_text(row), seeds_text(row)}; }
@@ -131,7 +132,8 @@ std::string notes(const TableSummary& table) {
   if (any(table, "train_seconds"))
     text +=
         "- Training: the steps themselves, without loading, evaluation and saving. Quantization: the file included. "
-        "Added: difference of the means against the row in parentheses, which lacks that technique alone.\n";
+        "Added: difference of the means against the row in parentheses, which lacks that technique alone, ± what the "
+        "deviations of both rows make of it.\n";
   if (!table.devices.empty()) {
     text +=
         table.devices.size() > 1 ? "- **Not all cells ran on one device: times are not comparable.** " : "- Device: ";

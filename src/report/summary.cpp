@@ -91,7 +91,8 @@ Added added_by(const TableSummary& table, const RowSummary& row, const char* fig
       without = &other;
   }
   if (mine == nullptr || without == nullptr) return {};
-  return {mine->mean() - without->find(figure)->mean(), without->row->name};
+  const Stat* theirs = without->find(figure);
+  return {mine->mean() - theirs->mean(), std::hypot(mine->sd(), theirs->sd()), without->row->name};
 }
 
 // Equal but for their names.
@@ -104,7 +105,7 @@ Report number(double x) { return std::isfinite(x) ? Report(x) : Report(nullptr);
 
 Report added_report(const Added& added) {
   if (added.against.empty()) return nullptr;
-  return {{"seconds", added.seconds}, {"against", added.against}};
+  return {{"seconds", added.seconds}, {"sd", number(added.sd)}, {"against", added.against}};
 }
 
 }  // namespace

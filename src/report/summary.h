@@ -36,6 +36,7 @@ struct RowSummary {
 // A difference between two rows' means: what one technique adds.
 struct Added {
   double seconds = std::numeric_limits<double>::quiet_NaN();
+  double sd = std::numeric_limits<double>::quiet_NaN();  // of the difference of one run of each; NaN without seeds
   std::string against;  // the row without it, same bits; "" where there is none, and seconds is NaN
 };
 struct TableSummary {
