@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What a training step costs with the layer that the paper's authors released. NOT their code: their layer needs bitsandbytes
-0.39 and their own patches, so this is a re-implementation of what it computes in each step, in the same order and types:
+"""What a training step costs with the layer that the paper's authors released. NOT their code, which is
+not copied here: a re-implementation of what their layer computes in each step, in the same order and types:
     W = NF4 codes * scale -> fp16 -> compute type;  + tau (fp32, broadcast) -> compute type;   a whole matrix, at every use
     u = A x + beta1 * pool(x);   v = B u + beta2 * repeat(pool(u));   y = W x + alpha/r * v
 inside transformers' LLaMA with gradient checkpointing, as their script trains (so W is made in forward and again in backward).

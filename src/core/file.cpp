@@ -234,17 +234,27 @@ void AtomicFile::write_all(const unsigned char* p, int64_t bytes, int64_t offset
   }
 }
 
+// Starts bringing what was written up to `end` to the disk, in large pieces and without waiting: else commit()'s fsync waits for
+// all of a file of gigabytes.
+void AtomicFile::begin_writeback(int64_t end) {
+  constexpr int64_t kPiece = int64_t{64} << 20;
+  if (end - begun_ < kPiece) return;
+  sync_file_range(fd_, begun_, end - begun_, SYNC_FILE_RANGE_WRITE);  // commit() finds what fails here
+  begun_ = end;
+}
+
 void AtomicFile::flush() {
   const int64_t n = static_cast<int64_t>(buffer_.size());
   write_all(buffer_.data(), n, written_ - n);
   buffer_.clear();
+  begin_writeback(written_);
 }
 
 void AtomicFile::write(const void* data, int64_t bytes) {
   if (bytes <= 0) return;
   const unsigned char* p = static_cast<const unsigned char*>(data);
   if (buffer_.size() + static_cast<size_t>(bytes) > kBufferBytes) flush();
-  if (static_cast<size_t>(bytes) > kBufferBytes) write_all(p, bytes, written_);
+  if (static_cast<size_t>(bytes) > kBufferBytes) write_all(p, bytes, written_), begin_writeback(written_ + bytes);
   else buffer_.insert(buffer_.end(), p, p + bytes);
   written_ += bytes;
 }

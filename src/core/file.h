@@ -61,11 +61,13 @@ class AtomicFile {
  private:
   void flush();
   void write_all(const unsigned char* p, int64_t bytes, int64_t offset);
+  void begin_writeback(int64_t end);
   [[noreturn]] void fail(const char* action, int error);
 
   std::string shown_path_, path_, temp_path_;
   int fd_ = -1;
   int64_t written_ = 0;  // bytes appended, buffered ones included
+  int64_t begun_ = 0;    // of them, what the kernel has been asked to bring to the disk
   std::vector<unsigned char> buffer_;
 };
 

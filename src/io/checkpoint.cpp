@@ -131,6 +131,10 @@ BaseReader::BaseReader(const std::string& path) : file_(path, FileKind::base) {
 
 Tensor BaseReader::tensor(const std::string& name) { return file_.tensor(tied_name(config_, name)); }
 
+void BaseReader::will_need(const std::string& name) {
+  if (const TensorSpec* spec = layout().find(name)) file_.will_need(*spec);
+}
+
 void BaseReader::dont_need(const std::string& name) {
   if (const TensorSpec* spec = layout().find(name)) file_.dont_need(*spec);
 }

@@ -95,6 +95,7 @@ class FlatReader {
   // A view of the mapped bytes, their chunks verified. Throws if there is no such tensor or a byte is wrong.
   Tensor tensor(const std::string& name);
   Tensor view(const TensorSpec& spec);
+  void will_need(const TensorSpec& spec) const { file_.will_need(payload_offset_ + spec.offset, spec.bytes()); }
   void dont_need(const TensorSpec& spec) const { file_.dont_need(payload_offset_ + spec.offset, spec.bytes()); }
   // Verifies the chunks not verified yet; progress(done_bytes, all_bytes) between them.
   void verify_all(const std::function<void(int64_t, int64_t)>& progress = {});

@@ -17,10 +17,12 @@
 namespace irq {
 namespace {
 
-// One matrix on its way from the device to the file.
+// One matrix on its way from the device to the file, and its blocks' entropies on their way to the histograms. Used again: fresh
+// memory would cost more than the transfer into it.
 struct HostMatrix {
   std::vector<char> memory;
   QuantizedMatrix q;
+  std::vector<float> entropy_plain, entropy;
 };
 
 // Device memory for the largest matrix: as the file holds it, as F32, and quantized.
@@ -79,14 +81,18 @@ class DeviceBuffers {
   void *source_ = nullptr, *wide_ = nullptr, *packed_ = nullptr;
 };
 
-HostMatrix download(Backend& backend, QuantizedMatrix& device) {
-  HostMatrix host;
-  host.memory.resize(static_cast<size_t>(placed_bytes(device.rows, device.cols, device.format)));
+void download(HostMatrix& host, Backend& backend, QuantizedMatrix& device, const Quantizer& quantizer) {
+  const auto bytes = static_cast<size_t>(placed_bytes(device.rows, device.cols, device.format));
+  if (host.memory.size() < bytes) host.memory.resize(bytes);
   const Tensor map = make_view(const_cast<float*>(dynamic_map().data()), DType::F32, 1, 256, "map");
   host.q = place_quantized(host.memory.data(), device.rows, device.cols, device.format, map, Device::CPU);
   const auto from = matrix_parts(device), to = matrix_parts(host.q);
   for (size_t i = 0; i < from.size(); ++i) backend.download(to[i].tensor->data, *from[i].tensor);
-  return host;
+  for (const auto& [values, tensor] :
+       {std::pair{&host.entropy_plain, quantizer.entropy_plain()}, std::pair{&host.entropy, quantizer.entropy()}}) {
+    values->resize(static_cast<size_t>(tensor.numel()));
+    backend.download(values->data(), tensor);
+  }
 }
 
 // Embeddings and norms are copied, not quantized: nothing else would notice. Right before the copy, which reads them too.
@@ -95,10 +101,8 @@ void require_finite(const Tensor& host, const std::string& name) {
   if (at >= 0) reject_weight(name, host.cols, at, value_at(host.data, host.dtype, at));
 }
 
-void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>& histogram) {
-  std::vector<float> host(static_cast<size_t>(entropy.numel()));
-  backend.download(host.data(), entropy);
-  for (const float h : host) {
+void count_blocks(const std::vector<float>& entropy, std::vector<int64_t>& histogram) {
+  for (const float h : entropy) {
     const double bin = std::floor(static_cast<double>(h) * QuantizeSummary::kBinsPerBit);
     ++histogram[static_cast<size_t>(std::clamp(bin, 0.0, static_cast<double>(histogram.size() - 1)))];
   }
@@ -164,9 +168,11 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
   const auto read = [&](size_t i) {
     return std::async(std::launch::async, [&in, &tensors, i] {
       if (i >= 2) in.dont_need(tensors[i - 2].name);
+      if (i + 1 < tensors.size()) in.will_need(tensors[i + 1].name);  // so that the disk never waits for the check of i
       return in.tensor(tensors[i].name);
     });
   };
+  HostMatrix slots[2];  // one is written while the other is filled
   std::future<void> writing;
   std::future<Tensor> reading = read(0);
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -189,15 +195,16 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const Quantizer& used = adapted ? loftq.quantizer() : quantizer;
     const QuantizeStats stats =
         adapted ? loftq.run(q, w) : quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors);
-    auto done = std::make_shared<HostMatrix>(download(backend, q));
-    count_blocks(backend, used.entropy_plain(), summary.histogram_plain);
-    count_blocks(backend, used.entropy(), summary.histogram);
+    HostMatrix& done = slots[summary.matrices.size() % 2];
+    download(done, backend, q, used);
     if (adapted) take_factors(backend, loftq, name, summary.factors);
     const double seconds = now_seconds() - began;
 
     if (writing.valid()) writing.get();
-    writing = std::async(std::launch::async, [&writer, done, name, stats] {
-      writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
+    writing = std::async(std::launch::async, [&writer, &done, &summary, name, stats] {
+      writer.write_matrix(name, done.q, stats.entropy_plain, stats.entropy);
+      count_blocks(done.entropy_plain, summary.histogram_plain);
+      count_blocks(done.entropy, summary.histogram);
     });
     summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain,
                                 stats.error, seconds, adapted ? loftq.steps() : std::vector<LoftqStep>{}});
