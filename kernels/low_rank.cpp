@@ -7,20 +7,21 @@
 //
 // A sweep meets every pair once in n - 1 rounds of n / 2 pairs without a common vector (the schedule of a tournament): the
 // pairs of a round are independent, so threads share them and the bits do not depend on their number.
+#include "kernels/low_rank.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
 #include "kernels/common.h"
-#include "kernels/low_rank.h"
 
 namespace irq {
 namespace {
 
-constexpr int kMaxSweeps = 60;  // convergence is quadratic: random matrices of a thousand rows take about ten
+constexpr int kMaxSweeps = 60;      // convergence is quadratic: random matrices of a thousand rows take about ten
 constexpr double kNoise = 0x1p-44;  // times the longest vector: what dependent vectors leave of each other by rounding
-constexpr int kLanes = 8;       // partial sums of a dot product, in a fixed order that vectorizes
+constexpr int kLanes = 8;           // partial sums of a dot product, in a fixed order that vectorizes
 
 double dot(const double* x, const double* y, int64_t n) {
   double sum[kLanes] = {};
@@ -44,8 +45,7 @@ Vectors short_side(Tensor w) {
   Vectors v{rows ? w.rows : w.cols, rows ? w.cols : w.rows, {}};
   v.data.resize(static_cast<size_t>(w.numel()));
   for (int64_t r = 0; r < w.rows; ++r)
-    for (int64_t c = 0; c < w.cols; ++c)
-      (rows ? v.at(r)[c] : v.at(c)[r]) = static_cast<double>(w.row<float>(r)[c]);
+    for (int64_t c = 0; c < w.cols; ++c) (rows ? v.at(r)[c] : v.at(c)[r]) = static_cast<double>(w.row<float>(r)[c]);
   return v;
 }
 

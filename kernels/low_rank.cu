@@ -2,8 +2,9 @@
 // Math:   o <= h: G = w w^T = U S^2 U^T, the r largest; P = U_r^T w has rows s_k v_k^T, so s_k = |row k|, and
 //         left right = U_r U_r^T w is a projection of w whatever the eigenvectors' errors. o > h: the same of w^T.
 // Shapes: w (o, h), left (o, r), right (r, h) F32, any strides; inside F64: w, G (n, n), P (r, m), n = min(o, h), m = max.
-// Cost:   2 n^2 m FLOPs for G on the F64 tensor cores and the eigensolver's 4/3 n^3, half of them matrix-vector products
-//         that read G: 8/3 n^3 bytes, 61 ms for n = 4096 at 3 TB/s, and that is what most of the time goes to.
+// Cost:   2 n^2 m FLOPs for G on the F64 tensor cores (2 to 6 ms) and the eigensolver's 4/3 n^3, half of them products of a
+//         matrix and a vector that read G: 8/3 n^3 bytes, 61 ms for n = 4096 at 3 TB/s. Measured on an H100: 124 ms for
+//         4096 x 4096, 130 ms for 4096 x 11008. All vectors instead of 64: 127 ms; in F32: 92 ms; by gesvdp: 304 ms.
 // Tricky: the squares in G cost half of F64's digits, which F32 input does not have: relative to the largest, a singular
 //         value is right to 2^-26 or so where kLowRankFloor cuts at 2^-20. An eigenvector's sign is the solver's whim, so
 //         it is set by the largest element of the left vector. No sum is split: the same bits every time.
@@ -60,9 +61,8 @@ __global__ void __launch_bounds__(kThreads) look_at_diagonal(int* state, const d
 
 // What finish() needs of the k-th largest: its singular value and the sign that makes the left vector's largest element
 // positive. vectors: the n-long eigenvectors in ascending order, products: the m-long s_k v_k. One block per k.
-__global__ void __launch_bounds__(kThreads)
-    measure(double* values, double* signs, const double* vectors, const double* products, int64_t n, int64_t m,
-            bool left_is_vector) {
+__global__ void __launch_bounds__(kThreads) measure(double* values, double* signs, const double* vectors,
+                                                    const double* products, int64_t n, int64_t m, bool left_is_vector) {
   const int64_t k = blockIdx.x, at = gridDim.x - 1 - k;
   const double *product = products + at * m, *left = left_is_vector ? vectors + at * n : product;
   const int64_t length = left_is_vector ? n : m;
@@ -205,7 +205,8 @@ void CudaBackend::low_rank(Tensor left, Tensor right, Tensor w) {
   if (!solver_) {
     cusolverDnHandle_t made = nullptr;
     solver_check(cusolverDnCreate(&made), "cusolverDnCreate");
-    solver_ = std::shared_ptr<void>(made, [](void* handle) { cusolverDnDestroy(static_cast<cusolverDnHandle_t>(handle)); });
+    solver_ =
+        std::shared_ptr<void>(made, [](void* handle) { cusolverDnDestroy(static_cast<cusolverDnHandle_t>(handle)); });
     solver_check(cusolverDnSetStream(made, stream_), "cusolverDnSetStream");
   }
   const auto solver = static_cast<cusolverDnHandle_t>(solver_.get());

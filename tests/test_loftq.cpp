@@ -59,8 +59,8 @@ double corrected_error(const Approximation& a, const std::vector<float>& w, int6
   for (int64_t i = 0; i < o; ++i)
     for (int64_t j = 0; j < h; ++j) {
       const double x = static_cast<double>(w[static_cast<size_t>(i * h + j)]);
-      const double d = x - static_cast<double>(a.q[static_cast<size_t>(i * h + j)]) -
-                       product_at(a.left, a.right, i, j, r, h);
+      const double d =
+          x - static_cast<double>(a.q[static_cast<size_t>(i * h + j)]) - product_at(a.left, a.right, i, j, r, h);
       error += d * d, size += x * x;
     }
   return std::sqrt(error / size);
@@ -80,7 +80,8 @@ TEST_P(LoftqMatrix, EveryTurnIsNearerThanCodesAlone) {
   EXPECT_LT(a.steps[0].corrected, 0.9 * plain);
   for (size_t t = 1; t < 5; ++t) {
     EXPECT_LT(a.steps[t].corrected, 0.9 * plain) << t;
-    EXPECT_LT(a.steps[t].corrected, 1.02 * a.steps[t - 1].corrected) << t;  // no proof that it falls, but it does not rise
+    EXPECT_LT(a.steps[t].corrected, 1.02 * a.steps[t - 1].corrected)
+        << t;  // no proof that it falls, but it does not rise
   }
   EXPECT_LT(a.steps[4].corrected, a.steps[0].corrected);
   // What is reported is what the factors give: F32 sums against F64.
@@ -307,7 +308,8 @@ TEST_F(LoftqTrain, ScalingIsFoldedUnlessPeftsIsAskedFor) {
 TEST_F(LoftqTrain, RefusalsAndDamage) {
   const std::string base = dir_ / "m.bin", out = dir_ / "out";
   const Args one = {"--bits", "2", "--steps", "1", "--loftq-iters", "1", "--out", out};
-  expect_part(run(base, one + Args{"--init-adapter", out}), "--init-adapter: --method loftq starts from the adapter", 2);
+  expect_part(run(base, one + Args{"--init-adapter", out}), "--init-adapter: --method loftq starts from the adapter",
+              2);
   expect_part(run(base, one + Args{"--alpha", "0"}), "--alpha 0: LoftQ's correction is divided by alpha / rank", 2);
   expect_part(run(base, one + Args{"--method", "qlora"}), "--loftq-iters", 2);
   trains(base, one);
@@ -315,7 +317,8 @@ TEST_F(LoftqTrain, RefusalsAndDamage) {
   const Args from_irq = {"--steps", "1", "--overwrite", "--out", out};
   expect_part(run(irq, from_irq + Args{"--loftq-iters", "1"}), "is quantized already", 2);
   expect_part(run(irq, from_irq + Args{"--rank", "16"}), "--rank 16: LoftQ made " + irq + " with rank 8", 2);
-  expect_part(run(irq, from_irq + Args{"--target-modules", "wq"}), "with adapters on wq,wk,wv,wo,w_gate,w_up,w_down", 2);
+  expect_part(run(irq, from_irq + Args{"--target-modules", "wq"}), "with adapters on wq,wk,wv,wo,w_gate,w_up,w_down",
+              2);
   // Alone an .irq is no pair, and is made again with its adapter; damage is noticed and mended.
   fs::remove(lora);
   expect_part(run(irq, from_irq), "has no adapter of LoftQ beside it");

@@ -43,9 +43,9 @@ struct Factors {
 
 Factors factors_of(const Values& w, int64_t o, int64_t h, int64_t r) {
   Factors f{o, h, r, w, Values(static_cast<size_t>(o * r), NAN), Values(static_cast<size_t>(r * h), NAN)};
-  cpu_backend(DType::F32).low_rank(make_view(f.left.data(), DType::F32, o, r, "left"),
-                                   make_view(f.right.data(), DType::F32, r, h, "right"),
-                                   make_view(f.w.data(), DType::F32, o, h, "w"));
+  cpu_backend(DType::F32)
+      .low_rank(make_view(f.left.data(), DType::F32, o, r, "left"),
+                make_view(f.right.data(), DType::F32, r, h, "right"), make_view(f.w.data(), DType::F32, o, h, "w"));
   return f;
 }
 
@@ -202,7 +202,8 @@ TEST(LowRank, CudaAtALargerSize) {
   const OpCase c = low_rank_case(576, 320, 64);
   const HostArgs in = make_inputs(c, 5), first = run_case(c, cuda_backend(DType::BF16), in);
   const HostArgs reference = run_case(c, cpu_backend(DType::F32), in);
-  for (const size_t side : {size_t{0}, size_t{1}}) EXPECT_LT(relative_l2(first[side], reference[side]), c.tolerance_f32);
+  for (const size_t side : {size_t{0}, size_t{1}})
+    EXPECT_LT(relative_l2(first[side], reference[side]), c.tolerance_f32);
   EXPECT_EQ(run_case(c, cuda_backend(DType::BF16), in), first);
 }
 

@@ -39,11 +39,12 @@ void check_adapter_path(const Arguments& a, const ModelConfig& config) {
 void check_arguments(const Arguments& a, const Cli& cli) {
   if (a.format != "nf")
     throw Error("--format " + a.format + ": this version writes nf only", Exit::usage).line("try", "--format nf");
-  refuse_ignored(cli.given_flags(),
-                 {{a.loftq_rank > 0 && a.options.icq, {"--icq", "--lambda", "--n", "--entropy"}, "--loftq searches no shifts"},
-                  {a.loftq_rank == 0, {"--loftq-iters"}, "there is no --loftq"},
-                  {!a.options.icq, {"--lambda", "--n", "--entropy"}, "--no-icq searches no shifts"},
-                  {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
+  refuse_ignored(
+      cli.given_flags(),
+      {{a.loftq_rank > 0 && a.options.icq, {"--icq", "--lambda", "--n", "--entropy"}, "--loftq searches no shifts"},
+       {a.loftq_rank == 0, {"--loftq-iters"}, "there is no --loftq"},
+       {!a.options.icq, {"--lambda", "--n", "--entropy"}, "--no-icq searches no shifts"},
+       {a.options.spec.fp32_entropy && a.options.bits != 4, {"--entropy"}, kReleasedBits}});
   refuse_overwriting(a.out, model_files(a.base));
   refuse_replacing(a.out, FileKind::quantized);
   if (!a.report.empty())
@@ -90,9 +91,8 @@ int quantize(Arguments& a, Cli& cli) {
   const int64_t matrices = 7 * in->config().layers;
   ProgressBar bar("quantize", matrices, "matrices", cli.quiet());
   const auto make = a.options.loftq ? make_loftq_base : quantize_base;
-  const QuantizeSummary summary = make(*backend, *in, a.out, a.options, [&](int64_t done, int64_t, const std::string& name) {
-    bar.update(done, name);
-  });
+  const QuantizeSummary summary = make(*backend, *in, a.out, a.options,
+                                       [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish();
   if (const std::string carried = carry_tokenizer(a.base, a.out); !carried.empty()) cli.note(carried);
   if (!a.report.empty()) write_quantize_report(a.report, summary);

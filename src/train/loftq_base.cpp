@@ -75,8 +75,8 @@ std::string describe_loftq(const QuantizeSummary& summary) {
   }
   if (matrices == 0) return "";
   const double n = static_cast<double>(matrices);
-  std::string text = strf("LoftQ: relative error of %ld matrices, mean: %.4f quantized alone -> %.4f after 1 turn", matrices,
-                          plain / n, first / n);
+  std::string text = strf("LoftQ: relative error of %ld matrices, mean: %.4f quantized alone -> %.4f after 1 turn",
+                          matrices, plain / n, first / n);
   if (turns > 1) text += strf(" -> %.4f after %ld", last / n, turns);
   if (earlier > 0)
     text += strf("\nnote: in %ld of them an earlier turn was better; the last is kept, as the paper does", earlier);
