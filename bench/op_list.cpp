@@ -10,6 +10,7 @@
 #include "tests/cases/global_norm.h"
 #include "tests/cases/iec.h"
 #include "tests/cases/lora_dropout.h"
+#include "tests/cases/low_rank.h"
 #include "tests/cases/matmul.h"
 #include "tests/cases/memory.h"
 #include "tests/cases/nfk.h"
@@ -257,6 +258,8 @@ Cases bench_cases(const BenchSizes& sizes) {
   cases.push_back(adamw_case(trained, 0.3, 0, false));
   add_quantizers(cases, c);
   add_decoding(cases, c, sizes.rank);
+  cases.push_back(low_rank_case(c.dim, c.dim, sizes.rank));
+  cases.push_back(low_rank_case(c.ffn, c.dim, sizes.rank));
   return cases;
 }
 

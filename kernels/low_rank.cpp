@@ -21,7 +21,8 @@ namespace {
 
 constexpr int kMaxSweeps = 60;      // convergence is quadratic: random matrices of a thousand rows take about ten
 constexpr double kNoise = 0x1p-44;  // times the longest vector: what dependent vectors leave of each other by rounding
-constexpr int kLanes = 8;           // partial sums of a dot product, in a fixed order that vectorizes
+constexpr int64_t kWorthThreads = 128 * 1024;  // elements of a round's pairs; below, waiting for threads costs more
+constexpr int kLanes = 8;                      // partial sums of a dot product, in a fixed order that vectorizes
 
 double dot(const double* x, const double* y, int64_t n) {
   double sum[kLanes] = {};
@@ -82,7 +83,7 @@ void orthogonalize(Vectors& v, const char* name) {
     const double noise = kNoise * kNoise * *std::max_element(squares.begin(), squares.end());
     int64_t turned = 0;
     for (int64_t round = 0; round + 1 < even; ++round) {
-#pragma omp parallel for schedule(static) reduction(+ : turned)
+#pragma omp parallel for schedule(static) reduction(+ : turned) if (even / 2 * v.length > kWorthThreads)
       for (int64_t pair = 0; pair < even / 2; ++pair) {
         const auto player = [&](int64_t place) { return place == 0 ? 0 : 1 + (place - 1 + round) % (even - 1); };
         const int64_t i = std::min(player(pair), player(even - 1 - pair));

@@ -64,22 +64,29 @@ void set_loftq_scale(AdapterFile& adapter, double alpha, bool peft) {
 }
 
 std::string describe_loftq(const QuantizeSummary& summary) {
-  double plain = 0, first = 0, last = 0;
-  int64_t matrices = 0, turns = 0, earlier = 0;
+  double plain = 0;
+  std::vector<double> corrected;  // by turn
+  int64_t matrices = 0, earlier = 0;
   for (const MatrixReport& m : summary.matrices) {
     if (m.loftq.empty()) continue;
     const auto better = [](const LoftqStep& a, const LoftqStep& b) { return a.corrected < b.corrected; };
     earlier += std::min_element(m.loftq.begin(), m.loftq.end(), better)->corrected < m.loftq.back().corrected;
-    plain += m.loftq.front().quantized, first += m.loftq.front().corrected, last += m.loftq.back().corrected;
-    ++matrices, turns = static_cast<int64_t>(m.loftq.size());
+    plain += m.loftq.front().quantized;
+    corrected.resize(m.loftq.size());
+    for (size_t t = 0; t < m.loftq.size(); ++t) corrected[t] += m.loftq[t].corrected;
+    ++matrices;
   }
   if (matrices == 0) return "";
   const double n = static_cast<double>(matrices);
   std::string text = strf("LoftQ: relative error of %ld matrices, mean: %.4f quantized alone -> %.4f after 1 turn",
-                          matrices, plain / n, first / n);
-  if (turns > 1) text += strf(" -> %.4f after %ld", last / n, turns);
-  if (earlier > 0)
-    text += strf("\nnote: in %ld of them an earlier turn was better; the last is kept, as the paper does", earlier);
+                          matrices, plain / n, corrected[0] / n);
+  if (corrected.size() > 1) text += strf(" -> %.4f after %zu", corrected.back() / n, corrected.size());
+  if (earlier == 0) return text;
+  text += strf("\nnote: in %ld of them an earlier turn was better; the last is kept, as the paper does", earlier);
+  const auto best = std::min_element(corrected.begin(), corrected.end());
+  if (*best < corrected.back())
+    text += strf("\nnote: the mean was least after %td: --loftq-iters %td gives %.4f", best - corrected.begin() + 1,
+                 best - corrected.begin() + 1, *best / n);
   return text;
 }
 
