@@ -91,6 +91,41 @@ void reject_weight(const std::string& name, int64_t cols, int64_t index, float x
       .line("try", "an intact source    then, unless it is a .bin,    ./irq_convert <source> <model>.bin");
 }
 
+QuantFormat integer_format(const IntSpec& spec) {
+  return {QuantKind::integer, spec.bits, spec.group, ScaleKind::f32,
+          spec.search == IntSearch::zero_shift ? ShiftKind::float_zero : ShiftKind::int_zero};
+}
+
+namespace {
+
+[[noreturn]] void reject_spread(const Tensor& w, int64_t weights, int64_t row, int64_t col) {
+  throw Error(strf("%s: weights are too large to quantize", w.name))
+      .line("expected", "weights whose differences fit in fp32")
+      .line("found", strf("a spread beyond 3.4e38 among the %ld weights from row %ld, column %ld",
+                          static_cast<long>(weights), static_cast<long>(row), static_cast<long>(col)))
+      .line("likely", "a damaged file, or a wrong element type")
+      .line("try", "./irq_inspect <model> --tensors");
+}
+
+}  // namespace
+
+void reject_groups(Backend& backend, const Tensor& w, const std::vector<float>& scales, int64_t group) {
+  const int64_t groups = (w.cols + group - 1) / group;
+  std::vector<float> weights(static_cast<size_t>(std::min(group, w.cols)));
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (std::isfinite(scales[i])) continue;
+    const int64_t row = static_cast<int64_t>(i) / groups, col = static_cast<int64_t>(i) % groups * group;
+    const int64_t n = std::min(group, w.cols - col);
+    backend.download(weights.data(), w.slice_rows(row, 1).slice_cols(col, n));
+    for (int64_t j = 0; j < n; ++j) {
+      const float x = weights[static_cast<size_t>(j)];
+      if (!std::isfinite(x)) reject_weight(w.name, w.cols, row * w.cols + col + j, x);
+    }
+    reject_spread(w, n, row, col);
+  }
+  IRQ_CHECK(false, "%s: all scales are finite", w.name);
+}
+
 // Called when some block's absmax is not finite: says which element, or that a block's spread is beyond fp32.
 void Quantizer::reject_unusable_weights(Tensor w) {
   std::vector<float> absmax(static_cast<size_t>(absmax_.numel())), block(kBlock);
@@ -103,12 +138,7 @@ void Quantizer::reject_unusable_weights(Tensor w) {
       const float x = block[static_cast<size_t>(i)];
       if (!std::isfinite(x)) reject_weight(w.name, w.cols, begin + i, x);
     }
-    throw Error(strf("%s: weights are too large to quantize", w.name))
-        .line("expected", "weights whose differences fit in fp32")
-        .line("found", strf("a spread beyond 3.4e38 among the 64 weights from row %ld, column %ld",
-                            static_cast<long>(begin / w.cols), static_cast<long>(begin % w.cols)))
-        .line("likely", "a damaged file, or a wrong element type")
-        .line("try", "./irq_inspect <model> --tensors");
+    reject_spread(w, n, begin / w.cols, begin % w.cols);
   }
 }
 
@@ -145,6 +175,32 @@ QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec
   if (icq) backend_.double_quantize_tau(out.tau_codes, out.tau_groups, tau_, out.map);
   stats.entropy = mean(entropy_);
   stats.entropy_plain = icq ? mean(entropy_plain_) : stats.entropy;
+  return stats;
+}
+
+QuantizeStats Quantizer::run_integer(const QuantizedMatrix& out, Tensor w, const IntSpec& spec) {
+  IRQ_CHECK(out.format == integer_format(spec), "%s: another format than its parameters ask for", w.name);
+  IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.dtype == DType::F32,
+            "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows,
+            out.cols);
+  QuantizeStats stats;
+  stats.blocks = out.blocks();
+  if (w.numel() == 0) return stats;
+  reserve(stats.blocks);
+  tau_ = absmax_ = Tensor{};
+  const auto by_group = [&](const Tensor& t) { return t.reshape(out.rows, out.groups_per_row()); };
+  const bool searches = spec.search != IntSearch::none;
+  backend_.int_params(by_group(out.scales), by_group(out.zeros), searches ? by_group(entropy_plain_) : Tensor{},
+                      by_group(entropy_), w, spec);
+  if (!searches) entropy_plain_ = entropy_;
+  stats.entropy = mean(entropy_);
+  if (!backend_.dry() && !std::isfinite(stats.entropy)) {
+    std::vector<float> scales(static_cast<size_t>(stats.blocks));
+    backend_.download(scales.data(), out.scales);
+    reject_groups(backend_, w, scales, out.group_size());
+  }
+  stats.entropy_plain = searches ? mean(entropy_plain_) : stats.entropy;
+  backend_.int_encode(out.codes, w, by_group(out.scales), by_group(out.zeros), spec.bits, spec.group);
   return stats;
 }
 

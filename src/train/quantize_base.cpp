@@ -94,10 +94,14 @@ void require_finite(const Tensor& host, const std::string& name) {
   if (at >= 0) reject_weight(name, host.cols, at, value_at(host.data, host.dtype, at));
 }
 
-void count_blocks(Backend& backend, const Tensor& entropy, std::vector<int64_t>& histogram) {
-  std::vector<float> host(static_cast<size_t>(entropy.numel()));
-  backend.download(host.data(), entropy);
-  for (const float h : host) {
+std::vector<float> on_host(Backend& backend, const Tensor& t) {
+  std::vector<float> host(static_cast<size_t>(t.numel()));
+  backend.download(host.data(), t);
+  return host;
+}
+
+void count_blocks(const std::vector<float>& entropy, std::vector<int64_t>& histogram) {
+  for (const float h : entropy) {
     const double bin = std::floor(static_cast<double>(h) * QuantizeSummary::kBinsPerBit);
     ++histogram[static_cast<size_t>(std::clamp(bin, 0.0, static_cast<double>(histogram.size() - 1)))];
   }
@@ -109,34 +113,111 @@ std::string shortest(double x) {
   return std::string(text, std::to_chars(text, text + sizeof(text), x).ptr);
 }
 
+// ".int4-g128-sym-clip-l0.1-n50" | ".gptq3-channel-order-0123456789ab": what decides the codes.
+std::string integer_words(const IrqInfo& info) {
+  const IntInfo& i = info.integers;
+  std::string text = strf(".%s%d-%s", i.gptq ? "gptq" : "int", info.format.bits,
+                          info.format.group == kPerChannel ? "channel" : strf("g%d", info.format.group).c_str());
+  if (i.symmetric) text += "-sym";
+  if (i.search != IntSearch::none)
+    text += strf("-%s-l%s-n%d", i.search == IntSearch::clip ? "clip" : "shift", shortest(info.icq.lambda).c_str(),
+                 info.icq.n);
+  if (i.act_order) text += "-order";
+  if (i.fresh) text += "-fresh";
+  if (i.gptq) text += strf("-%012llx", static_cast<unsigned long long>(i.calibration >> 16));
+  return text;
+}
+
 }  // namespace
+
+BaseFormat base_format(const std::string& name) {
+  return name == "int" ? BaseFormat::integer : name == "gptq" ? BaseFormat::gptq : BaseFormat::nf;
+}
+
+int parse_group(const std::string& text) {
+  if (text == "channel") return kPerChannel;
+  int group = 0;
+  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), group);
+  if (problem != std::errc{} || end != text.data() + text.size() || group < 8 || group > 1 << 17)
+    throw Error("--group " + text + ": not a number of weights", Exit::usage)
+        .line("expected", "8 to 131072, or channel (a scale for each row); usual are 32, 64 and 128");
+  return group;
+}
+
+std::string group_text(int group) { return group == kPerChannel ? "channel" : std::to_string(group); }
+
+IntSpec integer_spec(const QuantizeOptions& options) {
+  IntSpec spec = options.integers;
+  spec.bits = options.bits;
+  return spec;
+}
 
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
   IrqInfo info;
   info.config = in.config();
   info.dtype = in.dtype();
+  info.source_hash = in.hash();
+  if (options.format != BaseFormat::nf) {
+    const IntSpec spec = integer_spec(options);
+    info.format = integer_format(spec);
+    if (spec.search != IntSearch::none) info.icq.lambda = spec.range, info.icq.n = spec.n;
+    info.integers.search = spec.search, info.integers.symmetric = spec.symmetric;
+    if (options.format == BaseFormat::integer) return info;
+    info.integers.gptq = true, info.integers.act_order = options.act_order, info.integers.fresh = options.fresh;
+    info.integers.tokens = options.calibration.tokens, info.integers.calibration = options.calibration.hash;
+    return info;
+  }
   info.format.bits = options.bits;
   info.format.shift = options.icq ? ShiftKind::tau : ShiftKind::none;
   info.icq = options.icq ? options.spec : IcqSpec{};
-  info.source_hash = in.hash();
   return info;
 }
 
 bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
-  const bool same_search = a.format.shift != ShiftKind::tau || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
-                                                                a.icq.fp32_entropy == b.icq.fp32_entropy);
-  return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
+  const bool integer = a.format.kind == QuantKind::integer;
+  const bool searched = integer ? a.integers.search != IntSearch::none : a.format.shift == ShiftKind::tau;
+  const bool same_search = !searched || (a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n &&
+                                         (integer || a.icq.fp32_entropy == b.icq.fp32_entropy));
+  return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search &&
+         (!integer || a.integers == b.integers);
 }
 
 std::string cached_name(const std::string& base_path, const IrqInfo& info) {
   std::string stem = base_path;
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
+  const std::string source = strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
+  if (info.format.kind == QuantKind::integer) return stem + integer_words(info) + source;
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau)
     name += strf("-icq-l%s-n%d-%s", shortest(info.icq.lambda).c_str(), info.icq.n,
                  info.icq.fp32_entropy ? "fp32" : "exact");
-  return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
+  return name + source;
+}
+
+void begin_summary(QuantizeSummary& summary, int bits) {
+  summary.histogram_plain.resize(static_cast<size_t>(bits * QuantizeSummary::kBinsPerBit + 1));
+  summary.histogram = summary.histogram_plain;
+}
+
+void add_matrix(QuantizeSummary& summary, const MatrixReport& m, int64_t source_bytes, int64_t bytes,
+                const std::vector<float>& entropy_plain, const std::vector<float>& entropy) {
+  count_blocks(entropy_plain, summary.histogram_plain);
+  count_blocks(entropy, summary.histogram);
+  const int64_t weights = m.rows * m.cols;
+  summary.matrices.push_back(m);
+  summary.weights += weights;
+  summary.source_bytes += source_bytes;
+  summary.bytes += bytes;
+  summary.entropy_plain += m.entropy_plain * static_cast<double>(weights);
+  summary.entropy += m.entropy * static_cast<double>(weights);
+  summary.device_seconds += m.seconds;
+}
+
+void end_summary(QuantizeSummary& summary, const std::string& path) {
+  summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(path));
+  summary.entropy_plain /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  summary.entropy /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
 }
 
 QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
@@ -147,8 +228,9 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
   DeviceBuffers device(backend, in, info.format);
   Quantizer quantizer(backend);
   QuantizeSummary summary;
-  summary.histogram_plain.resize(static_cast<size_t>(options.bits * QuantizeSummary::kBinsPerBit + 1));
-  summary.histogram = summary.histogram_plain;
+  begin_summary(summary, options.bits);
+  const bool nf = options.format == BaseFormat::nf;
+  IRQ_CHECK(options.format != BaseFormat::gptq, "GPTQ sees more than one matrix at a time");
 
   const std::vector<TensorSpec>& tensors = in.layout().tensors();
   const int64_t matrices = 7 * in.config().layers;
@@ -177,30 +259,24 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     const double began = now_seconds();
     const Tensor w = device.load(host, shown.c_str());
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
-    const QuantizeStats stats = quantizer.run(q, w, options.icq ? &options.spec : nullptr);
+    const QuantizeStats stats = nf ? quantizer.run(q, w, options.icq ? &options.spec : nullptr)
+                                   : quantizer.run_integer(q, w, integer_spec(options));
     auto done = std::make_shared<HostMatrix>(download(backend, q));
-    count_blocks(backend, quantizer.entropy_plain(), summary.histogram_plain);
-    count_blocks(backend, quantizer.entropy(), summary.histogram);
+    const std::vector<float> plain = on_host(backend, quantizer.entropy_plain());
+    const std::vector<float> stored = on_host(backend, quantizer.entropy());
     const double seconds = now_seconds() - began;
 
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, done, name, stats] {
       writer.write_matrix(name, done->q, stats.entropy_plain, stats.entropy);
     });
-    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds});
-    summary.weights += host.numel();
-    summary.source_bytes += host.bytes();
-    summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
-    summary.entropy_plain += stats.entropy_plain * static_cast<double>(host.numel());
-    summary.entropy += stats.entropy * static_cast<double>(host.numel());
-    summary.device_seconds += seconds;
+    add_matrix(summary, {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, seconds}, host.bytes(),
+               quantized_bytes(host.rows, host.cols, info.format), plain, stored);
     if (progress) progress(static_cast<int64_t>(summary.matrices.size()), matrices, name);
   }
   if (writing.valid()) writing.get();
   summary.hash = writer.finish();
-  summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
-  summary.entropy_plain /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
-  summary.entropy /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  end_summary(summary, out_path);
   summary.seconds = now_seconds() - start;
   return summary;
 }
