@@ -9,6 +9,7 @@
 #include "tests/cases/embedding.h"
 #include "tests/cases/global_norm.h"
 #include "tests/cases/iec.h"
+#include "tests/cases/int_make.h"
 #include "tests/cases/lora_dropout.h"
 #include "tests/cases/low_rank.h"
 #include "tests/cases/matmul.h"
@@ -165,6 +166,22 @@ void add_quantizers(Cases& cases, const ModelConfig& c) {
           cases.push_back(nfk_matmul_case(format(bits), m, s, 0));
 }
 
+void add_integers(Cases& cases, const ModelConfig& c) {
+  const MatrixShape tall{c.ffn, c.dim, 0};
+  for (const int bits : {4, 3, 2})
+    for (const IntSearch search : {IntSearch::none, IntSearch::clip, IntSearch::zero_shift})
+      if (bits == 4 || search == IntSearch::clip) cases.push_back(int_params_case({bits, 128, false, search}, tall));
+  cases.push_back(int_params_case({4, 32, false, IntSearch::clip}, tall));
+  cases.push_back(int_params_case({4, kPerChannel, false, IntSearch::clip}, tall));
+  for (const int bits : {4, 3, 2}) {
+    cases.push_back(int_encode_case(bits, 128, false, tall));
+    cases.push_back(int_dequant_case(bits, 128, false, tall));
+    cases.push_back(int_dequant_case(bits, 128, false, {c.ffn, c.dim, 2 * 64}));  // into a K-extended matrix
+  }
+  cases.push_back(int_dequant_case(4, 32, true, tall));
+  cases.push_back(int_pack_case(4, 128, tall));
+}
+
 // The launches of a decoded token's layer, but attention.
 void add_decoding(Cases& cases, const ModelConfig& c, int64_t rank) {
   using Finish = PackedLinear::Finish;
@@ -257,6 +274,7 @@ Cases bench_cases(const BenchSizes& sizes) {
   cases.push_back(global_norm_case(trained));
   cases.push_back(adamw_case(trained, 0.3, 0, false));
   add_quantizers(cases, c);
+  add_integers(cases, c);
   add_decoding(cases, c, sizes.rank);
   cases.push_back(low_rank_case(c.dim, c.dim, sizes.rank));
   cases.push_back(low_rank_case(c.ffn, c.dim, sizes.rank));

@@ -45,6 +45,21 @@ struct IcqSpec {
   bool operator==(const IcqSpec&) const = default;
 };
 
+// How the parameters of a group of integer codes are found (fidelity 5.2, 5.4). Both searches try 2n + 1 candidates and keep
+// the first whose codes have the highest entropy.
+//   clip        the range is multiplied by 1, 1 + range/n .. 1 + range, 1 - range/n .. 1 - range (the released code)
+//   zero_shift  ICQ's shift tau as of NF blocks, folded into a float zero point: zero - tau / scale (the paper's words)
+enum class IntSearch : int32_t { none = 0, clip = 1, zero_shift = 2 };
+struct IntSpec {
+  int bits = 4;
+  int group = kPerChannel;
+  bool symmetric = false;  // the range is widened to +-max|w|, the zero point is 2^(bits - 1)
+  IntSearch search = IntSearch::none;
+  double range = 0.1;
+  int n = 50;
+  bool operator==(const IntSpec&) const = default;
+};
+
 // W (rows, cols) row-major.
 // NF-k: blocks of `group` consecutive elements of the flattened matrix; the last may be short.
 //   w_hat = level[code] * s_hat + tau_hat,  s_hat = map[scale_code] * scale_group + offset,  tau_hat = map[tau_code] * tau_group

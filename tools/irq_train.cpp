@@ -11,7 +11,7 @@ int main(int argc, char** argv) {
   TrainOptions o;
   int64_t steps = 0, holdout = 0, gpus = 1, rank = 64;
   int bits = 4;
-  std::string legacy = "auto", targets = "all", iec_expand = "interleave";
+  std::string legacy = "auto", targets = "all", iec_expand = "interleave", format = "nf", group = "128";
   double alpha = 16, epochs = 0, lr = 0, dropout = 0, clip = 0;
   std::vector<std::string> names;
   for (const Method& m : methods()) names.push_back(m.name);
@@ -21,6 +21,8 @@ int main(int argc, char** argv) {
   cli.option("--holdout", &holdout, "examples taken out of --data instead (default: 2 %, at most 1024)");
   cli.option("--method", &o.method, "what to train", names);
   cli.option("--bits", &bits, "bits per weight of the base", {2, 3, 4});
+  cli.option("--format", &format, "code book of the base (default: the method's)", {"nf", "int", "gptq"});
+  cli.option("--group", &group, "weights per scale of integers, or channel (default: the method's)");
   cli.option("--lambda", &o.lambda, "ICQ: half-width of the search");
   cli.option("--n", &o.n, "ICQ: 2n + 1 candidates");
   cli.option("--entropy", &o.entropy, "ICQ: how ties are seen", {"exact", "fp32"});
@@ -100,6 +102,8 @@ int main(int argc, char** argv) {
         throw Error(std::string(flag) + ": the name is empty", Exit::usage)
             .line("try", std::string("a name, or without ") + flag);
     if (cli.given("--bits")) o.bits = bits;
+    if (cli.given("--format")) o.format = format;
+    if (cli.given("--group")) o.group = group;
     if (cli.given("--steps")) o.steps = steps;
     if (cli.given("--epochs")) o.epochs = epochs;
     if (cli.given("--holdout")) o.holdout = holdout;

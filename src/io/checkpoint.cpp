@@ -61,8 +61,25 @@ HeaderFields base_fields(const ModelConfig& c, DType dtype) {
   return f;
 }
 
+// What an older file has there is zeros: integers rounded to nearest, without a search.
+void put_integers(HeaderFields& f, const IntInfo& i) {
+  f.put(static_cast<int32_t>(i.search));
+  for (const bool b : {i.symmetric, i.gptq, i.act_order, i.fresh}) f.put(static_cast<int32_t>(b));
+  f.put(i.tokens);
+  f.put(i.calibration);
+}
+IntInfo get_integers(HeaderFields& f) {
+  IntInfo i;
+  i.search = static_cast<IntSearch>(f.get_i32());
+  for (bool* b : {&i.symmetric, &i.gptq, &i.act_order, &i.fresh}) *b = f.get_i32() != 0;
+  i.tokens = f.get_i64();
+  i.calibration = f.get_u64();
+  return i;
+}
+
 // Behind the configuration: kind, bits, group, scale, shift, n, fp32_entropy (one slot each), lambda, source_hash (two),
-// ICQ's ties, search, width, even, consistent (one each; 0, as in older files, is the paper's search).
+// ICQ's ties, search, width, even, consistent (one each; 0, as in older files, is the paper's search); then how integers were
+// made.
 HeaderFields irq_fields(const IrqInfo& i) {
   HeaderFields f = base_fields(i.config, i.dtype);
   f.put(static_cast<int32_t>(i.format.kind));
@@ -79,6 +96,7 @@ HeaderFields irq_fields(const IrqInfo& i) {
   f.put(static_cast<int32_t>(i.icq.width));
   f.put(static_cast<int32_t>(i.icq.even));
   f.put(static_cast<int32_t>(i.icq.consistent));
+  put_integers(f, i.integers);
   return f;
 }
 
@@ -157,6 +175,7 @@ IrqReader::IrqReader(const std::string& path) : file_(path, FileKind::quantized)
   info_.icq.lambda = f.get_f64();
   info_.source_hash = f.get_u64();
   get_icq_choices(f, info_.icq, path);
+  info_.integers = get_integers(f);
   validate(info_.format, path);
   Layout layout = irq_layout(info_.config, info_.dtype, info_.format, path);
   file_.check_size(strf("%s, quantized to %d bits", summary(info_.config, info_.dtype).c_str(), info_.format.bits),

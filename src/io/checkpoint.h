@@ -66,11 +66,24 @@ class BaseWriter {
 };
 
 // ---- quantized base --------------------------------------------------------------------------------------------------
+// How integer codes were made; without meaning for NF. The width and the number of steps of a search are icq.lambda, icq.n.
+struct IntInfo {
+  IntSearch search = IntSearch::none;
+  bool symmetric = false;
+  bool gptq = false;         // else rounded to nearest
+  bool act_order = false;    // GPTQ: columns by descending diagonal of the Hessian
+  bool fresh = false;        // GPTQ: groups measured with all updates, not as they stood at their block's start
+  int64_t tokens = 0;        // GPTQ: calibration tokens
+  uint64_t calibration = 0;  // ... and their hash
+  bool operator==(const IntInfo&) const = default;
+};
+
 struct IrqInfo {
   ModelConfig config;
   DType dtype = DType::F32;  // of embed and head: the source's
   QuantFormat format;
-  IcqSpec icq;               // how tau was searched; without meaning where format.shift is none
+  IcqSpec icq;  // how tau was searched; without meaning where format.shift is none
+  IntInfo integers;
   uint64_t source_hash = 0;  // BaseReader::hash() of what was quantized; of a converted NF4 folder, its tensors' hash
 };
 

@@ -26,13 +26,25 @@ std::string config_rows(const ModelConfig& c) {
 }
 
 std::string format_text(const QuantFormat& f) {
-  const std::string blocks = f.group == kPerChannel ? "one group a row" : strf("blocks of %d", f.group);
+  const bool integer = f.kind == QuantKind::integer;
+  const std::string blocks =
+      integer && f.group == kPerChannel ? "one group a row" : strf(integer ? "groups of %d" : "blocks of %d", f.group);
   const char* shift = f.shift == ShiftKind::tau          ? "shift tau (ICQ)"
                       : f.shift == ShiftKind::int_zero   ? "integer zero points"
                       : f.shift == ShiftKind::float_zero ? "float zero points"
                                                          : "shift none";
-  return strf("%s%d, %s, scales %s, %s", f.kind == QuantKind::nf ? "NF" : "INT", f.bits, blocks.c_str(),
+  return strf("%s%d, %s, scales %s, %s", integer ? "INT" : "NF", f.bits, blocks.c_str(),
               f.scale == ScaleKind::f32 ? "f32" : "8-bit", shift);
+}
+
+std::string integer_text(const IrqInfo& info) {
+  const IntInfo& i = info.integers;
+  std::string text = !i.gptq ? "rounded to nearest"
+                             : strf("GPTQ on %s tokens (hash %016lx)", with_commas(i.tokens).c_str(), i.calibration);
+  if (i.act_order) text += ", columns by activity";
+  if (i.fresh) text += ", fresh group ranges";
+  if (i.symmetric) text += ", symmetric";
+  return text;
 }
 
 // NaN and infinite values found so far, and the tensor of the first one.
@@ -89,6 +101,13 @@ std::string irq_summary(const std::string& path, const ByteProgress& progress) {
                      row("embed", std::string(name_of(r.info().dtype)) + " (and head), norms f32") +
                      row("linears", format_text(r.format()));
   if (r.format().shift == ShiftKind::tau) text += row("ICQ", describe(r.info().icq));
+  if (r.format().kind == QuantKind::integer) {
+    text += row("made by", integer_text(r.info()));
+    const IntSearch search = r.info().integers.search;
+    if (search != IntSearch::none)
+      text += row("ICQ", strf("%s, range %g, n %d", search == IntSearch::clip ? "clip range" : "zero point",
+                              r.info().icq.lambda, r.info().icq.n));
+  }
   double bytes = 0;
   for (const TensorSpec& t : r.layout().tensors())
     if (t.name.find(".w") != std::string::npos) bytes += static_cast<double>(t.bytes());

@@ -3,6 +3,7 @@
 
 #include "src/core/rng.h"
 #include "src/model/llama.h"
+#include "src/model/rope_tables.h"
 
 namespace irq {
 namespace {
@@ -16,20 +17,25 @@ void put(Backend& backend, const Tensor& t, const std::vector<double>& values) {
 
 }  // namespace
 
-void Llama::init_rope() {
-  const int64_t half = config().head_dim / 2;
-  std::vector<double> cosines, sines;
-  for (int64_t pos = 0; pos < plan_.positions; ++pos)
+RopeTables rope_tables(const ModelConfig& config, int64_t positions) {
+  const int64_t half = config.head_dim / 2;
+  RopeTables tables;
+  for (int64_t pos = 0; pos < positions; ++pos)
     for (int64_t j = 0; j < half; ++j) {
       // The frequency is rounded to fp32 and the angle taken in fp32, as transformers does it.
       const float frequency = static_cast<float>(
-          1.0 / std::pow(config().rope_theta, static_cast<double>(2 * j) / static_cast<double>(config().head_dim)));
+          1.0 / std::pow(config.rope_theta, static_cast<double>(2 * j) / static_cast<double>(config.head_dim)));
       const float angle = static_cast<float>(pos) * frequency;
-      cosines.push_back(std::cos(static_cast<double>(angle)));
-      sines.push_back(std::sin(static_cast<double>(angle)));
+      tables.cosines.push_back(std::cos(static_cast<double>(angle)));
+      tables.sines.push_back(std::sin(static_cast<double>(angle)));
     }
-  put(backend_, cos_, cosines);
-  put(backend_, sin_, sines);
+  return tables;
+}
+
+void Llama::init_rope() {
+  const RopeTables tables = rope_tables(config(), plan_.positions);
+  put(backend_, cos_, tables.cosines);
+  put(backend_, sin_, tables.sines);
 }
 
 void Llama::init_adapters(uint64_t seed) {

@@ -17,6 +17,9 @@ inline const std::vector<std::string> kIcqCandidates = {"2n+1", "2n"};
 inline const std::vector<std::string> kIcqFlags = {
     "--lambda",     "--n",         "--entropy",        "--icq-ties",
     "--icq-search", "--icq-width", "--icq-candidates", "--icq-consistent"};
+// Of these, what the search of integer codes has not.
+inline const std::vector<std::string> kIcqNfFlags = {"--entropy",   "--icq-ties",       "--icq-search",
+                                                     "--icq-width", "--icq-candidates", "--icq-consistent"};
 
 // The flags that go beyond the paper.
 struct IcqWords {

@@ -93,6 +93,41 @@ void reject_weight(const std::string& name, int64_t cols, int64_t index, float x
       .line("try", "an intact source    then, unless it is a .bin,    ./irq_convert <source> <model>.bin");
 }
 
+QuantFormat integer_format(const IntSpec& spec) {
+  return {QuantKind::integer, spec.bits, spec.group, ScaleKind::f32,
+          spec.search == IntSearch::zero_shift ? ShiftKind::float_zero : ShiftKind::int_zero};
+}
+
+namespace {
+
+[[noreturn]] void reject_spread(const Tensor& w, int64_t weights, int64_t row, int64_t col) {
+  throw Error(strf("%s: weights are too large to quantize", w.name))
+      .line("expected", "weights whose differences fit in fp32")
+      .line("found", strf("a spread beyond 3.4e38 among the %ld weights from row %ld, column %ld",
+                          static_cast<long>(weights), static_cast<long>(row), static_cast<long>(col)))
+      .line("likely", "a damaged file, or a wrong element type")
+      .line("try", "./irq_inspect <model> --tensors");
+}
+
+}  // namespace
+
+void reject_groups(Backend& backend, const Tensor& w, const std::vector<float>& scales, int64_t group) {
+  const int64_t groups = (w.cols + group - 1) / group;
+  std::vector<float> weights(static_cast<size_t>(std::min(group, w.cols)));
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (std::isfinite(scales[i])) continue;
+    const int64_t row = static_cast<int64_t>(i) / groups, col = static_cast<int64_t>(i) % groups * group;
+    const int64_t n = std::min(group, w.cols - col);
+    backend.download(weights.data(), w.slice_rows(row, 1).slice_cols(col, n));
+    for (int64_t j = 0; j < n; ++j) {
+      const float x = weights[static_cast<size_t>(j)];
+      if (!std::isfinite(x)) reject_weight(w.name, w.cols, row * w.cols + col + j, x);
+    }
+    reject_spread(w, n, row, col);
+  }
+  IRQ_CHECK(false, "%s: all scales are finite", w.name);
+}
+
 // Called when some block's absmax is not finite: says which element, or that a block's spread is beyond fp32.
 void Quantizer::reject_unusable_weights(Tensor w) {
   std::vector<float> absmax(static_cast<size_t>(absmax_.numel())), block(kBlock);
@@ -108,13 +143,7 @@ void Quantizer::reject_unusable_weights(Tensor w) {
     }
     if (too_wide < 0) too_wide = begin;
   }
-  if (too_wide < 0) return;
-  throw Error(strf("%s: weights are too large to quantize", w.name))
-      .line("expected", "weights whose differences fit in fp32")
-      .line("found", strf("a spread beyond 3.4e38 among the 64 weights from row %ld, column %ld",
-                          static_cast<long>(too_wide / w.cols), static_cast<long>(too_wide % w.cols)))
-      .line("likely", "a damaged file, or a wrong element type")
-      .line("try", "./irq_inspect <model> --tensors");
+  if (too_wide >= 0) reject_spread(w, kBlock, too_wide / w.cols, too_wide % w.cols);
 }
 
 // tau, its codes, and the codes of w - tau; `consistent`: those of w - tau_hat.
@@ -133,10 +162,12 @@ void Quantizer::quantize_scales(const QuantizedMatrix& out, Tensor absmax) {
   else backend_.copy(out.scales, absmax);
 }
 
-void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w) {
+void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w,
+                               const std::function<void(const QuantizedMatrix&)>& without_search) {
   QuantFormat format = out.format;
-  format.shift = ShiftKind::none;
-  const int64_t wide = aligned(w.numel() * size_of(DType::F32)), sums = aligned(out.blocks() * size_of(DType::F64));
+  format.shift = out.is_integer() ? ShiftKind::int_zero : ShiftKind::none;
+  const int64_t blocks = (w.numel() + kBlock - 1) / kBlock;
+  const int64_t wide = aligned(w.numel() * size_of(DType::F32)), sums = aligned(blocks * size_of(DType::F64));
   const int64_t bytes = wide + sums + placed_bytes(w.rows, w.cols, format);
   if (bytes > error_scratch_bytes_) {
     if (error_scratch_) backend_.release(error_scratch_);
@@ -146,10 +177,10 @@ void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out,
   }
   char* next = static_cast<char*>(error_scratch_);
   const Tensor w_hat = make_view(next, DType::F32, w.rows, w.cols, "w_hat", backend_.device());
-  const Tensor squares = make_view(next + wide, DType::F64, 1, out.blocks(), "errors", backend_.device());
-  std::vector<double> host(static_cast<size_t>(out.blocks()));
+  const Tensor squares = make_view(next + wide, DType::F64, 1, blocks, "errors", backend_.device());
+  std::vector<double> host(static_cast<size_t>(blocks));
   const auto error_of = [&](const QuantizedMatrix& q) {
-    backend_.nfk_dequant(w_hat, q);
+    dequantize(backend_, w_hat, q);
     backend_.squared_errors(squares, w.flat(), w_hat.flat());
     backend_.download(host.data(), squares);
     double sum = 0;
@@ -157,10 +188,9 @@ void Quantizer::measure_errors(QuantizeStats& stats, const QuantizedMatrix& out,
     return sum / static_cast<double>(w.numel());
   };
   stats.error = stats.error_plain = error_of(out);
-  if (!out.has_tau()) return;
+  if (!without_search) return;
   const QuantizedMatrix plain = place_quantized(next + wide + sums, w.rows, w.cols, format, out.map, backend_.device());
-  backend_.nfk_quantize(plain.codes, spare_, Tensor{}, w.flat(), Tensor{}, format.bits);
-  quantize_scales(plain, spare_);
+  without_search(plain);
   stats.error_plain = error_of(plain);
 }
 
@@ -189,7 +219,49 @@ QuantizeStats Quantizer::run(const QuantizedMatrix& out, Tensor w, const IcqSpec
   if (!backend_.dry() && !std::isfinite(offset)) reject_unusable_weights(w);
   stats.entropy = mean(entropy_);
   stats.entropy_plain = icq ? mean(entropy_plain_) : stats.entropy;
-  if (errors) measure_errors(stats, out, w);
+  if (!errors) return stats;
+  if (!icq) return measure_errors(stats, out, w, {}), stats;
+  measure_errors(stats, out, w, [&](const QuantizedMatrix& plain) {
+    backend_.nfk_quantize(plain.codes, spare_, Tensor{}, w.flat(), Tensor{}, plain.format.bits);
+    quantize_scales(plain, spare_);
+  });
+  return stats;
+}
+
+QuantizeStats Quantizer::run_integer(const QuantizedMatrix& out, Tensor w, const IntSpec& spec, bool errors) {
+  IRQ_CHECK(out.format == integer_format(spec), "%s: another format than its parameters ask for", w.name);
+  IRQ_CHECK(w.rows == out.rows && w.cols == out.cols && w.dtype == DType::F32,
+            "%s (%ld, %ld) %s does not fill a quantized (%ld, %ld)", w.name, w.rows, w.cols, name_of(w.dtype), out.rows,
+            out.cols);
+  QuantizeStats stats;
+  stats.blocks = out.blocks();
+  if (w.numel() == 0) return stats;
+  reserve(stats.blocks);
+  tau_ = absmax_ = Tensor{};
+  const auto by_group = [&](const Tensor& t) { return t.reshape(out.rows, out.groups_per_row()); };
+  const bool searches = spec.search != IntSearch::none;
+  backend_.int_params(by_group(out.scales), by_group(out.zeros), searches ? by_group(entropy_plain_) : Tensor{},
+                      by_group(entropy_), w, spec);
+  if (!searches) entropy_plain_ = entropy_;
+  stats.entropy = mean(entropy_);
+  if (!backend_.dry() && !std::isfinite(stats.entropy)) {
+    std::vector<float> scales(static_cast<size_t>(stats.blocks));
+    backend_.download(scales.data(), out.scales);
+    reject_groups(backend_, w, scales, out.group_size());
+  }
+  stats.entropy_plain = searches ? mean(entropy_plain_) : stats.entropy;
+  const auto encode = [&](const QuantizedMatrix& q) {
+    backend_.int_encode(q.codes, w, by_group(q.scales), by_group(q.zeros), spec.bits, spec.group);
+  };
+  encode(out);
+  if (!errors) return stats;
+  if (!searches) return measure_errors(stats, out, w, {}), stats;
+  measure_errors(stats, out, w, [&](const QuantizedMatrix& plain) {
+    IntSpec nearest = spec;
+    nearest.search = IntSearch::none;
+    backend_.int_params(by_group(plain.scales), by_group(plain.zeros), Tensor{}, by_group(spare_), w, nearest);
+    encode(plain);
+  });
   return stats;
 }
 

@@ -1,5 +1,10 @@
-// One weight matrix -> NF-k codes, scales and shifts: ICQ's search, the codes, the double quantization, in this order.
+// One weight matrix -> NF-k codes, scales and shifts: ICQ's search, the codes, the double quantization, in this order. Or
+// -> integer codes, scales and zero points by rounding to nearest (gptq.h: by GPTQ).
 #pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
 #include "kernels/backend.h"
 
 namespace irq {
@@ -15,6 +20,8 @@ QuantizedMatrix place_quantized(void* memory, int64_t rows, int64_t cols, const 
 // w = w_hat of q, whatever its format; w (rows, cols) S or F32.
 void dequantize(Backend& backend, const Tensor& w, const QuantizedMatrix& q);
 
+QuantFormat integer_format(const IntSpec& spec);
+
 struct QuantizeStats {
   double entropy_plain = 0;  // bits, mean over blocks: of the codes of w
   double entropy = 0;        // of the codes that were stored (of w - tau with ICQ, else the same)
@@ -26,7 +33,12 @@ struct QuantizeStats {
 // Throws the Error about element `index` of the tensor `name`, whose rows have `cols` columns: x is NaN or infinite.
 [[noreturn]] void reject_weight(const std::string& name, int64_t cols, int64_t index, float x);
 
-// Holds the scratch (20 bytes per block; with errors the matrix in F32 and once more quantized) of the largest matrix so far. Not for use inside a training step: it allocates
+// Of the weights of a matrix, in groups of `group` in its rows: throws such an Error if one is not finite, or one that says
+// that a group's weights lie too far apart. Called where scales (rows, groups) F32, on the host, are not all finite.
+[[noreturn]] void reject_groups(Backend& backend, const Tensor& w, const std::vector<float>& scales, int64_t group);
+
+// Holds the scratch (20 bytes per block; with errors the matrix in F32 and once more quantized) of the largest matrix so far.
+// Not for use inside a training step: it allocates
 // and waits for results.
 class Quantizer {
  public:
@@ -40,6 +52,9 @@ class Quantizer {
   // element if a weight is NaN or infinite, or if the weights of a block lie further apart than fp32 reaches.
   QuantizeStats run(const QuantizedMatrix& out, Tensor w, const IcqSpec* icq, bool errors = false);
 
+  // The same for integer codes: out.format must be integer_format(spec).
+  QuantizeStats run_integer(const QuantizedMatrix& out, Tensor w, const IntSpec& spec, bool errors = false);
+
   // Of the last run, until the next one: (1, blocks) F32 on the device.
   Tensor tau() const { return tau_; }        // before its double quantization; null without ICQ
   Tensor absmax() const { return absmax_; }  // before its double quantization
@@ -50,7 +65,9 @@ class Quantizer {
   void reserve(int64_t blocks);
   void search(const QuantizedMatrix& out, Tensor flat, const IcqSpec& icq);
   void quantize_scales(const QuantizedMatrix& out, Tensor absmax);
-  void measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w);
+  // `without_search` fills a matrix of the same shape with the plain codes; null: `out` holds those itself.
+  void measure_errors(QuantizeStats& stats, const QuantizedMatrix& out, Tensor w,
+                      const std::function<void(const QuantizedMatrix&)>& without_search);
   double mean(Tensor x);
   void reject_unusable_weights(Tensor w);
 

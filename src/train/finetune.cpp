@@ -31,11 +31,17 @@ std::string unusable_tensor(Source& source) {
 
 // A run that came to nothing leaves no folder either: remove() takes empty ones only.
 Finetune::~Finetune() {
-  trainer_.reset();
-  if (memory_) backend_.release(memory_);
+  release_training();
   folder_lock_.reset();
   std::error_code ignored;
   for (const std::string& folder : made_folders_) std::filesystem::remove(folder, ignored);
+}
+
+void Finetune::release_training() {
+  trainer_.reset();
+  arena_.reset();
+  if (memory_) backend_.release(memory_);
+  memory_ = nullptr;
 }
 
 void Finetune::note(const std::string& text) const {
@@ -246,6 +252,7 @@ void Finetune::save_result() {
   // --overwrite with another method: the former run's result must not lie beside this one's.
   std::error_code ignored;
   std::filesystem::remove(out(method_.full ? "adapter.lora" : "model.bin"), ignored);
+  std::filesystem::remove(out("model.irq"), ignored);
   checkpoint(true);
 }
 
@@ -271,17 +278,22 @@ int Finetune::run() {
   if (state_.loss_before >= 0) note(strf("held-out loss before: %.4f", state_.loss_before));
   train();
   save_result();  // before the last evaluation: what is trained is not at risk any more
-  const double after = held_out_loss();
+  const double trained = held_out_loss();
   const std::string planned = with_commas(plan_.peak_bytes), used = with_commas(arena_->peak());
   note(planned == used ? "memory: the planned " + planned + " bytes were the peak"
                        : "memory: planned " + planned + " bytes, used " + used);
+  const int64_t peak = arena_->peak();
+  if (method_.requantize && trained >= 0) note(strf("held-out loss with the adapter: %.4f", trained));
+  const double after = method_.requantize ? requantize() : trained;
   if (log_)
-    log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld}", state_.step,
-                     after < 0 ? "null" : json_number(after).c_str(), arena_->peak()));
+    log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld, \"result\": %s}",
+                     state_.step, after < 0 ? "null" : json_number(after).c_str(), peak,
+                     json_text(result_name()).c_str()));
   if (after >= 0)
     std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
-  if (after > state_.loss_before) note(strf("note: the held-out loss rose; try --lr %g, or fewer --steps", *o_.lr / 4));
-  std::printf("%s\n", out(method_.full ? "model.bin" : "adapter.lora").c_str());
+  if (trained > state_.loss_before)
+    note(strf("note: the held-out loss rose; try --lr %g, or fewer --steps", *o_.lr / 4));
+  std::printf("%s\n", out(result_name()).c_str());
   return 0;
 }
 

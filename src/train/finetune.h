@@ -17,6 +17,8 @@ namespace irq {
 struct TrainOptions {
   std::string base, data, eval_data, method = "ir-qlora", recipe = "paper", out;
   std::optional<int> bits;
+  std::optional<std::string> format,
+      group;  // of the base: nf | int | gptq; weights per scale of integers, or "channel"
   double lambda = 0.1;
   int n = 100;
   std::string entropy = "exact";

@@ -28,6 +28,26 @@ RecipeDefaults recipe_defaults(const std::string& recipe, const ModelConfig& con
 
 int64_t default_steps(DataForm form) { return form == DataForm::input_output ? 20'000 : 10'000; }
 
+// --method's own format and group, unless the flags say otherwise. Of qlora-gptq both describe the model that is left at the
+// end; its base is NF.
+void Finetune::resolve_format() {
+  if (!method_.quantized()) return;
+  const std::string method = "--method " + o_.method;
+  const bool given = o_.format.has_value();
+  if (!given) o_.format = method_.requantize ? "gptq" : method_.format;
+  const auto refuse = [&](const char* why, const char* instead) {
+    throw Error(method + " with --format " + *o_.format, Exit::usage).line("likely", why).line("try", instead);
+  };
+  const bool nf = *o_.format == "nf";
+  if (method_.loftq && !nf) refuse("LoftQ is defined on NF codes here", "--format nf");
+  if (method_.requantize && nf) refuse("the model that it leaves at the end has integers", "--format gptq, or int");
+  if (method_.needs_integers() && nf)
+    refuse("it trains into the integers' zero points or scales", "--format int or gptq");
+  if (nf) return;
+  if (!o_.group) o_.group = method_.pooled ? "32" : method_.scales ? "channel" : "128";
+  parse_group(*o_.group);
+}
+
 // The one place that says which flag means nothing to which method, base and data.
 void Finetune::refuse_ignored_flags() const {
   const bool iec = method_.u1 || method_.u2, data_known = !train_.examples.empty();
@@ -36,12 +56,14 @@ void Finetune::refuse_ignored_flags() const {
   const std::string method = "--method " + o_.method;
   refuse_ignored(
       o_.given,
-      {{!method_.quantized(), {"--bits", "--residency"}, method + " leaves the base as it is"},
+      {{!method_.quantized(), {"--bits", "--residency", "--format", "--group"}, method + " leaves the base as it is"},
+       {o_.format == "nf", {"--group"}, "--format nf has blocks of 64"},
        {!method_.icq, kIcqFlags, method + " has no ICQ"},
        {o_.entropy == "fp32" && o_.bits.value_or(4) != 4, {"--entropy"}, kReleasedBits},
        {!method_.loftq, {"--loftq-iters", "--loftq-scaling"}, method + " does not initialize by LoftQ"},
        {base_ == nullptr, kIcqFlags, o_.base + " is quantized already"},
-       {base_ == nullptr, {"--loftq-iters"}, o_.base + " is quantized already"},
+       {base_ == nullptr, {"--loftq-iters", "--format", "--group"}, o_.base + " is quantized already"},
+       {o_.format.value_or("nf") != "nf", kIcqNfFlags, "integers are searched with exact entropies"},
        {!method_.lora, {"--rank", "--alpha", "--dropout", "--target-modules"}, method + " has no adapters"},
        {!iec, {"--iec-expand"}, method + " has no IEC"},
        {!method_.full, {"--dtype"}, method + " writes no model.bin"},
@@ -57,6 +79,7 @@ void Finetune::resolve() {
   if (!o_.dropout) o_.dropout = defaults.dropout;
   if (!o_.clip) o_.clip = defaults.clip;
   if (!o_.bits) o_.bits = quantized_ ? quantized_->format().bits : 4;
+  if (base_) resolve_format();
   if (o_.micro_batch == 0 || o_.micro_batch > o_.batch) o_.micro_batch = o_.batch;
   optimizer_.clip = *o_.clip;
   optimizer_.seed = o_.seed;
@@ -91,6 +114,10 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   add("--method", o_.method, kFixed);
   if (method_.quantized()) {
     add("--bits", number(*o_.bits), kFixed);
+    if (base_ && o_.format) {
+      if (*o_.format != method_.format || method_.requantize) add("--format", *o_.format, kFixed);
+      if (o_.group) add("--group", *o_.group, kFixed);
+    }
     if (method_.icq && base_) {
       add("--lambda", json_number(o_.lambda), kFree);  // the quantized base is compared instead
       if (o_.icq.search == "grid") add("--n", number(o_.n), kFree);

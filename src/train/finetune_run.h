@@ -15,6 +15,7 @@
 #include "src/text/loader.h"
 #include "src/train/finetune.h"
 #include "src/train/memory_plan.h"
+#include "src/train/quantize_base.h"
 #include "src/train/run_record.h"
 
 namespace irq {
@@ -38,6 +39,7 @@ class Finetune {
   // finetune_options.cpp
   void refuse_ignored_flags() const;  // what can be said so far: before and after the data is read
   void resolve();
+  void resolve_format();
   std::vector<Setting> settings() const;
   std::string identity() const;
   std::string command_again() const;
@@ -63,6 +65,10 @@ class Finetune {
   void note_long_examples() const;
   void plan_batches();
   void quantize();
+  QuantizeOptions quantize_options() const;
+
+  // finetune_requantize.cpp: --method qlora-gptq, after training
+  double requantize();  // returns the held-out loss of what it leaves
   ModelPlan model_plan() const;
   void build();
   void require_disk() const;
@@ -83,6 +89,10 @@ class Finetune {
   // A config.json trained in full is initialised as training from scratch asks for, not read from a base.
   bool from_scratch() const { return method_.full && dynamic_cast<const SyntheticBase*>(base_.get()) != nullptr; }
   std::string out(const char* name) const { return o_.out + "/" + name; }
+  const char* result_name() const {
+    return method_.full ? "model.bin" : method_.requantize ? "model.irq" : "adapter.lora";
+  }
+  void release_training();  // the trainer and its memory
 
   CheckedBackend& backend_;
   TrainOptions o_;

@@ -9,6 +9,7 @@
 #include "src/core/hash.h"
 #include "src/core/progress.h"
 #include "src/train/finetune_run.h"
+#include "src/train/gptq_base.h"
 #include "src/train/loftq_base.h"
 
 namespace irq {
@@ -52,7 +53,18 @@ void Finetune::open_base_file() {
     if (!method_.quantized())
       throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
           .line("try", "the .bin it was made from");
-    const bool has_tau = quantized_->format().shift == ShiftKind::tau;
+    if (method_.requantize)
+      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
+          .line("likely", "the adapter is merged into the 16-bit weights, and those are quantized again")
+          .line("try", "the .bin it was made from");
+    const bool integers = quantized_->format().kind == QuantKind::integer;
+    if (method_.needs_integers() ? !integers : method_.loftq && integers)
+      throw Error(o_.base + ": this base does not belong to --method " + o_.method)
+          .line("expected", integers ? "NF codes" : "integers")
+          .line("found", integers ? "integers" : "NF codes")
+          .line("try", "the .bin it was made from");
+    const bool has_tau =
+        integers ? quantized_->info().integers.search != IntSearch::none : quantized_->format().shift == ShiftKind::tau;
     if (has_tau != method_.icq)
       throw Error(o_.base + ": this base does not belong to --method " + o_.method)
           .line("expected", method_.icq ? "quantized with ICQ" : "quantized without ICQ")
@@ -73,7 +85,7 @@ void Finetune::refuse_own_inputs() const {
   std::vector<std::string> inputs = tokenizer_paths(o_.base);
   for (const std::string& path : {o_.base, find_data(), o_.eval_data, o_.init_adapter}) inputs.push_back(path);
   if (method_.loftq && quantized_) inputs.push_back(loftq_adapter_path(o_.base));
-  for (const char* name : {method_.full ? "model.bin" : "adapter.lora", "train.state", "log.jsonl"})
+  for (const char* name : {result_name(), method_.full ? "model.bin" : "adapter.lora", "train.state", "log.jsonl"})
     refuse_overwriting(out(name), inputs);
 }
 
@@ -92,7 +104,7 @@ void Finetune::claim_folder() {
   const std::string state = out("train.state");
   if (file_exists(state)) saved_ = peek_state(state);
   std::string result;
-  for (const char* name : {"adapter.lora", "model.bin"})
+  for (const char* name : {"adapter.lora", "model.bin", "model.irq"})
     if (result.empty() && file_exists(out(name))) result = out(name);
   if (!saved_ && !result.empty())  // only a state can be gone on from
     throw Error(o_.out + (o_.resume ? ": nothing to resume" : ": a finished run is there"))
@@ -201,13 +213,30 @@ void Finetune::plan_batches() {
   flush();
 }
 
-// The quantized base is made once and kept beside BASE (or in --out where that folder cannot be written).
-void Finetune::quantize() {
-  if (!method_.quantized() || quantized_) return;
+QuantizeOptions Finetune::quantize_options() const {
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = method_.icq;
   options.spec = icq_spec(o_.lambda, o_.n, o_.entropy, o_.icq);
   if (method_.loftq) options.loftq = loftq_spec();
+  options.format = method_.requantize ? BaseFormat::nf : base_format(*o_.format);
+  if (options.format == BaseFormat::nf) return options;
+  options.integers.group = parse_group(*o_.group);
+  if (method_.icq) {
+    options.integers.search = IntSearch::clip;
+    options.integers.range = o_.lambda;
+    const bool given = std::find(o_.given.begin(), o_.given.end(), "--n") != o_.given.end();
+    if (given) options.integers.n = o_.n;
+  }
+  if (options.format == BaseFormat::gptq)
+    options.calibration =
+        choose_calibration(train_.examples, kCalibrationSamples, kCalibrationLength, o_.seed, train_.path);
+  return options;
+}
+
+// The quantized base is made once and kept beside BASE (or in --out where that folder cannot be written).
+void Finetune::quantize() {
+  if (!method_.quantized() || quantized_) return;
+  const QuantizeOptions options = quantize_options();
   const IrqInfo info = quantized_info(*base_, options);
   const auto use_cached = [&](const std::string& path) {
     if (!file_exists(path)) return false;
@@ -229,7 +258,7 @@ void Finetune::quantize() {
   const FileLock lock(path + ".lock", [&] { note("waiting: another process is quantizing " + o_.base); });
   if (use_cached(path)) return;
   ProgressBar bar("quantize", config_.layers * 7, "matrices", o_.quiet);
-  const auto make = method_.loftq ? make_loftq_base : quantize_base;
+  const auto make = method_.loftq ? make_loftq_base : quantize_as_asked;
   const QuantizeSummary s = make(backend_, *base_, path, options,
                                  [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
   bar.finish(strf("quantized base: %s, %d bits%s, mean code entropy %.4f -> %.4f bits, %.1f s", path.c_str(), *o_.bits,

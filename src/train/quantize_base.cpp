@@ -117,35 +117,115 @@ void take_factors(Backend& backend, const Loftq& loftq, const std::string& name,
   }
 }
 
+// ".int4-g128-sym-clip-l0.1-n50" | ".gptq3-channel-order-0123456789ab": what decides the codes.
+std::string integer_words(const IrqInfo& info) {
+  const IntInfo& i = info.integers;
+  std::string text = strf(".%s%d-%s", i.gptq ? "gptq" : "int", info.format.bits,
+                          info.format.group == kPerChannel ? "channel" : strf("g%d", info.format.group).c_str());
+  if (i.symmetric) text += "-sym";
+  if (i.search != IntSearch::none)
+    text += strf("-%s-l%s-n%d", i.search == IntSearch::clip ? "clip" : "shift", shortest(info.icq.lambda).c_str(),
+                 info.icq.n);
+  if (i.act_order) text += "-order";
+  if (i.fresh) text += "-fresh";
+  if (i.gptq) text += strf("-%012llx", static_cast<unsigned long long>(i.calibration >> 16));
+  return text;
+}
+
 }  // namespace
+
+BaseFormat base_format(const std::string& name) {
+  return name == "int" ? BaseFormat::integer : name == "gptq" ? BaseFormat::gptq : BaseFormat::nf;
+}
+
+int parse_group(const std::string& text) {
+  if (text == "channel") return kPerChannel;
+  int group = 0;
+  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), group);
+  if (problem != std::errc{} || end != text.data() + text.size() || group < 8 || group > 1 << 17)
+    throw Error("--group " + text + ": not a number of weights", Exit::usage)
+        .line("expected", "8 to 131072, or channel (a scale for each row); usual are 32, 64 and 128");
+  return group;
+}
+
+std::string group_text(int group) { return group == kPerChannel ? "channel" : std::to_string(group); }
+
+IntSpec integer_spec(const QuantizeOptions& options) {
+  IntSpec spec = options.integers;
+  spec.bits = options.bits;
+  return spec;
+}
 
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options) {
   IrqInfo info;
   info.config = in.config();
   info.dtype = in.dtype();
+  info.source_hash = in.hash();
+  if (options.format != BaseFormat::nf) {
+    const IntSpec spec = integer_spec(options);
+    info.format = integer_format(spec);
+    if (spec.search != IntSearch::none) info.icq.lambda = spec.range, info.icq.n = spec.n;
+    info.integers.search = spec.search, info.integers.symmetric = spec.symmetric;
+    if (options.format == BaseFormat::integer) return info;
+    info.integers.gptq = true, info.integers.act_order = options.act_order, info.integers.fresh = options.fresh;
+    info.integers.tokens = options.calibration.tokens, info.integers.calibration = options.calibration.hash;
+    return info;
+  }
   info.format.bits = options.bits;
   info.format.shift = options.icq ? ShiftKind::tau : ShiftKind::none;
   info.icq = options.icq ? options.spec : IcqSpec{};
-  info.source_hash = in.hash();
   return info;
 }
 
 bool same_quantization(const IrqInfo& a, const IrqInfo& b) {
-  const bool same_search = a.format.shift != ShiftKind::tau || a.icq == b.icq;
-  return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search;
+  const bool integer = a.format.kind == QuantKind::integer;
+  bool same_search = integer || a.format.shift != ShiftKind::tau || a.icq == b.icq;
+  if (integer && a.integers.search != IntSearch::none) same_search = a.icq.lambda == b.icq.lambda && a.icq.n == b.icq.n;
+  return a.config == b.config && a.source_hash == b.source_hash && a.format == b.format && same_search &&
+         (!integer || a.integers == b.integers);
 }
 
 std::string cached_name(const std::string& base_path, const IrqInfo& info, const std::optional<LoftqSpec>& loftq) {
   std::string stem = base_path;
   if (const size_t dot = stem.rfind('.'); dot != std::string::npos && stem.find('/', dot) == std::string::npos)
     stem.resize(dot);
+  const std::string source = strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
+  if (info.format.kind == QuantKind::integer) return stem + integer_words(info) + source;
   std::string name = strf("%s.nf%d", stem.c_str(), info.format.bits);
   if (info.format.shift == ShiftKind::tau) name += "-icq-" + name_part(info.icq);
   if (loftq) {
     name += strf("-loftq-r%ld-t%d", loftq->rank, loftq->turns);
     if (loftq->targets != kAllTargets) name += "-" + targets_text(loftq->targets);
   }
-  return name + strf("-%012llx.irq", static_cast<unsigned long long>(info.source_hash >> 16));
+  return name + source;
+}
+
+void begin_summary(QuantizeSummary& summary, int bits) {
+  summary.histogram_plain.resize(static_cast<size_t>(bits * QuantizeSummary::kBinsPerBit + 1));
+  summary.histogram = summary.histogram_plain;
+}
+
+void add_matrix(QuantizeSummary& summary, const MatrixReport& m, int64_t source_bytes, int64_t bytes) {
+  const int64_t n = m.rows * m.cols;
+  const auto weights = static_cast<double>(n);
+  summary.matrices.push_back(m);
+  summary.weights += n;
+  summary.source_bytes += source_bytes;
+  summary.bytes += bytes;
+  summary.entropy_plain += m.entropy_plain * weights, summary.entropy += m.entropy * weights;
+  summary.error_plain += m.error_plain * weights, summary.error += m.error * weights;
+  summary.device_seconds += m.seconds;
+}
+
+void count_entropies(QuantizeSummary& summary, const std::vector<float>& plain, const std::vector<float>& stored) {
+  count_blocks(plain, summary.histogram_plain);
+  count_blocks(stored, summary.histogram);
+}
+
+void end_summary(QuantizeSummary& summary, const std::string& path) {
+  summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(path));
+  for (double* sum : {&summary.entropy_plain, &summary.entropy, &summary.error_plain, &summary.error})
+    *sum /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
 }
 
 QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
@@ -158,8 +238,9 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
   const LoftqSpec loftq_spec = options.loftq.value_or(LoftqSpec{.targets = 0});
   Loftq loftq(backend, loftq_spec);
   QuantizeSummary summary;
-  summary.histogram_plain.resize(static_cast<size_t>(options.bits * QuantizeSummary::kBinsPerBit + 1));
-  summary.histogram = summary.histogram_plain;
+  begin_summary(summary, options.bits);
+  const bool nf = options.format == BaseFormat::nf;
+  IRQ_CHECK(options.format != BaseFormat::gptq, "GPTQ sees more than one matrix at a time");
 
   const std::vector<TensorSpec>& tensors = in.layout().tensors();
   const int64_t matrices = 7 * in.config().layers;
@@ -193,8 +274,9 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
     const bool adapted = loftq_spec.targets >> (linear % 7) & 1u;
     const Quantizer& used = adapted ? loftq.quantizer() : quantizer;
-    const QuantizeStats stats =
-        adapted ? loftq.run(q, w) : quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors);
+    const QuantizeStats stats = adapted ? loftq.run(q, w)
+                                : nf    ? quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors)
+                                        : quantizer.run_integer(q, w, integer_spec(options), options.errors);
     HostMatrix& done = slots[summary.matrices.size() % 2];
     download(done, backend, q, used);
     if (adapted) take_factors(backend, loftq, name, summary.factors);
@@ -203,25 +285,17 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
     if (writing.valid()) writing.get();
     writing = std::async(std::launch::async, [&writer, &done, &summary, name, stats] {
       writer.write_matrix(name, done.q, stats.entropy_plain, stats.entropy);
-      count_blocks(done.entropy_plain, summary.histogram_plain);
-      count_blocks(done.entropy, summary.histogram);
+      count_entropies(summary, done.entropy_plain, done.entropy);
     });
-    summary.matrices.push_back({name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain,
-                                stats.error, seconds, adapted ? loftq.steps() : std::vector<LoftqStep>{}});
-    summary.weights += host.numel();
-    summary.source_bytes += host.bytes();
-    summary.bytes += quantized_bytes(host.rows, host.cols, info.format);
-    const double weights = static_cast<double>(host.numel());
-    summary.entropy_plain += stats.entropy_plain * weights, summary.entropy += stats.entropy * weights;
-    summary.error_plain += stats.error_plain * weights, summary.error += stats.error * weights;
-    summary.device_seconds += seconds;
+    add_matrix(summary,
+               {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain, stats.error, seconds,
+                adapted ? loftq.steps() : std::vector<LoftqStep>{}},
+               host.bytes(), quantized_bytes(host.rows, host.cols, info.format));
     if (progress) progress(static_cast<int64_t>(summary.matrices.size()), matrices, name);
   }
   if (writing.valid()) writing.get();
   summary.hash = writer.finish();
-  summary.file_bytes = static_cast<int64_t>(std::filesystem::file_size(out_path));
-  for (double* sum : {&summary.entropy_plain, &summary.entropy, &summary.error_plain, &summary.error})
-    *sum /= static_cast<double>(std::max<int64_t>(summary.weights, 1));
+  end_summary(summary, out_path);
   summary.seconds = now_seconds() - start;
   return summary;
 }

@@ -12,14 +12,33 @@
 
 namespace irq {
 
+// Token ids, one sequence each, that GPTQ measures the model's activations on; with what identifies them.
+struct Calibration {
+  std::vector<std::vector<int32_t>> sequences;
+  int64_t tokens = 0;
+  uint64_t hash = 0;
+};
+
+enum class BaseFormat { nf, integer, gptq };      // GPTQ makes integers too
+BaseFormat base_format(const std::string& name);  // "nf", "int", "gptq"
+// "channel" or a number of weights, as --group has it; a usage Error for anything else.
+int parse_group(const std::string& text);
+std::string group_text(int group);
+
 struct QuantizeOptions {
   int bits = 4;
-  bool icq = true;
-  IcqSpec spec;
+  bool icq = true;  // NF
+  IcqSpec spec;     // NF
   bool errors =
       false;  // measure the squared errors too: two passes over the weights more, and room for one more matrix
-  std::optional<LoftqSpec> loftq;  // instead of ICQ: with the low-rank factors that belong to the codes
+  std::optional<LoftqSpec> loftq;  // NF, instead of ICQ: with the low-rank factors that belong to the codes
+  BaseFormat format = BaseFormat::nf;
+  IntSpec integers;                       // integer and gptq; its bits are taken from above
+  bool act_order = false, fresh = false;  // gptq
+  Calibration calibration;                // gptq
 };
+
+IntSpec integer_spec(const QuantizeOptions& options);  // of integer and gptq
 
 struct MatrixReport {
   std::string name;
@@ -48,10 +67,17 @@ struct QuantizeSummary {
 // done, of: matrices; `name`: the one just finished.
 using QuantizeProgress = std::function<void(int64_t done, int64_t of, const std::string& name)>;
 
+// NF and integers by rounding; GPTQ's way is gptq_base.h.
 // The next matrix is read and checked, and the last one written, while the device works on the present one. Ctrl-C
 // ends it between two matrices; the file at out_path appears when it is whole, or not at all.
 QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
                               const QuantizeOptions& options, const QuantizeProgress& progress = {});
+
+// A summary's sums begun and ended, and one matrix added: for whoever writes a base.
+void begin_summary(QuantizeSummary& summary, int bits);
+void add_matrix(QuantizeSummary& summary, const MatrixReport& matrix, int64_t source_bytes, int64_t bytes);
+void count_entropies(QuantizeSummary& summary, const std::vector<float>& plain, const std::vector<float>& stored);
+void end_summary(QuantizeSummary& summary, const std::string& path);
 
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
 IrqInfo quantized_info(const BaseSource& in, const QuantizeOptions& options);
