@@ -19,13 +19,12 @@ const std::string& word_of(const std::vector<std::string>& words, E value) {
   return words.at(static_cast<size_t>(value));
 }
 
-// The fewest digits that read back as x: two lambdas never share a file.
+}  // namespace
+
 std::string shortest(double x) {
   char text[32];
   return std::string(text, std::to_chars(text, text + sizeof(text), x).ptr);
 }
-
-}  // namespace
 
 IcqSpec icq_spec(double lambda, int n, const std::string& entropy, const IcqWords& words) {
   IcqSpec spec;

@@ -31,6 +31,8 @@ IcqSpec icq_spec(double lambda, int n, const std::string& entropy, const IcqWord
 // Which flags would change nothing beside the others.
 std::vector<IgnoredFlags> ignored_icq_flags(const IcqSpec& spec);
 
+// The fewest digits that read back as x: two lambdas never share a name.
+std::string shortest(double x);
 // "lambda 0.1, n 100, entropy exact", and behind it each setting that is not the paper's: ", ties mse".
 std::string describe(const IcqSpec& spec);
 // "l0.1-n100-exact", and behind it the same: "-mse-absmax". Two specs that differ have different names.

@@ -268,7 +268,9 @@ QuantizeSummary gptq_base(Backend& backend, BaseSource& in, const std::string& o
     const QuantizeStats stats = matrices.run(host, shown.c_str(), stream.weight(linear), spec, gptq);
     matrices.write(writer, tensor.name, stats);
     if (linear == 6 && index / 7 + 1 < config.layers) stream.leave_layer();
-    MatrixReport report{tensor.name, host.rows, host.cols, stats.entropy_plain, stats.entropy};
+    MatrixReport report;
+    report.name = tensor.name, report.rows = host.rows, report.cols = host.cols;
+    report.entropy_plain = stats.entropy_plain, report.entropy = stats.entropy;
     report.seconds = now_seconds() - began;
     add_matrix(summary, report, host.bytes(), quantized_bytes(host.rows, host.cols, info.format));
     count_entropies(summary, matrices.on_host(matrices.solver().entropy_plain()),

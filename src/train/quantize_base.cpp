@@ -1,6 +1,7 @@
 #include "src/train/quantize_base.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <future>
