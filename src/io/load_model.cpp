@@ -74,7 +74,7 @@ void for_each(Llama& model, Plain&& plain, Matrix&& matrix) {
 
 void upload_packed(Backend& backend, QuantizedMatrix dst, QuantizedMatrix src) {
   const auto to = matrix_parts(dst), from = matrix_parts(src);
-  for (size_t i = 0; i < to.size(); ++i) backend.upload(*to[i].tensor, from[i].tensor->data);
+  for (size_t i = 0; i < to.size(); ++i) upload_as(backend, *to[i].tensor, *from[i].tensor);  // trained scales: masters
   if (dst.uses_map()) backend.upload(dst.map, src.map.data);
 }
 
