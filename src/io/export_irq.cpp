@@ -16,9 +16,9 @@ struct Merged {
 };
 
 void require_mergeable(ExportSource& source) {
-  const AdapterReader& adapter = *source.adapter();
+  AdapterReader& adapter = *source.adapter();
   const AdapterFile& info = adapter.info();
-  const std::string& path = const_cast<AdapterReader&>(adapter).file().path();
+  const std::string& path = adapter.file().path();
   if (!source.irq() || source.irq()->format().kind != QuantKind::integer)
     throw Error(source.path() + ": --irq merges into the zero points or scales of integers")
         .line("found", source.irq() ? "NF codes, which have neither" : "a base that is not quantized")
@@ -45,12 +45,16 @@ Merged merge_zeros(ExportSource& source, const std::string& name, const Quantize
   const double s = adapter.info().alpha / static_cast<double>(f.rank);
   Merged out;
   out.values.resize(static_cast<size_t>(q.blocks()));
-  for (int64_t o = 0; o < q.rows; ++o)
+  std::vector<double> updates(static_cast<size_t>(f.groups));
+  for (int64_t o = 0; o < q.rows; ++o) {
+    std::fill(updates.begin(), updates.end(), 0.0);
+    for (int64_t k = 0; k < f.rank; ++k) {
+      const double b = s * f.b[static_cast<size_t>(o * f.rank + k)];
+      const double* a = f.a.data() + k * f.groups;
+      for (int64_t g = 0; g < f.groups; ++g) updates[static_cast<size_t>(g)] += b * a[g];
+    }
     for (int64_t g = 0; g < f.groups; ++g) {
-      double update = 0;
-      for (int64_t k = 0; k < f.rank; ++k)
-        update += f.b[static_cast<size_t>(o * f.rank + k)] * f.a[static_cast<size_t>(k * f.groups + g)];
-      update *= s;
+      const double update = updates[static_cast<size_t>(g)];
       const int64_t block = o * f.groups + g;
       const double scale = static_cast<double>(q.scales.as<float>()[block]);
       const double zero = q.zeros.dtype == DType::F32 ? static_cast<double>(q.zeros.as<float>()[block])
@@ -63,6 +67,7 @@ Merged merge_zeros(ExportSource& source, const std::string& name, const Quantize
             .line("try", "--hf DIR --merge, or quantize the base again");
       out.values[static_cast<size_t>(block)] = moved;
     }
+  }
   if (f.exact) return out;
   // What the nearest zero points miss: the update per feature against the mean over its group.
   const FoldedAdapter whole = fold_adapter(adapter, name, shape);

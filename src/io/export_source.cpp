@@ -89,6 +89,7 @@ ExportSource::ExportSource(const std::string& model, const std::string& adapter,
   adapter_ = std::make_unique<AdapterReader>(adapter);
   const BaseIdentity base{path_, hash(), quantized(), quantized_ ? quantized_->source_hash() : 0};
   require_adapter_base(base, adapter_->info().base_hash, adapter, merge ? kWhyMerge : kWhyPeft);
+  require_integer_base(adapter_->info(), quantized_.get(), adapter);
 }
 
 ExportSource::Opened ExportSource::open(const std::string& name) {

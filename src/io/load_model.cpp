@@ -163,6 +163,10 @@ std::vector<NamedArray> download_params(Backend& backend, ParamStore& params) {
 
 void upload_adapter(Backend& backend, Llama& model, const AdapterFile& adapter, const std::string& path) {
   ParamStore& params = model.params();
+  if (adapter.trains_scales() && adapter.tensors.size() != params.params().size())  // a scale of 0 would pass unseen
+    throw Error(path + ": this adapter does not fit the model")
+        .line("expected", strf("the scales of %zu linears", params.params().size()))
+        .line("found", std::to_string(adapter.tensors.size()));
   backend.fill(params.values(), 0);
   for (const NamedArray& a : adapter.tensors) {
     const int index = params.find(a.name);

@@ -1,5 +1,6 @@
 // The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
-// gets everything ready, finetune.cpp trains. finetune_init.cpp: the adapter to start from.
+// gets everything ready, finetune.cpp trains. finetune_init.cpp: the adapter to start from. finetune_methods.cpp: what a method
+// asks of its base, and what it trains.
 #pragma once
 #include <memory>
 #include <optional>
@@ -42,6 +43,13 @@ class Finetune {
   void require_same_options() const;
   void require_same_base() const;
 
+  // finetune_methods.cpp
+  void require_base_of_method() const;
+  void resolve_pooling();
+  void take_pooling(const AdapterFile& initial);
+  ModelPlan model_plan() const;
+  AdapterFile result_header() const;
+
   // finetune_init.cpp
   void open_init_adapter();
   void require_init_base() const;
@@ -55,7 +63,6 @@ class Finetune {
   void note_long_examples() const;
   void plan_batches();
   void quantize();
-  ModelPlan model_plan() const;
   void build();
   void require_disk() const;
   Error with_advice(Error error, const ModelPlan& model, int64_t budget) const;
