@@ -5,51 +5,11 @@
 #include "src/io/export.h"
 #include "src/io/inspect.h"
 #include "src/io/safetensors.h"
-#include "tests/eval_fixture.h"
+#include "tests/integer_base.h"
 #include "tests/scratch_dir.h"
 
 namespace irq {
 namespace {
-
-IrqInfo integer_info(int group, ShiftKind shift = ShiftKind::int_zero) {
-  IrqInfo info;
-  info.config = eval_config();
-  info.dtype = DType::F32;
-  info.format = {QuantKind::integer, 4, group, ScaleKind::f32, shift};
-  info.source_hash = 77;
-  return info;
-}
-
-// An integer base with random codes, zero points near the middle, and scales that give weights of N(0, 1/in)'s size.
-uint64_t write_integer_base(const std::string& path, const IrqInfo& info, float zero_scale_at = -1) {
-  const Weights plain = random_weights(info.config, 3);
-  IrqWriter w(path, info);
-  Rng rng(11, 1);
-  while (w.next()->name != "entropy") {
-    std::string name = w.next()->name;
-    const size_t dot = name.find_last_of('.');
-    LinearShape shape{};
-    if (dot == std::string::npos || linear_index(info.config, name.substr(0, dot), &shape) < 0) {
-      w.write(name, plain.at(name).data(), w.next()->bytes());
-      continue;
-    }
-    name.resize(dot);
-    QuantizedMatrix q;
-    q.rows = shape.out, q.cols = shape.in, q.format = info.format;
-    std::vector<uint8_t> codes(static_cast<size_t>(q.code_bytes())), zeros(static_cast<size_t>(q.blocks()));
-    std::vector<float> scales(static_cast<size_t>(q.blocks()));
-    for (uint8_t& x : codes) x = static_cast<uint8_t>(rng.below(256));
-    for (uint8_t& x : zeros) x = static_cast<uint8_t>(6 + rng.below(4));
-    const double size = 0.4 / std::sqrt(static_cast<double>(shape.in));
-    for (float& x : scales) x = static_cast<float>(size * (0.5 + rng.uniform()));
-    if (zero_scale_at >= 0 && name == "layers.1.wo") scales[static_cast<size_t>(zero_scale_at)] = 0;
-    q.codes = make_view(codes.data(), DType::U8, 1, q.code_bytes(), "codes");
-    q.zeros = make_view(zeros.data(), DType::U8, 1, q.blocks(), "zeros");
-    q.scales = make_view(scales.data(), DType::F32, 1, q.blocks(), "scales");
-    w.write_matrix(name, q, 3.5, 3.75);
-  }
-  return w.finish();
-}
 
 AdapterFile pooled_adapter(const InputPool& pool, bool iec, uint64_t hash, uint32_t targets = kAllTargets) {
   AdapterFile a = random_adapter(eval_config(), targets, iec, iec, hash);
@@ -121,7 +81,7 @@ TEST_F(MergeIrq, PoolingMergesIntoZeroPoints) {
   for (const int group : {32, 64, kPerChannel})  // inputs of 64 and 96: with 64 the second group of 96 is short
     for (const PoolKind kind : {PoolKind::mean, PoolKind::sum, PoolKind::peft}) {
       const std::string base = path("base.irq"), adapter = path("a.lora"), out = path("out.irq");
-      const uint64_t hash = write_integer_base(base, integer_info(group));
+      const uint64_t hash = write_integer_base(base, integer_info(eval_config(), group));
       write_adapter(adapter, pooled_adapter({kind, group, false}, false, hash, kAllTargets & ~4u));
       std::filesystem::remove(out);
       merge(base, adapter, out);
@@ -160,7 +120,7 @@ TEST_F(MergeIrq, WrittenExample) {
 
 TEST_F(MergeIrq, IecMergesWhereSlicesAreWholeGroups) {
   const std::string base = path("base.irq"), adapter = path("a.lora"), out = path("out.irq");
-  const uint64_t hash = write_integer_base(base, integer_info(32));
+  const uint64_t hash = write_integer_base(base, integer_info(eval_config(), 32));
   // Rank 8: 64 and 96 features in 8 slices of 8 and 12 cut groups of 32.
   write_adapter(adapter, pooled_adapter({PoolKind::sum, 32, false}, true, hash));
   try {
@@ -184,7 +144,7 @@ TEST_F(MergeIrq, IecMergesWhereSlicesAreWholeGroups) {
   merge(base, path("g.lora"), path("g.irq"));
   EXPECT_LT(distance(logits(path("g.irq")), logits(base, path("g.lora"))), kRounding);
   // Groups of 8: slices of 8 fit those of 64 features, slices of 12 do not fit those of 96; without w_down all fit.
-  const uint64_t fine = write_integer_base(path("fine.irq"), integer_info(8));
+  const uint64_t fine = write_integer_base(path("fine.irq"), integer_info(eval_config(), 8));
   write_adapter(path("raw.lora"), pooled_adapter({PoolKind::sum, 8, false}, true, fine, kAllTargets & ~64u));
   merge(path("fine.irq"), path("raw.lora"), path("raw.irq"));
   EXPECT_LT(distance(logits(path("raw.irq")), logits(path("fine.irq"), path("raw.lora"))), kRounding);
@@ -193,7 +153,7 @@ TEST_F(MergeIrq, IecMergesWhereSlicesAreWholeGroups) {
 TEST_F(MergeIrq, ScalesMerge) {
   for (const int group : {64, kPerChannel}) {
     const std::string base = path("base.irq"), adapter = path("a.lora"), out = path("out.irq");
-    const uint64_t hash = write_integer_base(base, integer_info(group));
+    const uint64_t hash = write_integer_base(base, integer_info(eval_config(), group));
     write_adapter(adapter, scales_adapter(base, hash));
     std::filesystem::remove(out);
     merge(base, adapter, out);
@@ -205,7 +165,7 @@ TEST_F(MergeIrq, ScalesMerge) {
 
 TEST_F(MergeIrq, OtherFormsFoldToo) {
   const std::string base = path("base.irq"), out = path("hf");
-  const uint64_t hash = write_integer_base(base, integer_info(32));
+  const uint64_t hash = write_integer_base(base, integer_info(eval_config(), 32));
   write_adapter(path("a.lora"), pooled_adapter({PoolKind::mean, 32, false}, true, hash));
   write_adapter(path("s.lora"), scales_adapter(base, hash));
   ExportOptions options;
@@ -243,7 +203,7 @@ TEST_F(MergeIrq, Refusals) {
     } catch (const Error& e) { return e.what(); }
     return "merged";
   };
-  uint64_t hash = write_integer_base(base, integer_info(32));
+  uint64_t hash = write_integer_base(base, integer_info(eval_config(), 32));
   write_adapter(path("plain.lora"), random_adapter(eval_config(), kAllTargets, false, false, hash));
   EXPECT_NE(complaint(path("plain.lora")).find("--irq cannot take this adapter"), std::string::npos);
   write_adapter(path("other.lora"), pooled_adapter({PoolKind::mean, 16, false}, false, hash));
@@ -261,7 +221,7 @@ TEST_F(MergeIrq, Refusals) {
   EXPECT_NE(complaint(path("a.lora")).find("the file exists"), std::string::npos);
   // A group of scale 0 holds no zero point.
   std::filesystem::remove(out);
-  hash = write_integer_base(base, integer_info(32), 5);
+  hash = write_integer_base(base, integer_info(eval_config(), 32), 5);
   write_adapter(path("a.lora"), pooled_adapter({PoolKind::mean, 32, false}, false, hash));
   const std::string zero = complaint(path("a.lora"));
   EXPECT_NE(zero.find("layers.1.wo, row 2, group 1: scale 0"), std::string::npos) << zero;
@@ -271,7 +231,7 @@ TEST_F(MergeIrq, Refusals) {
 }
 
 TEST_F(MergeIrq, InspectShowsThePooling) {
-  const uint64_t hash = write_integer_base(path("base.irq"), integer_info(32));
+  const uint64_t hash = write_integer_base(path("base.irq"), integer_info(eval_config(), 32));
   write_adapter(path("a.lora"), pooled_adapter({PoolKind::sum, 32, true}, true, hash));
   write_adapter(path("s.lora"), scales_adapter(path("base.irq"), hash));
   EXPECT_NE(inspect_summary(path("a.lora")).find("  pooling  : sum over groups of 32 features, beta1 over groups\n"),
