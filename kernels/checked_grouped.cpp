@@ -17,8 +17,8 @@ void CheckedBackend::group_pool(Tensor y, Tensor x, GroupPool pool) {
 
 void CheckedBackend::group_spread(Tensor dx, Tensor dy, GroupPool pool, double beta) {
   CHECKS;
-  IRQ_CHECK(pool.cols > 0 && pool.group > 0 && pool.repeat == 1, "group_spread: groups of %ld of %ld columns, %ld times",
-            pool.group, pool.cols, pool.repeat);
+  IRQ_CHECK(pool.cols > 0 && pool.group > 0 && pool.repeat == 1,
+            "group_spread: groups of %ld of %ld columns, %ld times", pool.group, pool.cols, pool.repeat);
   check.shape("dx", dx, dy.rows, pool.cols, Type::storage);
   check.shape("dy", dy, dy.rows, pool.groups(), Type::storage);
   FORWARD(group_spread(dx, dy, pool, beta));

@@ -23,9 +23,9 @@ struct InputPool {
 
 // Contiguous groups of a row; the last may be short. Its mean is over its real length, so that merging stays exact.
 struct GroupPool {
-  int64_t cols = 0;    // h; 0: no pooling
-  int64_t group = 1;   // L
-  double factor = 1;   // coefficient(g) = factor, or factor / length(g)
+  int64_t cols = 0;   // h; 0: no pooling
+  int64_t group = 1;  // L
+  double factor = 1;  // coefficient(g) = factor, or factor / length(g)
   bool mean = true;
   int64_t repeat = 1;  // each group's value goes to `repeat` outputs ...
   bool tile = false;   // ... v1 .. vg v1 .. vg, and not v1 v1 .. vg vg

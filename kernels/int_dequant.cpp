@@ -17,8 +17,8 @@ void CpuBackend::int_dequant(Tensor w, QuantizedMatrix q) {
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t block = row * groups + g, end = std::min(q.cols, (g + 1) * group);
         const S scale = q.scales.as<S>()[block];
-        const S zero = float_zero ? static_cast<S>(q.zeros.as<float>()[block])
-                                  : static_cast<S>(q.zeros.as<uint8_t>()[block]);
+        const S zero =
+            float_zero ? static_cast<S>(q.zeros.as<float>()[block]) : static_cast<S>(q.zeros.as<uint8_t>()[block]);
         for (int64_t i = g * group; i < end; ++i) {
           const S code = static_cast<S>(stream_code(q.codes.as<uint8_t>(), bits, row * q.cols + i));
           out[i] = static_cast<T>(scale * (code - zero));

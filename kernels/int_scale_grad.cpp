@@ -14,12 +14,12 @@ void CpuBackend::int_scale_grad(Tensor ds, Tensor dw, QuantizedMatrix q, double 
     for (int64_t row = 0; row < q.rows; ++row)
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t block = row * groups + g, end = std::min(q.cols, (g + 1) * group);
-        const T zero = float_zero ? static_cast<T>(q.zeros.as<float>()[block])
-                                  : static_cast<T>(q.zeros.as<uint8_t>()[block]);
+        const T zero =
+            float_zero ? static_cast<T>(q.zeros.as<float>()[block]) : static_cast<T>(q.zeros.as<uint8_t>()[block]);
         T sum = 0;
         for (int64_t i = g * group; i < end; ++i)
-          sum += dw.row<T>(row)[i] *
-                 (static_cast<T>(stream_code(q.codes.as<uint8_t>(), bits, row * q.cols + i)) - zero);
+          sum +=
+              dw.row<T>(row)[i] * (static_cast<T>(stream_code(q.codes.as<uint8_t>(), bits, row * q.cols + i)) - zero);
         T& out = ds.as<T>()[block];
         out = beta == 0 ? sum : static_cast<T>(beta) * out + sum;
       }

@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kThreads)
 
 void CudaBackend::int_scale_grad(Tensor ds, Tensor dw, QuantizedMatrix q, double beta) {
   if (q.numel() == 0) return;
-  const GradView view{q.codes.as<uint8_t>(), q.zeros.data, q.format.shift == ShiftKind::float_zero,
-                      q.format.bits,         q.rows,       q.cols,
-                      q.group_size(),        q.groups_per_row()};
+  const GradView view{
+      q.codes.as<uint8_t>(), q.zeros.data,      q.format.shift == ShiftKind::float_zero, q.format.bits, q.rows, q.cols,
+      q.group_size(),        q.groups_per_row()};
   const int64_t grid = std::min<int64_t>(ceil_div(q.blocks(), kThreads / kWarp), int64_t{32} * sm_count());
   int_scale_grad_kernel<<<static_cast<unsigned>(grid), kThreads, 0, stream_>>>(
       ds.as<float>(), dw.as<float>(), dw.stride, view, static_cast<float>(beta));

@@ -86,7 +86,8 @@ TEST_F(MergeIrq, PoolingMergesIntoZeroPoints) {
       std::filesystem::remove(out);
       merge(base, adapter, out);
       EXPECT_EQ(IrqReader(out).format().shift, ShiftKind::float_zero);
-      EXPECT_EQ(unpack_codes(IrqReader(out).matrix("layers.0.wq")), unpack_codes(IrqReader(base).matrix("layers.0.wq")));
+      EXPECT_EQ(unpack_codes(IrqReader(out).matrix("layers.0.wq")),
+                unpack_codes(IrqReader(base).matrix("layers.0.wq")));
       const std::vector<float> apart = logits(base, adapter);
       EXPECT_LT(distance(logits(out), apart), kRounding) << group << " " << name_of(kind);
       EXPECT_GT(distance(logits(base), apart), 500 * kRounding) << "the adapter does nothing";
@@ -102,7 +103,8 @@ TEST_F(MergeIrq, PoolingMergesIntoZeroPoints) {
 TEST_F(MergeIrq, WrittenExample) {
   const float scale[2][4] = {{.5f, .25f, .5f, 1}, {.25f, .5f, .125f, .5f}};
   const double zero[2][4] = {{1, 2, 1, 2}, {2, 1, 2, 1}};
-  const double mean[2][4] = {{.875, 2.5, .9375, 1.75}, {2.5, .5, 2.5, 2}}, sum[2][4] = {{.75, 3, .875, 1.5}, {3, 0, 3, 3}};
+  const double mean[2][4] = {{.875, 2.5, .9375, 1.75}, {2.5, .5, 2.5, 2}},
+               sum[2][4] = {{.75, 3, .875, 1.5}, {3, 0, 3, 3}};
   for (const PoolKind kind : {PoolKind::mean, PoolKind::sum}) {
     AdapterFile a;
     a.method = "qa-lora", a.rank = 1, a.alpha = 0.25, a.targets = 1, a.pool = {kind, 2, false};
@@ -128,7 +130,8 @@ TEST_F(MergeIrq, IecMergesWhereSlicesAreWholeGroups) {
     FAIL() << "slices of 8 features in groups of 32";
   } catch (const Error& e) {
     const std::string text = e.what();
-    EXPECT_NE(text.find("beta1 averages slices of 8 features, which cut the base's groups of 32"), std::string::npos) << text;
+    EXPECT_NE(text.find("beta1 averages slices of 8 features, which cut the base's groups of 32"), std::string::npos)
+        << text;
     EXPECT_NE(text.find("--iec-align group"), std::string::npos) << text;
   }
   EXPECT_FALSE(std::filesystem::exists(out));

@@ -17,7 +17,8 @@ ModelPlan pooled_plan(PoolKind kind, int64_t group, bool aligned, bool iec, doub
 ModelPlan scales_plan(int bits, int group, bool float_zero = false) {
   ModelPlan p = tiny_plan(true);
   p.lora = false, p.scales = true, p.quantized = true;
-  p.format = {QuantKind::integer, bits, group, ScaleKind::f32, float_zero ? ShiftKind::float_zero : ShiftKind::int_zero};
+  p.format = {QuantKind::integer, bits, group, ScaleKind::f32,
+              float_zero ? ShiftKind::float_zero : ShiftKind::int_zero};
   return p;
 }
 
@@ -31,8 +32,7 @@ TEST(MethodGradients, QaLoraShortGroupDropout) {
 }
 TEST(MethodGradients, IrQaLora) {
   for (const bool aligned : {false, true})
-    for (const double dropout : {0.0, 0.25})
-      check_gradients(pooled_plan(PoolKind::sum, 16, aligned, true, dropout));
+    for (const double dropout : {0.0, 0.25}) check_gradients(pooled_plan(PoolKind::sum, 16, aligned, true, dropout));
 }
 TEST(MethodGradients, IrQaLoraMeansTiledSomeTargets) {
   ModelPlan p = pooled_plan(PoolKind::mean, 8, true, true, 0.1);
@@ -107,8 +107,8 @@ TEST(Methods, PlanIsThePeakToTheByte) {
   const std::vector<Example> examples = tiny_examples(40);
   const Batch batch = pack_range(examples, 0, 40);
   Backend& b = cpu_backend(DType::F32);
-  for (const ModelPlan& p :
-       {pooled_plan(PoolKind::mean, 16, false, true), pooled_plan(PoolKind::sum, 16, true, true, 0.1), scales_plan(3, 8)}) {
+  for (const ModelPlan& p : {pooled_plan(PoolKind::mean, 16, false, true),
+                             pooled_plan(PoolKind::sum, 16, true, true, 0.1), scales_plan(3, 8)}) {
     const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
     void* memory = b.allocate(plan.peak_bytes);
     {

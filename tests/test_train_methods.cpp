@@ -19,7 +19,7 @@ class TrainMethods : public TrainErrors {
   std::string base() { return dir_ / "int.irq"; }
   CommandResult run(const Args& more) {
     Args args = {base(), "--data", shared("data.tok"), "--window", "24", "--batch", "4", "--holdout", "4",
-                 "--lr", "0.002", "--device", "cpu"};
+                 "--lr", "0.002",  "--device",         "cpu"};
     const bool scales = std::find(more.begin(), more.end(), "peqa") != more.end();
     return run_command("irq_train", args + (scales ? Args{} : Args{"--rank", "8"}) + more);
   }
@@ -28,8 +28,8 @@ class TrainMethods : public TrainErrors {
     EXPECT_EQ(r.status, 0) << r.err;
   }
   double loss_of(const Args& model) {
-    const CommandResult r = run_command("irq_eval", model + Args{"--loss", shared("data.tok"), "--window", "24", "--json",
-                                                                 dir_ / "loss.json", "--device", "cpu"});
+    const CommandResult r = run_command("irq_eval", model + Args{"--loss", shared("data.tok"), "--window", "24",
+                                                                 "--json", dir_ / "loss.json", "--device", "cpu"});
     EXPECT_EQ(r.status, 0) << r.err;
     return nlohmann::json::parse(read_text(dir_ / "loss.json"))["loss"]["nll"];
   }
@@ -68,10 +68,12 @@ TEST_F(TrainMethods, TrainResumeAndMerge) {
     const double apart = loss_of({base(), "--adapter", adapter});
     EXPECT_NEAR(loss_of({merged}), apart, 1e-5 * apart) << "F32 rounding of weights, see test_merge_irq.cpp";
     EXPECT_LT(apart, loss_of({base()}));
-    const CommandResult words = run_command("irq_generate", {merged, "--ids", "1,5,9", "--max-tokens", "4", "--device", "cpu"});
+    const CommandResult words =
+        run_command("irq_generate", {merged, "--ids", "1,5,9", "--max-tokens", "4", "--device", "cpu"});
     EXPECT_EQ(words.status, 0) << words.err;
-    EXPECT_EQ(words.out, run_command("irq_generate", {base(), "--adapter", adapter, "--ids", "1,5,9", "--max-tokens", "4",
-                                                      "--device", "cpu"}).out);
+    EXPECT_EQ(words.out, run_command("irq_generate", {base(), "--adapter", adapter, "--ids", "1,5,9", "--max-tokens",
+                                                      "4", "--device", "cpu"})
+                             .out);
   }
 }
 
@@ -100,7 +102,8 @@ TEST_F(TrainMethods, StartsFromAnAdapter) {
   const auto refused = [&](const Args& options, const std::string& part, int status = 1) {
     expect_part(run(options + Args{"--steps", "1", "--out", dir_ / "x"}), part, status);
   };
-  refused({"--method", "ir-qa-lora", "--init-adapter", adapter, "--pool", "mean"}, "--pool mean: " + adapter + " has sum", 2);
+  refused({"--method", "ir-qa-lora", "--init-adapter", adapter, "--pool", "mean"},
+          "--pool mean: " + adapter + " has sum", 2);
   refused({"--method", "ir-qa-lora", "--init-adapter", scales}, "does not belong to --method ir-qa-lora");
   refused({"--method", "peqa", "--init-adapter", adapter}, "does not belong to --method peqa");
   refused({"--method", "qlora", "--init-adapter", adapter}, "--peft DIR");

@@ -29,13 +29,14 @@ void check_arguments(const Arguments& a, const Cli& cli) {
   if (peft && !adapter) throw wrong("--peft writes an adapter: --adapter FILE is missing");
   if (irq && !adapter) throw wrong("--irq merges an adapter into the base: --adapter FILE is missing");
   if (a.merge && !adapter) throw wrong("--merge needs --adapter FILE");
-  refuse_ignored(cli.given_flags(), {{peft, {"--merge"}, "--peft writes the adapter alone"},
-                                     {peft, {"--dtype"}, "an adapter is always written in f32"},
-                                     {irq, {"--merge"}, "--irq always merges"},
-                                     {irq, {"--dtype"}, "--irq keeps the base's codes"},
-                                     {!irq, {"--nearest"}, "--nearest belongs to --irq"},
-                                     {!peft && !irq && !a.merge, {"--adapter"}, "add --merge, or write it with --peft DIR"},
-                                     {!peft, {"--base-name"}, "--base-name belongs to --peft"}});
+  refuse_ignored(cli.given_flags(),
+                 {{peft, {"--merge"}, "--peft writes the adapter alone"},
+                  {peft, {"--dtype"}, "an adapter is always written in f32"},
+                  {irq, {"--merge"}, "--irq always merges"},
+                  {irq, {"--dtype"}, "--irq keeps the base's codes"},
+                  {!irq, {"--nearest"}, "--nearest belongs to --irq"},
+                  {!peft && !irq && !a.merge, {"--adapter"}, "add --merge, or write it with --peft DIR"},
+                  {!peft, {"--base-name"}, "--base-name belongs to --peft"}});
   const std::vector<std::string> inputs = model_files(a.model, a.adapter);
   if (!a.one_file()) refuse_overwriting_folder(a.out(), inputs);
   refuse_overwriting(a.out(), inputs);
@@ -52,7 +53,8 @@ std::string usage_text(const Arguments& a) {
   if (!a.hf.empty())
     return "from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained(" + python(a.hf) +
            ", dtype=\"auto\")";
-  if (!a.irq.empty()) return "./irq_eval " + shell_quoted(a.irq) + " --loss DATA    or ./irq_generate, without --adapter";
+  if (!a.irq.empty())
+    return "./irq_eval " + shell_quoted(a.irq) + " --loss DATA    or ./irq_generate, without --adapter";
   return "llama-cli -m " + shell_quoted(a.gguf) + " -p \"...\"";
 }
 
@@ -62,17 +64,16 @@ int run_export(Arguments& a, const Cli& cli) {
   ExportSource source(a.model, a.adapter, a.merge || !a.irq.empty());
   ProgressBar bar("export", 0, "B", cli.quiet());
   const ByteProgress progress = byte_progress(bar);
-  const ExportReport report = !a.peft.empty() ? export_peft(source, a.peft, a.options, progress)
-                              : !a.hf.empty() ? export_hugging_face(source, a.hf, a.options, progress)
+  const ExportReport report = !a.peft.empty()  ? export_peft(source, a.peft, a.options, progress)
+                              : !a.hf.empty()  ? export_hugging_face(source, a.hf, a.options, progress)
                               : !a.irq.empty() ? export_irq(source, a.irq, a.options, progress)
-                                              : export_gguf(source, a.gguf, a.options, progress);
+                                               : export_gguf(source, a.gguf, a.options, progress);
   bar.finish();
   for (const std::string& note : report.notes) cli.note(note);
   int64_t bytes = 0;
   size_t width = 0;
   for (const auto& [name, size] : report.files) bytes += size, width = std::max(width, name.size());
-  const std::string what = !a.peft.empty()
-                               ? std::string("a PEFT adapter, IEC folded in, f32")
+  const std::string what = !a.peft.empty() ? std::string("a PEFT adapter, IEC folded in, f32")
                            : !a.irq.empty()
                                ? std::string(source.adapter()->info().trains_scales()
                                                  ? "the quantized base with the adapter's scales"
@@ -100,8 +101,10 @@ int main(int argc, char** argv) {
   cli.option("--peft", &a.peft, "DIR: the adapter for PEFT, IEC folded into A and B");
   cli.option("--hf", &a.hf, "DIR: the model for Hugging Face transformers");
   cli.option("--gguf", &a.gguf, "FILE: the model for llama.cpp");
-  cli.option("--irq", &a.irq, "FILE: an integer base with the adapter merged into its zero points (qa-lora) or scales (peqa)");
-  cli.flag("--nearest", &a.options.nearest, "with --irq: where zero points cannot hold the adapter exactly, the nearest");
+  cli.option("--irq", &a.irq,
+             "FILE: an integer base with the adapter merged into its zero points (qa-lora) or scales (peqa)");
+  cli.flag("--nearest", &a.options.nearest,
+           "with --irq: where zero points cannot hold the adapter exactly, the nearest");
   cli.flag("--merge", &a.merge, "with the adapter merged into the weights, before they are rounded");
   cli.option("--dtype", &a.dtype, "type of the matrices (default: a .bin's own; bf16 for a .irq)",
              {"bf16", "f16", "f32"});

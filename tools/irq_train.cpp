@@ -10,8 +10,7 @@ int main(int argc, char** argv) {
   TrainOptions o;
   int64_t steps = 0, holdout = 0, gpus = 1, rank = 64;
   int bits = 4;
-  std::string legacy = "auto", targets = "all", iec_expand = "interleave", pool = "mean",
-              iec_align = "raw";
+  std::string legacy = "auto", targets = "all", iec_expand = "interleave", pool = "mean", iec_align = "raw";
   double alpha = 16, epochs = 0, lr = 0, dropout = 0, clip = 0;
   std::vector<std::string> names;
   for (const Method& m : methods()) names.push_back(m.name);

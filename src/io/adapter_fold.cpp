@@ -115,8 +115,8 @@ GroupedAdapter fold_into_groups(AdapterReader& adapter, const std::string& linea
   for (int64_t o = 0; o < shape.out; ++o)
     for (int64_t k = 0; k < f.rank; ++k) {
       const bool inside = k / expand.slice == expand.group(static_cast<int>(o));
-      f.b[static_cast<size_t>(o * f.rank + k)] = static_cast<double>(p.b.row<float>(o)[k]) +
-                                                (inside ? static_cast<double>(p.beta2) / expand.slice : 0.0);
+      f.b[static_cast<size_t>(o * f.rank + k)] =
+          static_cast<double>(p.b.row<float>(o)[k]) + (inside ? static_cast<double>(p.beta2) / expand.slice : 0.0);
     }
   return f;
 }

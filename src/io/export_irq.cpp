@@ -112,9 +112,10 @@ QuantizedMatrix merged_matrix(ExportSource& source, const std::string& name, Qua
 
 void note_nearest(double weight, double change, double lost, ExportReport& report) {
   if (change <= 0) return;
-  report.notes.push_back(strf("not exact: IEC's slices cut groups; the zero points hold all of the adapter but %.3g of its "
-                              "size, %.3g of the weights' (relative Frobenius norms)",
-                              std::sqrt(lost / change), std::sqrt(lost / std::max(weight, 1e-300))));
+  report.notes.push_back(
+      strf("not exact: IEC's slices cut groups; the zero points hold all of the adapter but %.3g of its "
+           "size, %.3g of the weights' (relative Frobenius norms)",
+           std::sqrt(lost / change), std::sqrt(lost / std::max(weight, 1e-300))));
 }
 
 }  // namespace

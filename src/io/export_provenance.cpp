@@ -32,8 +32,8 @@ std::map<std::string, std::string> provenance(ExportSource& source, DType dtype)
   const bool scales = source.adapter() && source.adapter()->info().trains_scales();
   text["irq.weights"] = scales            ? weight + " with the trained scales" + rounded
                         : source.merges() ? "W + (alpha / r) B~ A~ in F32" + rounded + "; W = " + weight +
-                                              "; A~ = A + beta1 P, B~ = B + beta2 E"
-                                        : weight + rounded;
+                                                "; A~ = A + beta1 P, B~ = B + beta2 E"
+                                          : weight + rounded;
   if (const AdapterReader* adapter = source.adapter()) {
     const AdapterFile& a = adapter->info();
     text["irq.method"] = a.method;

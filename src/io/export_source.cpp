@@ -109,7 +109,8 @@ ExportSource::Opened ExportSource::open(const std::string& name) {
   }
   LinearShape shape{};
   const int64_t index = linear_index(config(), name, &shape);
-  if (merge_ && adapter_ && index >= 0 && !adapter_->info().trains_scales() && adapter_->info().targets >> (index % 7) & 1u) {
+  if (merge_ && adapter_ && index >= 0 && !adapter_->info().trains_scales() &&
+      adapter_->info().targets >> (index % 7) & 1u) {
     o.merged = true;
     o.lora = fold_adapter(*adapter_, name, shape);
     o.scale = static_cast<float>(adapter_->info().alpha / static_cast<double>(o.lora.rank));

@@ -119,7 +119,7 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
     const auto name = [&](const AdapterPart& p, const char* what) {
       return strf("layers.%d.%s.%s", g.layer, g.parts[static_cast<size_t>(p.id % 7 - first_linear)].name, what);
     };
-    for (AdapterPart& p : g.adapters) 
+    for (AdapterPart& p : g.adapters)
       p.param_a = params_.add(name(p, "A"), p.rank, g.grouped() ? g.pool.groups() : g.in);
     for (AdapterPart& p : g.adapters) p.param_b = params_.add(name(p, "B"), p.out, p.rank);
     for (AdapterPart& p : g.adapters) {

@@ -45,7 +45,7 @@ struct ModelPlan {
   bool full = false;  // every parameter trains
   bool lora = false;
   LoraConfig lora_config;
-  bool scales = false;  // PEQA: the scales of an integer base are the parameters
+  bool scales = false;    // PEQA: the scales of an integer base are the parameters
   bool training = false;  // gradients and Adam's state are wanted
   // The [PAD] token that the authors' script adds (fidelity 6.5, --recipe official-script): its logit enters the softmax of
   // the loss, in training and in the held-out loss beside it, and nowhere else. Its row of the head (of embed, where that
@@ -74,10 +74,10 @@ class Llama {
   Weight& head() { return head_; }
   WeightProvider& weights() { return *weights_; }
 
-  void init_rope();                   // fills the cos and sin tables
+  void init_rope();  // fills the cos and sin tables
   // A ~ U(-1/sqrt(in), 1/sqrt(in)), QA-LoRA's A Xavier-uniform (fidelity 5.5), B = 0, betas = 0
   void init_adapters(uint64_t seed);
-  void init_full(uint64_t seed);      // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
+  void init_full(uint64_t seed);  // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
   // After a change of the masters: folds the adapters, rounds trained weights to their storage copies, or dequantizes cached
   // weights whose scales train.
   void refresh();

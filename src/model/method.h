@@ -43,7 +43,7 @@ struct LoraConfig {
   double dropout = 0;
   uint32_t targets = kAllTargets;
   bool u1 = true, u2 = true;
-  bool tile = false;  // expansion by tiling (paper Eq. 14) instead of interleaving (Eq. 16 and the released code)
+  bool tile = false;    // expansion by tiling (paper Eq. 14) instead of interleaving (Eq. 16 and the released code)
   InputPool pool = {};  // QA-LoRA: A is (r, groups of the input)
   double scale() const { return alpha / static_cast<double>(rank); }
 };

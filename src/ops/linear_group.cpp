@@ -53,8 +53,7 @@ void add_adapters(IecTableBuilder& table, const ParamStore& params, const Linear
     const bool beta1 = beta1_from_da(g, p), beta2 = beta2_from_db(p);
     const Tensor folded = g.a_folded.slice_rows(p.column, p.rank);
     if (g.dropout == 0) {
-      table.add(folded, p.a, p.beta1, 1, gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile,
-                pooling);
+      table.add(folded, p.a, p.beta1, 1, gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile, pooling);
     } else {
       table.add(g.a_plain.slice_rows(p.column, p.rank), p.a, {}, 1, {}, {}, g.tile);
       if (p.beta1)

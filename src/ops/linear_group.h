@@ -46,11 +46,11 @@ struct LinearGroup {
   int64_t in = 0, out = 0, rank = 0;  // rank = R
   std::vector<LinearPart> parts;
   std::vector<AdapterPart> adapters;
-  Tensor a_folded;   // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
-  Tensor a_plain;    // (R, in) S: A, with dropout only; on a pooled input (R, groups)
-  GroupPool pool;    // of what A sees; cols = 0: the input itself
+  Tensor a_folded;       // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
+  Tensor a_plain;        // (R, in) S: A, with dropout only; on a pooled input (R, groups)
+  GroupPool pool;        // of what A sees; cols = 0: the input itself
   bool aligned = false;  // beta1's branch averages the groups' means
-  double scale = 0;  // alpha / r
+  double scale = 0;      // alpha / r
   double dropout = 0;
   bool tile = false;
   bool grouped() const { return pool.cols > 0; }  // QA-LoRA

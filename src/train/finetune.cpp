@@ -166,8 +166,8 @@ double Finetune::flops(const std::vector<Batch>& window) const {
   }
   if (rows == 0) return 0;
   const uint32_t targets = method_.lora ? parse_targets(*o_.targets) : 0;
-  return rows * model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full,
-                                      method_.scales);
+  return rows *
+         model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full, method_.scales);
 }
 
 void Finetune::train() {

@@ -14,14 +14,15 @@ inline OpCase group_pool_case(int64_t n, const GroupPool& p, int64_t spare = 0) 
   OpCase k;
   k.name = strf("group_pool/N=%ld,%s,spare=%ld", n, label(p).c_str(), spare);
   // 1 + N(0, 1): the sums do not cancel, so that their relative error is that of the summation.
-  k.args = {{.name = "y", .role = Role::out, .kind = Kind::storage, .rows = n, .cols = p.outputs(), .spare_cols = spare},
-            {.name = "x",
-             .role = Role::in,
-             .kind = Kind::storage,
-             .rows = n,
-             .cols = p.cols,
-             .value = [](Rng& rng, int64_t) { return 1 + rng.normal(); },
-             .spare_cols = spare}};
+  k.args = {
+      {.name = "y", .role = Role::out, .kind = Kind::storage, .rows = n, .cols = p.outputs(), .spare_cols = spare},
+      {.name = "x",
+       .role = Role::in,
+       .kind = Kind::storage,
+       .rows = n,
+       .cols = p.cols,
+       .value = [](Rng& rng, int64_t) { return 1 + rng.normal(); },
+       .spare_cols = spare}};
   k.run = [=](Backend& b, const std::vector<Tensor>& t) { b.group_pool(t[0], t[1], p); };
   k.bytes = static_cast<double>(n) * 2 * static_cast<double>(p.cols + p.outputs());
   return k;
@@ -30,13 +31,14 @@ inline OpCase group_pool_case(int64_t n, const GroupPool& p, int64_t spare = 0) 
 inline OpCase group_spread_case(int64_t n, const GroupPool& p, double beta, int64_t spare = 0) {
   OpCase k;
   k.name = strf("group_spread/N=%ld,%s,beta=%d,spare=%ld", n, label(p).c_str(), static_cast<int>(beta * 10), spare);
-  k.args = {{.name = "dx",
-             .role = beta == 0 ? Role::out : Role::inout,
-             .kind = Kind::storage,
-             .rows = n,
-             .cols = p.cols,
-             .spare_cols = spare},
-            {.name = "dy", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = p.groups(), .spare_cols = spare}};
+  k.args = {
+      {.name = "dx",
+       .role = beta == 0 ? Role::out : Role::inout,
+       .kind = Kind::storage,
+       .rows = n,
+       .cols = p.cols,
+       .spare_cols = spare},
+      {.name = "dy", .role = Role::in, .kind = Kind::storage, .rows = n, .cols = p.groups(), .spare_cols = spare}};
   k.run = [=](Backend& b, const std::vector<Tensor>& t) { b.group_spread(t[0], t[1], p, beta); };
   k.bytes = static_cast<double>(n) * 2 * static_cast<double>(p.cols * (beta == 0 ? 1 : 2) + p.groups());
   return k;
@@ -48,13 +50,10 @@ inline OpCase int_scale_grad_case(int bits, int group, bool float_zero, int64_t 
   c.name = strf("int_scale_grad/bits=%d,group=%d,float=%d,rows=%ld,cols=%ld,beta=%d", bits, group, float_zero, rows,
                 cols, static_cast<int>(beta));
   c.args = int_matrix_args(q);
-  c.args.insert(c.args.begin(),
-                {{.name = "ds",
-                  .role = beta == 0 ? Role::out : Role::inout,
-                  .kind = Kind::master,
-                  .rows = 1,
-                  .cols = q.blocks()},
-                 {.name = "dw", .role = Role::in, .kind = Kind::master, .rows = rows, .cols = cols}});
+  c.args.insert(
+      c.args.begin(),
+      {{.name = "ds", .role = beta == 0 ? Role::out : Role::inout, .kind = Kind::master, .rows = 1, .cols = q.blocks()},
+       {.name = "dw", .role = Role::in, .kind = Kind::master, .rows = rows, .cols = cols}});
   c.run = [=](Backend& b, const std::vector<Tensor>& t) { b.int_scale_grad(t[0], t[1], int_matrix_of(q, t, 2), beta); };
   c.bytes = static_cast<double>(rows * cols) * (4 + bits / 8.0) + static_cast<double>(q.blocks()) * 5;
   return c;
@@ -79,7 +78,8 @@ inline OpCase fold_pooled_case(int64_t h, int64_t r, const InputPool& pool, bool
 inline std::vector<OpCase> grouped_cases() {
   std::vector<OpCase> cases;
   for (const PoolKind kind : {PoolKind::mean, PoolKind::sum, PoolKind::peft})
-    for (const auto& [h, group] : {std::pair<int64_t, int64_t>{512, 32}, {576, 128}, {96, 8}, {72, 24}, {40, 0}, {37, 5}}) {
+    for (const auto& [h, group] :
+         {std::pair<int64_t, int64_t>{512, 32}, {576, 128}, {96, 8}, {72, 24}, {40, 0}, {37, 5}}) {
       const GroupPool p = group_pool_of({kind, group, false}, h);
       if (kind == PoolKind::peft && p.groups() == 1) continue;  // the mean
       cases.push_back(group_pool_case(33, p));
