@@ -8,6 +8,7 @@
 #include "tests/cases/dropout.h"
 #include "tests/cases/embedding.h"
 #include "tests/cases/global_norm.h"
+#include "tests/cases/grouped.h"
 #include "tests/cases/iec.h"
 #include "tests/cases/int_make.h"
 #include "tests/cases/lora_dropout.h"
@@ -143,6 +144,21 @@ void add_iec(Cases& cases, const ModelConfig& c, int64_t rank) {
   cases.push_back(dbeta);
 }
 
+// QA-LoRA, PEQA and the integers below them, in groups of 32 and per channel.
+void add_integers(Cases& cases, const ModelConfig& c, const BenchSizes& sizes) {
+  for (const int group : {32, kPerChannel}) {
+    cases.push_back(int_dequant_case(4, group, false, {c.ffn, c.dim, 0}));
+    cases.push_back(int_scale_grad_case(4, group, false, c.ffn, c.dim, 1));
+  }
+  const InputPool pool{PoolKind::mean, 32, false};
+  cases.push_back(fold_pooled_case(c.dim, sizes.rank, pool, false, true, true));
+  for (const int64_t n : sizes.rows) {
+    cases.push_back(group_pool_case(n, group_pool_of(pool, c.dim)));
+    cases.push_back(group_pool_case(n, group_pool_of(IecMap(c.dim, sizes.rank, false))));
+    cases.push_back(group_spread_case(n, group_pool_of(pool, c.dim), 1));
+  }
+}
+
 void add_quantizers(Cases& cases, const ModelConfig& c) {
   const MatrixShape wide{c.dim, c.ffn, 0}, tall{c.ffn, c.dim, 0}, square{c.dim, c.dim, 0};
   const int64_t n = c.ffn * c.dim;
@@ -258,6 +274,7 @@ Cases bench_cases(const BenchSizes& sizes) {
     cases.push_back(dropout_case(n, c.dim, 0.1, 1));
   }
   add_iec(cases, c, sizes.rank);
+  add_integers(cases, c, sizes);
   for (const int64_t n : sizes.rows) {
     for (const LoraDropoutShape& s : {LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 3},
                                       LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 2},

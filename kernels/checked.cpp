@@ -87,7 +87,8 @@ void OpChecks::quantized(const QuantizedMatrix& q) const {
             "%s: quantized matrix (%ld, %ld) in groups of %d", op_, q.rows, q.cols, q.format.group);
   vector("q.codes", q.codes, q.code_bytes(), Type::u8);
   if (q.format.scale == ScaleKind::f32) {
-    vector("q.scales", q.scales, q.blocks(), Type::f32);
+    const bool trained = q.is_integer() && q.scales.dtype == precision_.master;  // PEQA's, F64 in a proof
+    vector("q.scales", q.scales, q.blocks(), trained ? Type::master : Type::f32);
   } else {
     vector("q.scale_codes", q.scale_codes, q.blocks(), Type::u8);
     vector("q.scale_groups", q.scale_groups, q.groups(), Type::f32);

@@ -1,6 +1,6 @@
 // What:   Information Elastic Connection: folding beta * P and beta * E into the adapters and the betas' gradients, for a
 //         whole model at once.
-// Math:   folded = scale * (w + beta * map), w absent: 0;  dbeta = <dw, map>.
+// Math:   folded = scale * (w + beta * map), w absent: 0;  dbeta = <dw, map>. QA-LoRA's A: c(g) w[j, g] in group g's columns.
 //         map (expanded, pooled) holds 1 / slice in row j at the columns of slice group(j) (IecMap), and is never stored.
 // Shapes: A (r, h), B (o, r) M; folded S, any row stride; betas (1, 1) M.
 // Cost:   fold 6 bytes per parameter in bf16: LLaMA-7B, r = 64, 160M parameters: 640 MB read, 320 MB written, 343 us, one
@@ -40,12 +40,40 @@ struct Place {
   }
 };
 
+// A chunk of QA-LoRA's A, one element at a time: w has a column for each group of columns of `folded`.
+template <class T>
+__device__ __forceinline__ void fold_pooled(const IecEntry& e, int64_t start) {
+  const IecMap map = e.map;
+  const GroupPool pool = e.pool;
+  const int cols = static_cast<int>(pool.cols), group = static_cast<int>(pool.group);
+  const int groups = static_cast<int>(pool.groups());
+  const int left = static_cast<int>(min(int64_t{IecTable::kFoldChunk}, map.rows() * cols - start));
+  const Place first(start, cols);
+  const float* __restrict__ w = static_cast<const float*>(e.w);
+  T* __restrict__ folded = static_cast<T*>(e.folded);
+  const float scale = static_cast<float>(e.scale);
+  const float share = e.beta ? *static_cast<const float*>(e.beta) / static_cast<float>(map.slice) : 0.0f;
+  const float factor = static_cast<float>(pool.factor);
+  const float whole = pool.mean ? factor / static_cast<float>(group) : factor;
+  for (int k = static_cast<int>(threadIdx.x); k < left; k += kTableThreads) {
+    const Place at(first, k, cols);
+    const int g = at.col / group;
+    const float length = static_cast<float>(min(group, cols - g * group));
+    const float coefficient = g == groups - 1 && pool.mean ? factor / length : whole;
+    const int inside = (e.aligned ? g : at.col) - map.group(at.row) * map.slice;
+    const float pooled = inside >= 0 && inside < map.slice ? (e.aligned ? share / length : share) : 0.0f;
+    const float value = w ? coefficient * w[int64_t{at.row} * groups + g] : 0.0f;
+    folded[at.row * e.folded_stride + at.col] = from_f<T>(scale * (value + pooled));
+  }
+}
+
 // One chunk of one matrix per block.
 template <class T>
 __global__ void __launch_bounds__(kTableThreads) fold_kernel(const IecEntry* entries, int count) {
   const IecEntry& e = owner<&IecEntry::fold_begin>(entries, count, blockIdx.x);
-  const IecMap map = e.map;
   const int64_t stride = e.folded_stride, start = (blockIdx.x - e.fold_begin) * IecTable::kFoldChunk;
+  if (e.pool.cols > 0) return fold_pooled<T>(e, start);
+  const IecMap map = e.map;
   const int cols = static_cast<int>(map.cols());
   const int left = static_cast<int>(min(int64_t{IecTable::kFoldChunk}, map.rows() * cols - start));
   const Place first(start, cols);

@@ -1,40 +1,18 @@
-// Information Elastic Connection: its index map, and the table through which one op serves every adapter of a model.
-// Shared by the CPU reference and the CUDA kernels.
+// Information Elastic Connection: the table through which one op serves every adapter of a model. Shared by the CPU reference
+// and the CUDA kernels.
 #pragma once
-#include <numeric>
 #include <vector>
 
-#include "src/core/check.h"
-#include "src/core/rng.h"
+#include "kernels/group_pool.h"
 #include "src/core/tensor.h"
 
 namespace irq {
 
-// `pooled` inputs are averaged over `groups` = gcd(pooled, expanded) contiguous slices, and the means are expanded to
-// `expanded` outputs. P of paper Eq. 13 has pooled = h, expanded = r; E of Eq. 14 has pooled = r, expanded = o.
-// As a matrix (expanded, pooled): groups / pooled in row j at columns [group(j) * slice, +slice), 0 elsewhere.
-struct IecMap {
-  int groups, slice, repeat;  // slice = pooled / groups, repeat = expanded / groups
-  bool tile;
-
-  IecMap(int64_t pooled, int64_t expanded, bool tile_means) : tile(tile_means) {
-    IRQ_CHECK(pooled > 0 && expanded > 0 && pooled < (1 << 30) && expanded < (1 << 30), "IEC from %ld to %ld", pooled,
-              expanded);
-    groups = static_cast<int>(std::gcd(pooled, expanded));
-    slice = static_cast<int>(pooled / groups);
-    repeat = static_cast<int>(expanded / groups);
-  }
-  // The slice that output j copies: interleave m1 m1 .. mg mg (Eq. 16), tile m1 .. mg m1 .. mg (Eqs 12-14).
-  IRQ_HD int group(int j) const { return tile ? j % groups : j / repeat; }
-  // The k-th output, k < repeat, that copies slice t.
-  IRQ_HD int member(int t, int k) const { return tile ? k * groups + t : t * repeat + k; }
-  IRQ_HD int64_t rows() const { return int64_t{groups} * repeat; }  // expanded
-  IRQ_HD int64_t cols() const { return int64_t{groups} * slice; }   // pooled
-  IRQ_HD int64_t terms() const { return rows() * slice; }           // entries of the matrix that are not 0
-};
-
 // One matrix of one adapter: w = A (r, h) or B (o, r), its folded copy, and its share of the betas' gradients. Either
 // half may be missing (null folded; null dbeta). It lies in device memory and holds addresses there.
+// With pool.cols (QA-LoRA's A) w is (r, groups) and each of its columns stands for a group of columns of `folded` (r, h):
+//   folded[j, i] = scale * (c(g) w[j, g] + *beta map'[j, i]), g the group of i; map' is `map` on the h columns, or with
+//   `aligned` map[j, g] / length(g), `map` being on the groups.
 struct IecEntry {
   void* folded;      // S, rows `folded_stride` apart: scale * (w + *beta * map)
   const void* w;     // M, contiguous; null: 0
@@ -45,6 +23,16 @@ struct IecEntry {
   int64_t fold_begin, dbeta_begin;  // chunks of the entries before this one
   double scale;
   IecMap map;
+  GroupPool pool;
+  bool aligned;
+
+  IRQ_HD int64_t folded_cols() const { return pool.cols > 0 ? pool.cols : map.cols(); }
+};
+
+// QA-LoRA's part of an entry.
+struct IecPooling {
+  GroupPool pool = {};
+  bool aligned = false;
 };
 
 // Every matrix of a model as the ops take it. Chunks are what a block of threads works on, so that large and small
@@ -64,7 +52,9 @@ class IecTableBuilder {
  public:
   IecTableBuilder(DType storage, DType master) { table_.storage = storage, table_.master = master; }
   // folded, w, dw (expanded, pooled); beta, dbeta (1, 1). Null: folded with w and beta; one of w and beta (0); dw with dbeta.
-  void add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile);
+  // With pooling.pool.cols: folded (expanded, cols), w (expanded, groups), no dw.
+  void add(Tensor folded, Tensor w, Tensor beta, double scale, Tensor dw, Tensor dbeta, bool tile,
+           const IecPooling& pooling = {});
   int64_t bytes() const { return static_cast<int64_t>(entries_.size() * sizeof(IecEntry)); }
   const void* data() const { return entries_.data(); }  // to be uploaded to ...
   IecTable in(Tensor memory) const;                     // ... this memory (1, bytes()) u8

@@ -4,49 +4,10 @@
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
 #include "src/train/memory_plan.h"
-#include "tests/tiny_model.h"
+#include "tests/model_gradients.h"
 
 namespace irq {
 namespace {
-
-OptimizerConfig frozen() {
-  OptimizerConfig c;
-  c.lr = 0;
-  return c;
-}
-
-// d loss / d parameter along a random direction, one parameter at a time, against the tape.
-void check_gradients(const ModelPlan& plan) {
-  Backend& b = cpu_backend(DType::F64);
-  TinyModel tiny(b, plan);
-  const std::vector<Example> examples = tiny_examples(4);
-  const std::vector<Batch> window = {pack_range(examples, 0, 3), pack_range(examples, 3, 4)};
-  tiny.trainer->step(window, 1, frozen());
-  const std::vector<double> grads = tiny.grads();
-  ParamStore& store = tiny.model().params();
-  const auto loss_at = [&](const Tensor& t, const std::vector<double>& v) {
-    put(b, t, v);
-    tiny.model().refresh();
-    return tiny.trainer->step(window, 1, frozen()).loss;
-  };
-  for (size_t i = 0; i < store.params().size(); ++i) {
-    const Param& p = store.params()[i];
-    const Tensor t = store.value(static_cast<int>(i));
-    const std::vector<double> value = get(b, t), direction = normals(99, i, t.numel(), 1);
-    double expected = 0;
-    for (size_t j = 0; j < value.size(); ++j) expected += grads[static_cast<size_t>(p.offset) + j] * direction[j];
-    const double h = 1e-5;
-    const auto moved = [&](double by) {
-      std::vector<double> v = value;
-      for (size_t j = 0; j < v.size(); ++j) v[j] += by * direction[j];
-      return loss_at(t, v);
-    };
-    // Five-point rule: its error is h^4 / 30 times the fifth derivative, the losses' rounding gives 1e-16 / h.
-    const double slope = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h);
-    loss_at(t, value);
-    EXPECT_NEAR(expected, slope, 1e-7 * (1 + std::abs(slope))) << p.name;
-  }
-}
 
 TEST(ModelGradients, IrQlora) { check_gradients(tiny_plan(true)); }
 TEST(ModelGradients, IrQloraWithDropout) { check_gradients(tiny_plan(true, 0.25)); }

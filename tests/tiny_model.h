@@ -80,6 +80,8 @@ struct TinyModel {
       std::vector<double> v = normals(7, i, t.numel(), 0.3);
       if (plan.full && t.rows == 1)
         for (double& x : v) x += 1;
+      if (plan.scales)  // 2-bit codes times this are as large as the other models' weights
+        for (double& x : v) x = 0.2 + 0.3 * x;
       put(b, t, v);
       b.fill(m.params().grad_value(static_cast<int>(i)), std::nan(""));  // read before it is written, it would show
     }
@@ -96,11 +98,25 @@ struct TinyModel {
       for (Layer& layer : m.layers()) {
         fill_weight(layer.attn_norm.value, 1, 0.1);
         fill_weight(layer.ffn_norm.value, 1, 0.1);
-        for (LinearGroup* g : layer.groups())
-          fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, 0.3);
+        for (LinearGroup* g : layer.groups()) {
+          if (!plan.scales) fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, 0.3);
+          for (LinearPart& part : g->parts)
+            if (plan.scales) fill_codes(part.packed, id++);
+        }
       }
     }
     m.refresh();
+  }
+  // Random codes and zero points of integers.
+  void fill_codes(QuantizedMatrix& q, uint64_t id) {
+    Rng rng(7, id);
+    for (const MatrixPart& part : matrix_parts(q)) {
+      if (part.dtype == DType::F32) continue;
+      std::vector<uint8_t> bytes(static_cast<size_t>(part.count));
+      for (uint8_t& x : bytes)
+        x = static_cast<uint8_t>(rng.below(part.tensor == &q.zeros ? uint64_t{1} << q.format.bits : 256));
+      backend.upload(*part.tensor, bytes.data());
+    }
   }
   ~TinyModel() { backend.release(memory); }
   Llama& model() { return trainer->model(); }

@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   int64_t steps = 0, holdout = 0, gpus = 1, rank = 64;
   int bits = 4;
   std::string legacy = "auto", targets = "all", iec_expand = "interleave", format = "nf", group = "128";
+  std::string pool = "mean", iec_align = "raw";
   double alpha = 16, epochs = 0, lr = 0, dropout = 0, clip = 0;
   std::vector<std::string> names;
   for (const Method& m : methods()) names.push_back(m.name);
@@ -47,6 +48,10 @@ int main(int argc, char** argv) {
   cli.option("--dropout", &dropout, "on the A branch (default: by model size)");
   cli.option("--target-modules", &targets, "linears with an adapter: all, or q_proj,v_proj,...");
   cli.option("--iec-expand", &iec_expand, "how IEC widens a vector", {"interleave", "tile"});
+  cli.option("--pool", &pool, "qa-lora, ir-qa-lora: what A sees of a group (default: mean; sum for ir-qa-lora)",
+             {"mean", "sum", "peft"});
+  cli.option("--iec-align", &iec_align, "ir-qa-lora: slices of features, or of groups (merges for any width)",
+             {"raw", "group"});
   cli.option("--source-len", &o.source_len, "tokens of a prompt that are kept");
   cli.option("--target-len", &o.target_len, "tokens of an answer that are kept");
   cli.option("--window", &o.window, "tokens per example of plain text and token files");
@@ -111,6 +116,8 @@ int main(int argc, char** argv) {
     if (cli.given("--alpha")) o.alpha = alpha;
     if (cli.given("--target-modules")) o.targets = targets;
     if (cli.given("--iec-expand")) o.iec_expand = iec_expand;
+    if (cli.given("--pool")) o.pool = pool;
+    if (cli.given("--iec-align")) o.iec_align = iec_align;
     if (cli.given("--lr")) o.lr = lr;
     if (cli.given("--dropout")) o.dropout = dropout;
     if (cli.given("--clip")) o.clip = clip;

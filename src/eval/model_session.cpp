@@ -41,6 +41,7 @@ ModelSession::ModelSession(Backend& backend, const std::string& model_path, cons
   require_adapter_base(quantized_ ? BaseIdentity{path_, quantized_->hash(), true, quantized_->source_hash()}
                                   : BaseIdentity{path_, base_->hash()},
                        adapter_->base_hash, adapter_path_);
+  require_integer_base(*adapter_, quantized_.get(), adapter_path_);
 }
 
 ModelSession::~ModelSession() {
@@ -58,7 +59,8 @@ std::string ModelSession::describe() const {
                  quantized_->format().shift == ShiftKind::tau ? " with ICQ" : "");
   else text += strf(", %s", name_of(base_->dtype()));
   if (adapter_)
-    text += strf("; adapter %s: %s, rank %ld", adapter_path_.c_str(), adapter_->method.c_str(), adapter_->rank);
+    text += strf("; adapter %s: %s", adapter_path_.c_str(), adapter_->method.c_str()) +
+            (adapter_->trains_scales() ? "" : strf(", rank %ld", adapter_->rank));
   return text;
 }
 
@@ -68,7 +70,8 @@ ModelPlan ModelSession::model_plan(int64_t positions) const {
   p.positions = positions;
   p.quantized = quantized_ != nullptr;
   if (quantized_) p.format = quantized_->format();
-  if (adapter_) {
+  p.scales = adapter_ && adapter_->trains_scales();
+  if (adapter_ && !p.scales) {
     p.lora = true;
     p.lora_config = {adapter_->rank,
                      adapter_->alpha,
@@ -76,7 +79,8 @@ ModelPlan ModelSession::model_plan(int64_t positions) const {
                      adapter_->targets,
                      has_tensor(*adapter_, ".beta1"),
                      has_tensor(*adapter_, ".beta2"),
-                     adapter_->tile};
+                     adapter_->tile,
+                     adapter_->pool};
   }
   return p;
 }

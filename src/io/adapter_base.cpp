@@ -41,4 +41,11 @@ void require_adapter_base(const BaseIdentity& base, uint64_t wanted, const std::
                                          : "the base that irq_train named; ./irq_inspect FILE shows a file's hash");
 }
 
+void require_integer_base(const AdapterFile& adapter, const IrqReader* base, const std::string& adapter_path) {
+  if (!adapter.trains_scales() || (base != nullptr && base->format().kind == QuantKind::integer)) return;
+  throw Error(adapter_path + ": holds the scales of an integer base")
+      .line("found", base ? base->path() + ", NF codes" : "a base that is not quantized")
+      .line("try", "the integer base (.irq) that it was trained on");
+}
+
 }  // namespace irq

@@ -5,6 +5,9 @@
 
 namespace irq {
 
+struct AdapterFile;
+class IrqReader;
+
 // A model file as an adapter sees it.
 struct BaseIdentity {
   std::string path;
@@ -18,5 +21,8 @@ struct BaseIdentity {
 // it lies beside the model or the adapter. `why` (may be ""): what would go wrong otherwise.
 void require_adapter_base(const BaseIdentity& base, uint64_t wanted, const std::string& adapter_path,
                           const std::string& why = "");
+
+// Scales that were trained belong to integers: an Error where `base` (null: not quantized) has none.
+void require_integer_base(const AdapterFile& adapter, const IrqReader* base, const std::string& adapter_path);
 
 }  // namespace irq

@@ -8,7 +8,8 @@
 namespace irq {
 
 // A~ = A + beta1 P (R, in),  B~ = B + beta2 E (out, R): computed in f64, rounded once to f32. The adapter's output is
-// s * B~ (A~ x) with s = alpha / R, exactly what it was with IEC (without dropout).
+// s * B~ (A~ x) with s = alpha / R, exactly what it was with IEC (without dropout). QA-LoRA's A is expanded: c(g) A[j, g] in
+// every column of group g.
 struct FoldedAdapter {
   int64_t rank = 0;
   std::vector<float> a, b;
@@ -17,5 +18,19 @@ struct FoldedAdapter {
 
 // Of one linear, "layers.3.wq". An Error that names the tensor if A or B is missing or has another shape.
 FoldedAdapter fold_adapter(AdapterReader& adapter, const std::string& linear, const LinearShape& shape);
+
+// The same with A~ per group of L = `group` features of the base: a~ (R, groups), what each feature of a group is multiplied by.
+// An Error unless A~ is constant within every group, that is unless IEC's slices are whole numbers of them (fidelity 5.6);
+// with `nearest` its mean over the group instead, the nearest such matrix.
+struct GroupedAdapter {
+  int64_t rank = 0, groups = 0;
+  std::vector<double> a, b;  // (R, groups), (out, R): F64
+  bool exact = true;
+};
+GroupedAdapter fold_into_groups(AdapterReader& adapter, const std::string& linear, const LinearShape& shape,
+                                bool nearest);
+
+// PEQA's scales of one linear, (out, groups) f32; an Error that names the tensor if they are missing or do not fit the base.
+Tensor trained_scales(AdapterReader& adapter, const std::string& linear, const QuantizedMatrix& q);
 
 }  // namespace irq

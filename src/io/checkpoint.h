@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/group_pool.h"
 #include "kernels/quantized_matrix.h"
 #include "src/io/flat_file.h"
 #include "src/io/layout.h"
@@ -144,7 +145,10 @@ struct AdapterFile {
   uint32_t targets = 0;    // bit i: the i-th of layer_linears() has an adapter
   bool tile = false;       // IEC expands by tiling (m1 m2 .. m1 m2 ..), not by interleaving (m1 m1 .. m2 m2 ..)
   uint64_t base_hash = 0;  // of the .bin or .irq it was trained on
-  std::vector<NamedArray> tensors;  // "layers.N.wq.A" (R, in), ".B" (out, R), ".beta1", ".beta2", ...
+  InputPool pool = {};     // QA-LoRA: A is (R, groups of the input)
+  // "layers.N.wq.A" (R, in), ".B" (out, R), ".beta1", ".beta2", ...; PEQA: "layers.N.wq.scales" (out, groups) alone
+  std::vector<NamedArray> tensors;
+  bool trains_scales() const { return method == "peqa"; }
   const NamedArray* find(const std::string& name) const;
 };
 // The header's fields at once, the tensors as views when asked for.
@@ -161,6 +165,7 @@ class AdapterReader {
   AdapterFile info_;
 };
 AdapterFile read_adapter(const std::string& path);  // everything, copied
+std::string describe(const InputPool& pool);        // "mean over groups of 32 features, beta1 over raw features"
 void write_adapter(const std::string& path, const AdapterFile& adapter);
 
 // ---- training state --------------------------------------------------------------------------------------------------

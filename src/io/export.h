@@ -1,4 +1,5 @@
-// A model or an adapter written for other programs: a PEFT adapter folder, a Hugging Face folder, a GGUF file.
+// A model or an adapter written for other programs: a PEFT adapter folder, a Hugging Face folder, a GGUF file; and a quantized
+// base with an adapter merged into its own zero points or scales.
 #pragma once
 #include <map>
 #include <optional>
@@ -15,6 +16,7 @@ struct ExportOptions {
   bool overwrite = false;                     // replace what a former export left
   std::string base_name = "";                 // PEFT's base_model_name_or_path; "" = null
   int64_t shard_bytes = 5'000'000'000;        // most bytes of tensors in one .safetensors
+  bool nearest = false;                       // export_irq(): where no exact merge exists, the nearest
 };
 
 struct ExportReport {
@@ -36,6 +38,12 @@ ExportReport export_hugging_face(ExportSource& source, const std::string& folder
 // One GGUF file for llama.cpp, with the tokenizer beside the model in it. Norms are F32.
 ExportReport export_gguf(ExportSource& source, const std::string& path, const ExportOptions& options,
                          const ByteProgress& progress = {});
+
+// A quantized base with the adapter in it, at the base's own size (fidelity 5.5 to 5.7): QA-LoRA into float zero points, PEQA into
+// the scales. Codes and entropies stay as they are. Needs source.adapter() and an integer base. An Error where the zero points
+// cannot hold the adapter: slices of IEC that cut groups (unless `nearest`), a group whose scale is 0, an adapter on other groups.
+ExportReport export_irq(ExportSource& source, const std::string& path, const ExportOptions& options,
+                        const ByteProgress& progress = {});
 
 // ---- what these share ------------------------------------------------------------------------------------------------
 // Where the weights come from and what was computed, for a file's metadata.

@@ -66,6 +66,10 @@ ExportReport export_peft(ExportSource& source, const std::string& folder, const 
                          const ByteProgress& progress) {
   AdapterReader& adapter = *source.adapter();
   const AdapterFile& info = adapter.info();
+  if (info.trains_scales())
+    throw Error(adapter.file().path() + ": --peft has no form for trained scales")
+        .line("why", "PEFT adds a product to a layer's output; PEQA changes the scales of the base itself")
+        .line("try", "--irq OUT.irq (the base with these scales), or --hf DIR --merge, --gguf FILE --merge");
   const std::vector<Adapted> linears = adapted_linears(source.config(), info.targets);
   if (linears.empty()) throw Error(adapter.file().path() + ": this adapter is on no linear at all");
   std::vector<SafetensorsEntry> entries;

@@ -17,20 +17,28 @@ std::map<std::string, std::string> provenance(ExportSource& source, DType dtype)
   text["irq.base_hash"] = strf("%016lx", source.hash());
   if (const IrqReader* irq = source.irq()) {
     const QuantFormat& f = irq->format();
-    text["irq.quantization"] = strf("NF%d, blocks of %d", f.bits, f.group);
+    text["irq.quantization"] = f.kind == QuantKind::nf ? strf("NF%d, blocks of %d", f.bits, f.group)
+                               : f.group > 0           ? strf("INT%d, groups of %d", f.bits, f.group)
+                                                       : strf("INT%d, per channel", f.bits);
     text["irq.source_hash"] = strf("%016lx", irq->source_hash());
     if (f.shift == ShiftKind::tau) text["irq.icq"] = describe(irq->info().icq);
   }
-  const std::string weight = source.quantized() ? "level * scale + tau in F32" : "the base's";
+  const bool integer = source.irq() && source.irq()->format().kind == QuantKind::integer;
+  const std::string weight = integer              ? "scale * (code - zero) in F32"
+                             : source.quantized() ? "level * scale + tau in F32"
+                                                  : "the base's";
   const std::string rounded = strf(", rounded once to %s", name_of(dtype));
-  text["irq.weights"] = source.merges() ? "W + (alpha / r) B~ A~ in F32" + rounded + "; W = " + weight +
-                                              "; A~ = A + beta1 P, B~ = B + beta2 E"
-                                        : weight + rounded;
+  const bool scales = source.adapter() && source.adapter()->info().trains_scales();
+  text["irq.weights"] = scales            ? weight + " with the trained scales" + rounded
+                        : source.merges() ? "W + (alpha / r) B~ A~ in F32" + rounded + "; W = " + weight +
+                                                "; A~ = A + beta1 P, B~ = B + beta2 E"
+                                          : weight + rounded;
   if (const AdapterReader* adapter = source.adapter()) {
     const AdapterFile& a = adapter->info();
     text["irq.method"] = a.method;
     text["irq.adapter"] = strf("rank %ld, alpha %g, dropout %g, IEC expands by %s", a.rank, a.alpha, a.dropout,
                                a.tile ? "tile" : "interleave");
+    if (a.pool.on()) text["irq.pooling"] = describe(a.pool);
   }
   return text;
 }

@@ -46,12 +46,23 @@ struct ExportSource::Opened {
   bool merged = false;
   FoldedAdapter lora;
   float scale = 0;
+  std::vector<float> rescaled;  // PEQA: the matrix with the trained scales
 
   const float* fetch(int64_t r, float* space) const {
     if (!values.empty()) return values.data() + r * cols;
     const unsigned char* row = static_cast<const unsigned char*>(plain.data) + r * cols * size_of(plain.dtype);
     for (int64_t i = 0; i < cols; ++i) space[i] = value_at(row, plain.dtype, i);
     return space;
+  }
+  // Row r of what is exported, and by how much it differs from w.
+  void merge(int64_t r, const float* w, float* out, float* change) const {
+    if (rescaled.empty()) {
+      product(r, change);
+      for (int64_t i = 0; i < cols; ++i) out[i] = w[i] + change[i];
+    } else {
+      std::copy_n(rescaled.data() + r * cols, cols, out);
+      for (int64_t i = 0; i < cols; ++i) change[i] = out[i] - w[i];
+    }
   }
   // The row of s B~ A~: for each column the sum over k in ascending order, in F32.
   void product(int64_t r, float* out) const {
@@ -78,21 +89,28 @@ ExportSource::ExportSource(const std::string& model, const std::string& adapter,
   adapter_ = std::make_unique<AdapterReader>(adapter);
   const BaseIdentity base{path_, hash(), quantized(), quantized_ ? quantized_->source_hash() : 0};
   require_adapter_base(base, adapter_->info().base_hash, adapter, merge ? kWhyMerge : kWhyPeft);
+  require_integer_base(adapter_->info(), quantized_.get(), adapter);
 }
 
 ExportSource::Opened ExportSource::open(const std::string& name) {
   Opened o;
   if (quantized_ && quantized_->is_matrix(name)) {
-    const QuantizedMatrix q = quantized_->matrix(name);
+    QuantizedMatrix q = quantized_->matrix(name);
     o.values = dequantize_on_host(q);
     o.rows = q.rows, o.cols = q.cols;
+    if (merge_ && adapter_ && adapter_->info().trains_scales()) {
+      q.scales = trained_scales(*adapter_, name, q).flat();
+      o.rescaled = dequantize_on_host(q), o.merged = true;
+      return o;
+    }
   } else {
     o.plain = quantized_ ? quantized_->tensor(name) : base_->tensor(name);
     o.rows = o.plain.rows, o.cols = o.plain.cols;
   }
   LinearShape shape{};
   const int64_t index = linear_index(config(), name, &shape);
-  if (merge_ && adapter_ && index >= 0 && adapter_->info().targets >> (index % 7) & 1u) {
+  if (merge_ && adapter_ && index >= 0 && !adapter_->info().trains_scales() &&
+      adapter_->info().targets >> (index % 7) & 1u) {
     o.merged = true;
     o.lora = fold_adapter(*adapter_, name, shape);
     o.scale = static_cast<float>(adapter_->info().alpha / static_cast<double>(o.lora.rank));
@@ -118,7 +136,8 @@ void ExportSource::stream(const std::string& name, DType to, const RowOrder& ord
     const int64_t count = std::min(piece, source.rows - begin);
 #pragma omp parallel
     {
-      std::vector<float> space(static_cast<size_t>(cols)), change(static_cast<size_t>(source.merged ? cols : 0));
+      const size_t wide = static_cast<size_t>(source.merged ? cols : 0);
+      std::vector<float> space(static_cast<size_t>(cols)), change(wide), merged(wide);
 #pragma omp for schedule(static)
       for (int64_t r = 0; r < count; ++r) {
         const int64_t from = order ? order(begin + r) : begin + r;
@@ -129,10 +148,10 @@ void ExportSource::stream(const std::string& name, DType to, const RowOrder& ord
           continue;
         }
         const float* w = source.fetch(from, space.data());
-        if (source.merged) source.product(from, change.data());
+        if (source.merged) source.merge(from, w, merged.data(), change.data());
         Sums sum;
         for (int64_t i = 0; i < cols; ++i) {
-          const float x = source.merged ? w[i] + change[static_cast<size_t>(i)] : w[i];
+          const float x = source.merged ? merged[static_cast<size_t>(i)] : w[i];
           const float stored = store(x, to, out + i * size_of(to));
           if (std::isinf(stored) && std::isfinite(x)) overflow = true;
           if (!source.merged) continue;

@@ -1,5 +1,5 @@
 // What is exported: a base's tensors in a plain type, dequantized as the engine dequantizes them and, if asked for, with an
-// adapter merged in. One matrix is in memory at a time.
+// adapter merged in (PEQA: dequantized with its scales). One matrix is in memory at a time.
 #pragma once
 #include <functional>
 #include <memory>
@@ -28,7 +28,7 @@ class ExportSource {
   const std::string& path() const { return path_; }
   const ModelConfig& config() const { return quantized_ ? quantized_->config() : base_->config(); }
   bool quantized() const { return quantized_ != nullptr; }
-  const IrqReader* irq() const { return quantized_.get(); }
+  IrqReader* irq() const { return quantized_.get(); }
   DType dtype() const { return quantized_ ? quantized_->info().dtype : base_->dtype(); }  // of embed and head at least
   uint64_t hash() const { return quantized_ ? quantized_->hash() : base_->hash(); }
   bool merges() const { return merge_; }

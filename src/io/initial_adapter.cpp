@@ -216,6 +216,10 @@ InitialAdapter read_initial_adapter(const std::string& path, const ModelConfig& 
   Hasher hasher;
   const double numbers[] = {static_cast<double>(a.rank), a.alpha, static_cast<double>(a.tile)};
   hasher.update(numbers, sizeof numbers);
+  if (a.pool.on()) {
+    const int64_t pooling[] = {static_cast<int64_t>(a.pool.kind), a.pool.group, a.pool.aligned};
+    hasher.update(pooling, sizeof pooling);
+  }
   for (const NamedArray& t : a.tensors) {
     hasher.update(t.name.data(), t.name.size());
     hasher.update(t.data.data(), t.data.size() * sizeof t.data[0]);
@@ -224,8 +228,10 @@ InitialAdapter read_initial_adapter(const std::string& path, const ModelConfig& 
     out.uses_beta2 |= used && t.name.ends_with(".beta2");
   }
   out.hash = hasher.digest();
+  if (a.trains_scales()) return out;
   out.description += strf(", rank %ld, alpha %g, on %s", a.rank, a.alpha, targets_text(a.targets).c_str());
   if (out.uses_beta1 || out.uses_beta2) out.description += ", with betas";
+  if (a.pool.on()) out.description += ", " + describe(a.pool);
   return out;
 }
 

@@ -127,9 +127,12 @@ std::string adapter_summary(const std::string& path, const ByteProgress& progres
     if (a.targets >> i & 1) targets += std::string(targets.empty() ? "" : " ") + linears[i].name;
   int64_t parameters = 0;
   for (const TensorSpec& t : r.layout().tensors()) parameters += t.dtype == DType::F32 ? t.rows * t.cols : 0;
-  return row("method", a.method) + row("rank", strf("%ld, alpha %g, dropout %g", a.rank, a.alpha, a.dropout)) +
-         row("targets", targets) + row("folding", a.tile ? "tiled where widths do not divide" : "plain") +
-         row("size", with_commas(parameters) + " parameters") + row("base", strf("hash %016lx", a.base_hash)) +
+  std::string text = row("method", a.method);
+  if (!a.trains_scales())
+    text += row("rank", strf("%ld, alpha %g, dropout %g", a.rank, a.alpha, a.dropout)) + row("targets", targets) +
+            row("folding", a.tile ? "tiled where widths do not divide" : "plain");
+  if (a.pool.on()) text += row("pooling", describe(a.pool));
+  return text + row("size", with_commas(parameters) + " parameters") + row("base", strf("hash %016lx", a.base_hash)) +
          verified_rows(r.file(), progress);
 }
 

@@ -74,7 +74,7 @@ void for_each(Llama& model, Plain&& plain, Matrix&& matrix) {
 
 void upload_packed(Backend& backend, QuantizedMatrix dst, QuantizedMatrix src) {
   const auto to = matrix_parts(dst), from = matrix_parts(src);
-  for (size_t i = 0; i < to.size(); ++i) backend.upload(*to[i].tensor, from[i].tensor->data);
+  for (size_t i = 0; i < to.size(); ++i) upload_as(backend, *to[i].tensor, *from[i].tensor);  // trained scales: masters
   if (dst.uses_map()) backend.upload(dst.map, src.map.data);
 }
 
@@ -163,6 +163,10 @@ std::vector<NamedArray> download_params(Backend& backend, ParamStore& params) {
 
 void upload_adapter(Backend& backend, Llama& model, const AdapterFile& adapter, const std::string& path) {
   ParamStore& params = model.params();
+  if (adapter.trains_scales() && adapter.tensors.size() != params.params().size())  // a scale of 0 would pass unseen
+    throw Error(path + ": this adapter does not fit the model")
+        .line("expected", strf("the scales of %zu linears", params.params().size()))
+        .line("found", std::to_string(adapter.tensors.size()));
   backend.fill(params.values(), 0);
   for (const NamedArray& a : adapter.tensors) {
     const int index = params.find(a.name);

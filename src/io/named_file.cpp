@@ -54,9 +54,9 @@ Layout named_layout(const std::string& path, int64_t directory_bytes, int64_t te
   return layout;
 }
 
-// `fields` already holds what is the kind's own; the lengths of the two texts follow them.
+// `fields` already holds what is the kind's own; the lengths of the two texts follow them, then `later` (a newer version's).
 void write_named(const std::string& path, FileKind kind, HeaderFields fields, const std::string& text,
-                 const std::vector<Tensor>& arrays) {
+                 const std::vector<Tensor>& arrays, const std::vector<int32_t>& later = {}) {
   std::string directory;
   for (const Tensor& t : arrays) {
     IRQ_CHECK(t.dtype == DType::F32 && t.contiguous() && t.device == Device::CPU, "%s must be a plain f32 array",
@@ -69,6 +69,7 @@ void write_named(const std::string& path, FileKind kind, HeaderFields fields, co
   IRQ_CHECK(directory_bytes <= kMaxTextBytes && text_bytes <= kMaxTextBytes, "too much text for %s", path.c_str());
   fields.put(directory_bytes);
   fields.put(text_bytes);
+  for (const int32_t x : later) fields.put(x);
   Layout layout = named_layout(path, directory_bytes, text_bytes);
   add_directory(layout, path, directory);
   FlatWriter file(path, kind, fields, std::move(layout));
@@ -113,7 +114,8 @@ const NamedArray* AdapterFile::find(const std::string& name) const {
   return nullptr;
 }
 
-// Header slots 16 on: method (8 slots of text), rank, targets, tile (one each), alpha, dropout, base_hash (two each).
+// Header slots 16 on: method (8 slots of text), rank, targets, tile (one each), alpha, dropout, base_hash (two each), the lengths
+// of the two texts (two each); how the input is pooled: kind, group, aligned (one each; 0 in files before QA-LoRA).
 void write_adapter(const std::string& path, const AdapterFile& a) {
   HeaderFields f;
   IRQ_CHECK(a.method.size() < 32, "method name too long: %s", a.method.c_str());
@@ -130,7 +132,8 @@ void write_adapter(const std::string& path, const AdapterFile& a) {
               t.data.size(), t.rows, t.cols);
     views.push_back(make_view(const_cast<float*>(t.data.data()), DType::F32, t.rows, t.cols, t.name.c_str()));
   }
-  write_named(path, FileKind::adapter, f, "", views);
+  write_named(path, FileKind::adapter, f, "", views,
+              {static_cast<int32_t>(a.pool.kind), static_cast<int32_t>(a.pool.group), a.pool.aligned ? 1 : 0});
 }
 
 AdapterReader::AdapterReader(const std::string& path) : file_(path, FileKind::adapter) {
@@ -147,6 +150,11 @@ AdapterReader::AdapterReader(const std::string& path) : file_(path, FileKind::ad
     throw Error(path + ": not an adapter this engine can use")
         .line("found", strf("rank %ld, alpha %g, dropout %g, targets 0x%x", a.rank, a.alpha, a.dropout, a.targets));
   open_named(file_, strf("adapter, method %s, rank %ld", a.method.c_str(), a.rank));
+  const int32_t kind = f.get_i32(), group = f.get_i32(), aligned = f.get_i32();
+  if (kind < 0 || kind > static_cast<int32_t>(PoolKind::peft) || group < 0 || aligned < 0 || aligned > 1)
+    throw Error(path + ": not an adapter this engine can use")
+        .line("found", strf("pooling of kind %d over groups of %d, alignment %d", kind, group, aligned));
+  a.pool = {static_cast<PoolKind>(kind), group, aligned == 1};
 }
 
 AdapterFile read_adapter(const std::string& path) {
@@ -159,6 +167,13 @@ AdapterFile read_adapter(const std::string& path) {
     a.tensors.push_back({t.name, t.rows, t.cols, std::vector<float>(p, p + t.numel())});
   }
   return a;
+}
+
+std::string describe(const InputPool& pool) {
+  constexpr const char* kNames[] = {"none", "mean", "sum", "peft (mean times the number of groups)"};
+  const std::string groups = pool.group > 0 ? strf("groups of %ld features", pool.group) : "all features";
+  return strf("%s over %s, beta1 over %s", kNames[static_cast<int>(pool.kind)], groups.c_str(),
+              pool.aligned ? "groups" : "raw features");
 }
 
 StateReader::StateReader(const std::string& path) : file_(path, FileKind::state) {

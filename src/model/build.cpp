@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "src/model/llama.h"
+#include "src/quant/quantize.h"
 
 namespace irq {
 namespace {
@@ -17,6 +18,7 @@ QuantizedMatrix packed_matrix(Arena& arena, const ModelPlan& plan, int64_t rows,
   QuantizedMatrix q;
   q.rows = rows, q.cols = cols, q.format = plan.format;
   for (const MatrixPart& p : matrix_parts(q)) {
+    if (plan.scales && p.tensor == &q.scales) continue;  // a parameter
     const bool shift = p.tensor == &q.tau_codes || p.tensor == &q.tau_groups || p.tensor == &q.zeros;
     const char* label = p.tensor == &q.codes ? "packed codes"
                         : !shift             ? "block scales"
@@ -37,6 +39,8 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
   IRQ_CHECK(!(plan.full && (plan.quantized || plan.lora)), "full training has no frozen part");
   IRQ_CHECK(!(plan.first_norm && (plan.full || plan.lora)), "only without adapters");
   IRQ_CHECK(!(plan.full && plan.pad_row), "full training has no [PAD] row");
+  IRQ_CHECK(!plan.scales || (plan.quantized && plan.format.kind == QuantKind::integer && !plan.lora),
+            "scales train on an integer base, without adapters");
   embed_ = trained_or_stored("embed", "embedding and head", c.tied ? head_rows() : c.vocab, c.dim, storage);
   layers_.resize(static_cast<size_t>(c.layers));
   const auto shapes = layer_linears(c);
@@ -55,10 +59,12 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
       for (int i = 0; i < kGroups[k].count; ++i) {
         const LinearShape& s = shapes[static_cast<size_t>(kGroups[k].first + i)];
         LinearPart part{s.name, g.out, s.out, false, {}};
-        if (plan.quantized && plan.residency == Residency::packed) {
+        if (plan.quantized && (plan.residency == Residency::packed || plan.scales)) {
           part.quantized = true;
           part.packed = packed_matrix(arena, plan, s.out, s.in, map);
         }
+        if (plan.scales)
+          part.param_scales = params_.add(prefix + s.name + ".scales", s.out, part.packed.groups_per_row());
         g.parts.push_back(part);
         g.in = s.in;
         g.out += s.out;
@@ -102,6 +108,7 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
   if (plan_.lora) {
     const LoraConfig& lora = plan_.lora_config;
     g.scale = lora.scale(), g.dropout = lora.dropout, g.tile = lora.tile;
+    g.pool = group_pool_of(lora.pool, g.in), g.aligned = lora.pool.aligned;
     for (size_t i = 0; i < g.parts.size(); ++i) {
       const int linear = first_linear + static_cast<int>(i);
       if (!(lora.targets >> linear & 1u)) continue;
@@ -115,7 +122,8 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
     const auto name = [&](const AdapterPart& p, const char* what) {
       return strf("layers.%d.%s.%s", g.layer, g.parts[static_cast<size_t>(p.id % 7 - first_linear)].name, what);
     };
-    for (AdapterPart& p : g.adapters) p.param_a = params_.add(name(p, "A"), p.rank, g.in);
+    for (AdapterPart& p : g.adapters)
+      p.param_a = params_.add(name(p, "A"), p.rank, g.grouped() ? g.pool.groups() : g.in);
     for (AdapterPart& p : g.adapters) p.param_b = params_.add(name(p, "B"), p.out, p.rank);
     for (AdapterPart& p : g.adapters) {
       if (lora.u1) p.param_beta1 = params_.add(name(p, "beta1"), 1, 1);
@@ -135,7 +143,8 @@ void Llama::place_folded(LinearGroup& g) {
   g.a_folded = g.resident ? g.resident.slice_rows(g.out, g.rank).slice_cols(0, g.in)
                           : arena_.push("folded adapters", storage, g.rank, g.in);
   if (g.dropout > 0) {
-    g.a_plain = arena_.push("adapters (storage)", storage, g.rank, g.in);
+    const int64_t width = g.grouped() ? g.pool.groups() : g.in;
+    g.a_plain = arena_.push("adapters (storage)", storage, g.rank, width);
     backend_.fill(g.a_folded, 0);  // adapters without beta1 have nothing to fold there
   }
   for (AdapterPart& p : g.adapters)
@@ -152,6 +161,8 @@ void Llama::bind_params() {
     bind(layer.attn_norm), bind(layer.ffn_norm);
     for (LinearGroup* g : layer.groups()) {
       if (g->param_weight >= 0 && !g->resident) g->resident = params_.value(g->param_weight);
+      for (LinearPart& part : g->parts)
+        if (part.param_scales >= 0) part.packed.scales = params_.value(part.param_scales).flat();
       for (AdapterPart& p : g->adapters) {
         p.a = params_.value(p.param_a), p.b = params_.value(p.param_b);
         if (p.param_beta1 >= 0) p.beta1 = params_.value(p.param_beta1);
@@ -180,8 +191,12 @@ void Llama::refresh() {
   if (!config().tied) round(head_);
   for (Layer& layer : layers_) {
     round(layer.attn_norm), round(layer.ffn_norm);
-    for (LinearGroup* g : layer.groups())
+    for (LinearGroup* g : layer.groups()) {
       if (g->param_weight >= 0) round({g->resident, g->param_weight});
+      for (const LinearPart& part : g->parts)
+        if (g->resident && part.param_scales >= 0)
+          dequantize(backend_, g->resident.slice_rows(part.row, part.out), part.packed);
+    }
   }
   fold_adapters(backend_, iec_);
 }

@@ -7,8 +7,9 @@ namespace irq {
 
 // Multiplications and additions of one token in a training step, counted as 2; recomputing counts nothing. Attention sees a
 // causal half of `length`; `labelled` is the share of rows that reach the head. targets: the linears with an adapter of
-// this rank. full: no adapters, every weight has a gradient.
+// this rank. full: no adapters, every weight has a gradient; scales: every linear's has, on the way to
+// its scales'.
 double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled,
-                             uint32_t targets = kAllTargets, bool full = false);
+                             uint32_t targets = kAllTargets, bool full = false, bool scales = false);
 
 }  // namespace irq

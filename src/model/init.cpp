@@ -45,7 +45,8 @@ void Llama::init_adapters(uint64_t seed) {
   std::vector<double> values;
   for (const AdapterPart& p : all) {
     Rng rng(seed, static_cast<uint64_t>(p.id) + 1);
-    const double bound = 1 / std::sqrt(static_cast<double>(p.a.cols));
+    const double bound = plan_.lora_config.pool.on() ? std::sqrt(6 / static_cast<double>(p.a.cols + p.rank))
+                                                     : 1 / std::sqrt(static_cast<double>(p.a.cols));
     values.resize(static_cast<size_t>(p.a.numel()));
     for (double& x : values) x = (2 * rng.uniform() - 1) * bound;
     put(backend_, p.a, values);

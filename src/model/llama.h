@@ -45,6 +45,7 @@ struct ModelPlan {
   bool full = false;  // every parameter trains
   bool lora = false;
   LoraConfig lora_config;
+  bool scales = false;    // PEQA: the scales of an integer base are the parameters
   bool training = false;  // gradients and Adam's state are wanted
   // For measuring a step without any adapter: the first layer's attn_norm alone trains, so that gradients pass every frozen
   // linear.
@@ -76,10 +77,12 @@ class Llama {
   Weight& head() { return head_; }
   WeightProvider& weights() { return *weights_; }
 
-  void init_rope();                   // fills the cos and sin tables
-  void init_adapters(uint64_t seed);  // A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0, betas = 0
-  void init_full(uint64_t seed);      // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
-  // After a change of the masters: folds the adapters, or rounds trained weights to their storage copies.
+  void init_rope();  // fills the cos and sin tables
+  // A ~ U(-1/sqrt(in), 1/sqrt(in)), QA-LoRA's A Xavier-uniform (fidelity 5.5), B = 0, betas = 0
+  void init_adapters(uint64_t seed);
+  void init_full(uint64_t seed);  // N(0, 0.02), outputs of residual branches scaled by 1/sqrt(2 layers)
+  // After a change of the masters: folds the adapters, rounds trained weights to their storage copies, or dequantizes cached
+  // weights whose scales train.
   void refresh();
   void finish_gradients();  // dbeta from dA and dB, zeros where nothing arrived
 

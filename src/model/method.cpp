@@ -94,6 +94,17 @@ uint32_t parse_targets(const std::string& list) {
   return mask;
 }
 
+PoolKind parse_pool(const std::string& name) {
+  for (const PoolKind kind : {PoolKind::mean, PoolKind::sum, PoolKind::peft})
+    if (name == name_of(kind)) return kind;
+  throw Error("--pool: unknown convention '" + name + "'", Exit::usage).line("allowed", "mean, sum, peft");
+}
+
+const char* name_of(PoolKind kind) {
+  constexpr const char* kNames[] = {"none", "mean", "sum", "peft"};
+  return kNames[static_cast<int>(kind)];
+}
+
 std::string targets_text(uint32_t mask) {
   std::string text;
   for (int i = 0; i < 7; ++i)

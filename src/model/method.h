@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/group_pool.h"
+
 namespace irq {
 
 struct Method {
@@ -32,13 +34,18 @@ constexpr uint32_t kAllTargets = 0x7f;
 uint32_t parse_targets(const std::string& list);  // "q_proj,v_proj" or "wq,wv" or "all"
 std::string targets_text(uint32_t mask);          // "wq,wk,..."
 
+// QA-LoRA's conventions by name: "mean", "sum", "peft".
+PoolKind parse_pool(const std::string& name);
+const char* name_of(PoolKind kind);
+
 struct LoraConfig {
   int64_t rank = 64;
   double alpha = 16;
   double dropout = 0;
   uint32_t targets = kAllTargets;
   bool u1 = true, u2 = true;
-  bool tile = false;  // expansion by tiling (paper Eq. 14) instead of interleaving (Eq. 16 and the released code)
+  bool tile = false;    // expansion by tiling (paper Eq. 14) instead of interleaving (Eq. 16 and the released code)
+  InputPool pool = {};  // QA-LoRA: A is (r, groups of the input)
   double scale() const { return alpha / static_cast<double>(rank); }
 };
 

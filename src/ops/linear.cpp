@@ -13,12 +13,34 @@ AdapterMasks masks_of(const LinearGroup& g, const DeviceBatch& batch) {
   return m;
 }
 
+// What A sees of x under QA-LoRA, (N, groups); to be given back. Rows are padded to 16 bytes.
+Tensor take_pooled(Tape& t, const LinearGroup& g, int64_t rows) {
+  const int64_t groups = g.pool.groups();
+  return t.arena().take("pooled input", t.storage(), rows, groups, (groups + 7) / 8 * 8 - groups);
+}
+Tensor pooled_input(Tape& t, const Tensor& x, const LinearGroup& g) {
+  const Tensor y = take_pooled(t, g, x.rows);
+  t.backend().group_pool(y, x, g.pool);
+  return y;
+}
+
+// The same under dropout, which masks the pooled input: u = A drop(pool(x)) + beta1 P x.
+void grouped_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+  Backend& b = t.backend();
+  const Tensor in = pooled_input(t, x, g);
+  if (t.training()) b.lora_dropout_fwd(u, {}, in, g.a_plain, {}, masks_of(g, batch), g.tile);
+  else b.matmul(u, in, kPlain, g.a_plain, kTransposed, 1, 0, {});
+  t.arena().give(in);
+  if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
+}
+
 // u = x A'^T into u (N, R). With dropout each adapter sees its own mask of x, and the IEC branch sees x itself:
 // u = A drop(x) + beta1 P x (fidelity 4.1); px = P x stays for backward.
 void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& x, const LinearGroup& g,
                   const DeviceBatch& batch) {
   Backend& b = t.backend();
   if (g.dropout == 0) return b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
+  if (g.grouped()) return grouped_forward(t, u, x, g, batch);
   if (!t.training()) {
     b.matmul(u, x, kPlain, g.a_plain, kTransposed, 1, 0, {});
     if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
@@ -55,7 +77,7 @@ GradSlot stacked_grad_a(Tape& t, const LinearGroup& g) {
   return {all, beta};
 }
 
-// dA = du^T x; with dropout dA_m = s du_m^T drop_m(x).
+// dA = du^T x; with dropout dA_m = s du_m^T drop_m(x). x: what A sees.
 void grad_a(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
   Backend& b = t.backend();
   const AdapterMasks masks = masks_of(g, batch);
@@ -70,7 +92,7 @@ void grad_a(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, co
   }
 }
 
-// With dropout dbeta1_m = <du_m, P x>; without it finish_gradients() takes dbeta1 from dA.
+// With dropout or a pooled input dbeta1_m = <du_m, P x>; else finish_gradients() takes dbeta1 from dA.
 void grad_beta1(Tape& t, const Tensor& du, const Tensor& px, const LinearGroup& g) {
   AdapterScalars dbeta1{};
   double beta = 0;  // they are touched together, always
@@ -80,6 +102,33 @@ void grad_beta1(Tape& t, const Tensor& du, const Tensor& px, const LinearGroup& 
     dbeta1[i] = d.tensor, beta = d.beta;
   }
   t.backend().lora_dropout_dbeta1(dbeta1, du, px, static_cast<int>(g.adapters.size()), beta);
+}
+
+// The gradients of QA-LoRA's A and beta1, from x itself.
+void grouped_grads(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+  Arena& arena = t.arena();
+  const Tensor in = pooled_input(t, x, g);
+  grad_a(t, du, in, g, batch);
+  if (g.pooled()) {
+    const int64_t rank = g.adapters[0].rank;
+    const Tensor px = arena.take("pooled input", t.storage(), x.rows, rank);
+    if (g.aligned && !(means_of(g.pool) == g.pool)) t.backend().group_pool(in, x, means_of(g.pool));
+    t.backend().group_pool(px, g.aligned ? in : x, group_pool_of(IecMap(g.aligned ? in.cols : x.cols, rank, g.tile)));
+    grad_beta1(t, du, px, g);
+    arena.give(px);
+  }
+  arena.give(in);
+}
+
+// The gradient of a group's scales: of all of W in scratch, then summed over each group against its codes.
+void grad_scales(Tape& t, const Tensor& dy, const Tensor& x, const LinearGroup& g) {
+  for (const LinearPart& p : g.parts) {
+    const GradSlot ds = t.param_grad(p.param_scales);
+    const Tensor dw = t.arena().take("gradient of a weight", t.master(), p.out, g.in);
+    t.backend().matmul(dw, dy.slice_cols(p.row, p.out), kTransposed, x, kPlain, 1, 0, {});
+    t.backend().int_scale_grad(ds.tensor.flat(), dw, p.packed, ds.beta);
+    t.arena().give(dw);
+  }
 }
 
 // Does adapter i of the group continue the gradients of B in `all`: as large as its predecessor, right behind it in memory,
@@ -118,7 +167,14 @@ void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor&
                     const DeviceBatch& batch) {
   Backend& b = t.backend();
   const bool masked = g.rank > 0 && g.dropout > 0;
-  if (masked) b.lora_dropout_dx(dx.tensor, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), dx.beta);
+  if (masked && g.grouped()) {
+    const Tensor pooled = take_pooled(t, g, dy.rows);
+    b.lora_dropout_dx(pooled, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), 0);
+    b.group_spread(dx.tensor, pooled, g.pool, dx.beta);
+    t.arena().give(pooled);
+  } else if (masked) {
+    b.lora_dropout_dx(dx.tensor, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), dx.beta);
+  }
   const int64_t folded = masked && !g.pooled() ? 0 : g.rank;
   b.matmul(dx.tensor, dy.extend_cols(folded), kPlain, ext.slice_rows(0, g.out + folded).slice_cols(0, g.in), kPlain, 1,
            masked ? 1 : dx.beta, dx.tensor);
@@ -141,7 +197,8 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
                    : apart     ? t.keep("rank-r activations", t.storage(), in.rows, g.rank)
                                : in.extend_cols(g.rank).slice_cols(g.in, g.rank);
   const bool masked = g.rank > 0 && g.dropout > 0 && t.training();
-  const Tensor px = masked && g.pooled() ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
+  const bool pools = masked && g.pooled() && !g.grouped();
+  const Tensor px = pools ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
   const int64_t spare = std::max(options.spare_cols, g.rank);
   const Var y = options.transient ? t.transient(options.name, in.rows, g.out, spare)
                                   : t.saved(options.name, in.rows, g.out, spare);
@@ -149,7 +206,7 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   const Tensor residual = options.residual ? t.value(options.residual) : Tensor{};
   if (!(options.ends_block && t.replaying())) forward(t, t.value(y), in, u, g, weights, residual);
 
-  const bool trains = g.param_weight >= 0 || !g.adapters.empty();
+  const bool trains = g.param_weight >= 0 || !g.adapters.empty() || g.trains_scales();
   const bool needs = trains || t.needs_grad(x) || (options.residual && t.needs_grad(options.residual));
   const Var res = options.residual;
   t.record(
@@ -160,6 +217,7 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
           const GradSlot dw = t.param_grad(g.param_weight);
           t.backend().matmul(dw.tensor, dy, kTransposed, t.value(x), kPlain, 1, dw.beta, dw.tensor);
         }
+        if (g.trains_scales()) grad_scales(t, dy, t.value(x).slice_cols(0, g.in), g);  // before dy is handed over
         const Tensor ext = weights.acquire(g);
         if (g.rank > 0) adapter_backward(t, dy, u, px, ext, g);
         if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, batch);
@@ -167,7 +225,8 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
         const bool stays = res && t.needs_grad(res) && t.hand_over(y, res);  // dy's memory, and du in it
         if (g.rank == 0) return;
         const auto use = [&t, &g, batch, du = dy.slice_cols(g.out, g.rank)](const Tensor& input) {
-          grad_a(t, du, input.slice_cols(0, g.in), g, batch);
+          if (g.grouped()) grouped_grads(t, du, input.slice_cols(0, g.in), g, batch);
+          else grad_a(t, du, input.slice_cols(0, g.in), g, batch);
         };
         if (stays) t.use_later(x, use);
         else use(t.value(x));

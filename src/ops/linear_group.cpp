@@ -35,9 +35,11 @@ void DeviceWeights::release(const LinearGroup& g, const Tensor& ext) {
 
 namespace {
 
-// With dropout the pooled branch runs apart: it must not see A's mask, and gives dbeta1 itself. Else both gradients follow
-// from dA and dB (fidelity 4.4).
-bool beta1_from_da(const LinearGroup& g, const AdapterPart& p) { return p.param_beta1 >= 0 && g.dropout == 0; }
+// With dropout the pooled branch runs apart: it must not see A's mask, and gives dbeta1 itself; on a pooled input it does so
+// too, since dA is not fine enough for it. Else both gradients follow from dA and dB (fidelity 4.4).
+bool beta1_from_da(const LinearGroup& g, const AdapterPart& p) {
+  return p.param_beta1 >= 0 && g.dropout == 0 && !g.grouped();
+}
 bool beta2_from_db(const AdapterPart& p) { return p.param_beta2 >= 0; }
 
 }  // namespace
@@ -46,15 +48,16 @@ void add_adapters(IecTableBuilder& table, const ParamStore& params, const Linear
   const auto gradient = [&](bool wanted, int index) {
     return wanted && params.grads() ? params.grad_value(index) : Tensor{};
   };
+  const IecPooling pooling{g.pool, g.aligned};
   for (const AdapterPart& p : g.adapters) {
     const bool beta1 = beta1_from_da(g, p), beta2 = beta2_from_db(p);
     const Tensor folded = g.a_folded.slice_rows(p.column, p.rank);
     if (g.dropout == 0) {
-      table.add(folded, p.a, p.beta1, 1, gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile);
+      table.add(folded, p.a, p.beta1, 1, gradient(beta1, p.param_a), gradient(beta1, p.param_beta1), g.tile, pooling);
     } else {
       table.add(g.a_plain.slice_rows(p.column, p.rank), p.a, {}, 1, {}, {}, g.tile);
       if (p.beta1)
-        table.add(folded, {}, p.beta1, 1, {}, {}, g.tile);  // without a beta the rows stay as zero as they are
+        table.add(folded, {}, p.beta1, 1, {}, {}, g.tile, pooling);  // without a beta the rows stay as zero as they are
     }
     table.add(p.b_folded, p.b, p.beta2, g.scale, gradient(beta2, p.param_b), gradient(beta2, p.param_beta2), g.tile);
   }

@@ -7,6 +7,9 @@
 // Dropout masks what A sees, and not the pooled branch beside it. Then A' is beta1 P alone, A stands apart in a_plain, and
 // the lora_dropout ops add its share: u_m = s drop_m(x) A_m^T + beta1_m P x and dx += s sum_m mask_m * (du_m A_m).
 //
+// QA-LoRA's A is (r, groups): u = A pool(x). Pooling is linear, so A' repeats c(g) A[j, g] in the columns of group g and the
+// products above stay as they are; dA is du^T pool(x). Dropout masks pool(x).
+//
 // W stacks the group's weights, A' = A + beta1 P and B' = B + beta2 E are the folded adapters (fidelity 4.3), sB' is
 // block-diagonal, R is the sum of the ranks.
 #pragma once
@@ -25,7 +28,7 @@ struct AdapterPart {
   int64_t row = 0, out = 0;      // its output rows within the group
   int64_t column = 0, rank = 0;  // its place among the R rank columns
   int param_a = -1, param_b = -1, param_beta1 = -1, param_beta2 = -1;
-  Tensor a, b, beta1, beta2;  // masters: (r, in) (out, r) (1, 1) (1, 1)
+  Tensor a, b, beta1, beta2;  // masters: (r, in or groups of the input) (out, r) (1, 1) (1, 1)
   Tensor b_folded;            // (out, r) S: scale * (B + beta2 E); inside `resident` where there is one
 };
 
@@ -34,6 +37,7 @@ struct LinearPart {
   int64_t row = 0, out = 0;
   bool quantized = false;
   QuantizedMatrix packed;
+  int param_scales = -1;  // PEQA: packed.scales is this parameter's master
 };
 
 struct LinearGroup {
@@ -42,11 +46,15 @@ struct LinearGroup {
   int64_t in = 0, out = 0, rank = 0;  // rank = R
   std::vector<LinearPart> parts;
   std::vector<AdapterPart> adapters;
-  Tensor a_folded;   // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
-  Tensor a_plain;    // (R, in) S: A, with dropout only
-  double scale = 0;  // alpha / r
+  Tensor a_folded;       // (R, in) S, A': A + beta1 P without dropout, beta1 P with it
+  Tensor a_plain;        // (R, in) S: A, with dropout only; on a pooled input (R, groups)
+  GroupPool pool;        // of what A sees; cols = 0: the input itself
+  bool aligned = false;  // beta1's branch averages the groups' means
+  double scale = 0;      // alpha / r
   double dropout = 0;
   bool tile = false;
+  bool grouped() const { return pool.cols > 0; }  // QA-LoRA
+  bool trains_scales() const { return !parts.empty() && parts[0].param_scales >= 0; }
   bool pooled() const {  // has an adapter its pooled branch (beta1 P)?
     for (const AdapterPart& p : adapters)
       if (p.param_beta1 >= 0) return true;

@@ -178,7 +178,8 @@ double Finetune::flops(const std::vector<Batch>& window) const {
   }
   if (rows == 0) return 0;
   const uint32_t targets = method_.lora ? parse_targets(*o_.targets) : 0;
-  return rows * model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full);
+  return rows *
+         model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full, method_.scales);
 }
 
 void Finetune::train() {
@@ -243,9 +244,7 @@ void Finetune::save_result() {
                                     : DType::BF16);
     if (const std::string carried = carry_tokenizer(o_.base, out("model.bin")); !carried.empty()) note(carried);
   } else {
-    AdapterFile a;
-    a.method = o_.method, a.rank = *o_.rank, a.alpha = *o_.alpha, a.dropout = *o_.dropout;
-    a.targets = parse_targets(*o_.targets), a.tile = *o_.iec_expand == "tile", a.base_hash = base_hash_;
+    AdapterFile a = result_header();
     a.tensors = download_params(backend_, model.params());
     write_adapter(out("adapter.lora"), a);
   }

@@ -33,7 +33,7 @@ struct TrainOptions {
   std::string init_adapter;           // a PEFT folder or a .lora to start from
   std::optional<int64_t> rank;
   std::optional<double> alpha;
-  std::optional<std::string> targets, iec_expand;
+  std::optional<std::string> targets, iec_expand, pool, iec_align;
   int64_t source_len = 384, target_len = 128, window = 512;
   std::optional<bool> legacy;  // open_tokenizer()'s; unset: as the tokenizer's files say
   uint64_t seed = 42;

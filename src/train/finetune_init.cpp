@@ -7,11 +7,17 @@ namespace irq {
 // Before resolve(): rank, alpha and target modules come from the adapter; flags that are given must say the same.
 void Finetune::open_init_adapter() {
   if (o_.init_adapter.empty()) return;
-  if (!method_.lora)
+  if (!method_.lora && !method_.scales)
     throw Error("--init-adapter: --method " + o_.method + " has no adapter", Exit::usage)
         .line("try", "another --method, such as ir-qlora");
   initial_ = read_initial_adapter(o_.init_adapter, config_);
   AdapterFile& a = initial_->adapter;
+  if (method_.scales != a.trains_scales())
+    throw Error(o_.init_adapter + ": this adapter does not belong to --method " + o_.method)
+        .line("expected", method_.scales ? "the scales of an integer base (peqa)" : "A and B of linears")
+        .line("found", initial_->description);
+  take_pooling(a);
+  if (method_.scales) return note("starts from " + o_.init_adapter + ": " + initial_->description);
   const auto contradiction = [&](const std::string& flag, const std::string& theirs) {
     return Error(flag + ": " + o_.init_adapter + " has " + theirs, Exit::usage)
         .line("try", "without this flag, or without --init-adapter");

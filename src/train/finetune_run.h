@@ -1,5 +1,6 @@
 // The stages of a finetuning run, in the order of run(): finetune_options.cpp settles what is asked, finetune_setup.cpp
 // gets everything ready, finetune.cpp trains. finetune_init.cpp, finetune_loftq.cpp: the adapter to start from.
+// finetune_methods.cpp: what a method asks of its base, and what it trains.
 #pragma once
 #include <limits>
 #include <memory>
@@ -46,6 +47,13 @@ class Finetune {
   void require_same_options() const;
   void require_same_base() const;
 
+  // finetune_methods.cpp
+  void require_base_of_method() const;
+  void resolve_pooling();
+  void take_pooling(const AdapterFile& initial);
+  ModelPlan model_plan() const;
+  AdapterFile result_header() const;
+
   // finetune_init.cpp
   void open_init_adapter();
   void require_init_base() const;
@@ -69,7 +77,6 @@ class Finetune {
 
   // finetune_requantize.cpp: --method qlora-gptq, after training
   double requantize();  // returns the held-out loss of what it leaves
-  ModelPlan model_plan() const;
   void build();
   void require_disk() const;
   Error with_advice(Error error, const ModelPlan& model, int64_t budget) const;

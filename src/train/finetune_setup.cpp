@@ -53,24 +53,7 @@ void Finetune::open_base_file() {
     if (!method_.quantized())
       throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
           .line("try", "the .bin it was made from");
-    if (method_.requantize)
-      throw Error(o_.base + ": --method " + o_.method + " needs a base that is not quantized")
-          .line("likely", "the adapter is merged into the 16-bit weights, and those are quantized again")
-          .line("try", "the .bin it was made from");
-    const bool integers = quantized_->format().kind == QuantKind::integer;
-    if (method_.needs_integers() ? !integers : method_.loftq && integers)
-      throw Error(o_.base + ": this base does not belong to --method " + o_.method)
-          .line("expected", integers ? "NF codes" : "integers")
-          .line("found", integers ? "integers" : "NF codes")
-          .line("try", "the .bin it was made from");
-    const bool has_tau =
-        integers ? quantized_->info().integers.search != IntSearch::none : quantized_->format().shift == ShiftKind::tau;
-    if (has_tau != method_.icq)
-      throw Error(o_.base + ": this base does not belong to --method " + o_.method)
-          .line("expected", method_.icq ? "quantized with ICQ" : "quantized without ICQ")
-          .line("found", has_tau ? "quantized with ICQ" : "quantized without ICQ")
-          .line("try", has_tau ? "--method ir-qlora or icq, or quantize the .bin with --no-icq"
-                               : "--method iec or qlora, or quantize the .bin with --icq");
+    require_base_of_method();
     if (o_.bits && *o_.bits != quantized_->format().bits)
       throw Error(strf("--bits %d: %s has %d bits", *o_.bits, o_.base.c_str(), quantized_->format().bits), Exit::usage)
           .line("try", "without --bits, or the .bin it was made from");
@@ -269,25 +252,6 @@ void Finetune::quantize() {
   if (!method_.loftq) return;
   note(describe_loftq(s));
   if (!take_loftq_adapter(path)) throw Error(path + ": its adapter cannot be read back");
-}
-
-ModelPlan Finetune::model_plan() const {
-  ModelPlan p;
-  p.config = config_;
-  p.quantized = method_.quantized();
-  if (quantized_) p.format = quantized_->format();
-  p.full = method_.full, p.lora = method_.lora, p.training = true;
-  p.pad_row = method_.lora && o_.recipe == "official-script";
-  p.lora_config = {*o_.rank,
-                   *o_.alpha,
-                   *o_.dropout,
-                   method_.lora ? parse_targets(*o_.targets) : 0,
-                   method_.u1,
-                   method_.u2,
-                   *o_.iec_expand == "tile"};
-  for (const LoadedData* d : {&train_, &held_out_})
-    for (const Example& e : d->examples) p.positions = std::max(p.positions, static_cast<int64_t>(e.ids.size()));
-  return p;
 }
 
 void Finetune::build() {
