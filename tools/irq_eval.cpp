@@ -270,7 +270,7 @@ int evaluate(const Arguments& a, Cli& cli) {
   if (!a.json.empty()) json_file.emplace(a.json);
   const size_t chosen = load_session(cli, session, work.workloads);
 
-  Report report = {{"device", backend->describe()}, {"memory_bytes", session.plan().peak_bytes}};
+  Report report = Report::object();
   if (!a.loss.empty()) run_loss(cli, session, data, data_options, work.max_rows[chosen], report);
   ResultTable tasks("Tasks"), groups("Groups");
   run_choice(cli, session, questions, budgets[chosen], backend->device(), tasks, report);
@@ -279,6 +279,7 @@ int evaluate(const Arguments& a, Cli& cli) {
   for (const ResultTable* table : {&tasks, &groups})
     if (!table->empty()) std::printf("%s", table->text().c_str());
   if (!ids.empty()) write_logits(cli, session, ids, a.logits[1]);
+  report["device"] = backend->describe(), report["memory_bytes"] = session.plan().peak_bytes;
   if (json_file) json_file->write(report.dump(2) + "\n"), json_file->commit();
   return 0;
 }
