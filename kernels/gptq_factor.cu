@@ -1,7 +1,7 @@
 // What    the upper Cholesky factor U of H^-1 = U^T U, for GPTQ
 // Math    cuSOLVER in fp32, as the released code: H = L L^T, H^-1 from L, H^-1 = L' L'^T; U = L'^T
 // Shapes  u, h (n, n) F32 contiguous; info (1, 1) i32
-// Cost    4/3 n^3 FLOPs: 0.09 TFLOP at n = 4096, 1.8 TFLOP at n = 11008, some 0.1 s
+// Cost    4/3 n^3 FLOPs: 0.09 TFLOP at n = 4096, 1.8 TFLOP at n = 11008
 // Tricky  cuSOLVER is column-major: its lower triangle is the upper one of a row-major matrix, so what it calls L' lies as U
 //         already, and no step reads the other triangle, which keeps h's numbers. Each step has its own info: the first
 //         that is not 0 counts.

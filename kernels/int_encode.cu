@@ -1,7 +1,7 @@
 // What    weights into a stream of integer codes; codes of one byte each into such a stream, with each group's entropy
 // Math    code = rint(w / scale) + zero, clamped (fidelity 5.2); with zeros in F32 rint(w / scale + zero)
 // Shapes  codes u8 (1, ceil(rows * cols * bits / 8)); w, bytes (rows, cols), scales, zeros (rows, groups), any stride
-// Cost    4 + bits / 8 bytes a weight: 70 us for 11008 x 4096 at 3 TB/s
+// Cost    11008 x 4096 on an H100: 0.20 ms, a third of what the bytes ask for: eight divisions a thread; int_pack 0.25 ms
 // Tricky  eight codes are `bits` whole bytes wherever rows begin, so a thread makes eight consecutive ones and no byte is shared
 #include "kernels/common.cuh"
 #include "kernels/int_group.h"
@@ -47,6 +47,34 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(EncodeCall c) {
         int_code<kFloatZero>(c.w[row * c.w_stride + col], c.scales[row * c.scale_stride + g], zero, int_top(kBits));
     return static_cast<uint32_t>(static_cast<int>(code));
   });
+}
+
+// The same where a row begins on a byte, eight weights of a group are 32 aligned bytes and a group is whole eights: two loads,
+// one store.
+template <int kBits, bool kFloatZero>
+__global__ void __launch_bounds__(kThreads) encode_eights_kernel(EncodeCall c) {
+  const int64_t pack = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, packs_per_row = c.cols / 8;
+  if (pack >= c.rows * packs_per_row) return;
+  const int64_t row = pack / packs_per_row, col = (pack - row * packs_per_row) * 8;
+  const int64_t g = static_cast<int64_t>(static_cast<uint32_t>(col) / static_cast<uint32_t>(c.length));
+  const float scale = c.scales[row * c.scale_stride + g];
+  const float zero = kFloatZero ? static_cast<const float*>(c.zeros)[row * c.zero_stride + g]
+                                : static_cast<float>(static_cast<const uint8_t*>(c.zeros)[row * c.zero_stride + g]);
+  const float4* from = reinterpret_cast<const float4*>(c.w + row * c.w_stride + col);
+  const float4 a = __ldg(from), b = __ldg(from + 1);
+  const float w[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    word = word << kBits |
+           static_cast<uint32_t>(static_cast<int>(int_code<kFloatZero>(w[i], scale, zero, int_top(kBits))));
+  if (kBits == 4) {
+    reinterpret_cast<uint32_t*>(c.codes)[pack] = __byte_perm(word, 0, 0x0123);
+  } else {
+#pragma unroll
+    for (int byte = 0; byte < kBits; ++byte)
+      c.codes[pack * kBits + byte] = static_cast<uint8_t>(word >> (8 * (kBits - 1 - byte)));
+  }
 }
 
 template <int kBits>
@@ -95,8 +123,12 @@ void CudaBackend::int_encode(Tensor codes, Tensor w, Tensor scales, Tensor zeros
                      scales.stride,
                      zeros.stride};
   const unsigned grid = static_cast<unsigned>(ceil_div(ceil_div(w.numel(), 8), kThreads));
+  const bool eights = w.cols % 8 == 0 && c.length % 8 == 0 && w.stride % 4 == 0 &&
+                      reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && reinterpret_cast<uintptr_t>(c.codes) % 4 == 0;
   dispatch_bits(bits, [&](auto k) {
-    auto* kernel = zeros.dtype == DType::F32 ? encode_kernel<k.value, true> : encode_kernel<k.value, false>;
+    const bool float_zero = zeros.dtype == DType::F32;
+    auto* kernel = eights ? (float_zero ? encode_eights_kernel<k.value, true> : encode_eights_kernel<k.value, false>)
+                          : (float_zero ? encode_kernel<k.value, true> : encode_kernel<k.value, false>);
     kernel<<<grid, kThreads, 0, stream()>>>(c);
   });
   CUDA_LAUNCHED();
