@@ -93,11 +93,12 @@ ModelPlan make_plan(const Options& o, const ModelConfig& config, const AdapterFi
   plan.config = config;
   plan.training = true;
   plan.positions = config.max_seq;
-  plan.lora = !o.adapter.empty(), plan.full = o.adapter.empty();
+  plan.full = o.adapter.empty();
+  plan.scales = adapter.trains_scales(), plan.lora = !plan.full && !plan.scales;
   if (plan.lora) {
     const Method& method = find_method(adapter.method);
     plan.lora_config = {adapter.rank, adapter.alpha, adapter.dropout, adapter.targets,
-                        method.u1,    method.u2,     adapter.tile};
+                        method.u1,    method.u2,     adapter.tile,    adapter.pool};
   }
   plan.recompute = o.recompute == "block"     ? Recompute::block
                    : o.recompute == "gate_up" ? Recompute::gate_up
