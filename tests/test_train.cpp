@@ -195,7 +195,10 @@ TEST_F(TrainRuns, EveryMethodTrains) {
     const std::string out = dir_ / m.name;
     const CommandResult r = trained({"--steps", "2", "--method", m.name, "--out", out});
     EXPECT_EQ(r.out.rfind("held-out loss ", 0), 0u) << r.out;
-    EXPECT_TRUE(r.out.ends_with(out + (m.full ? "/model.bin\n" : "/adapter.lora\n"))) << r.out;
+    EXPECT_TRUE(r.out.ends_with(out + (m.full         ? "/model.bin\n"
+                                       : m.requantize ? "/model.irq\n"
+                                                      : "/adapter.lora\n")))
+        << r.out;
     EXPECT_EQ(step_losses(out + "/log.jsonl").size(), 2u);
     if (m.full) {
       BaseReader(out + "/model.bin").verify_all();
