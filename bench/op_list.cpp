@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tests/cases/adamw.h"
+#include "tests/cases/argmax.h"
 #include "tests/cases/attention.h"
 #include "tests/cases/cross_entropy.h"
 #include "tests/cases/dropout.h"
@@ -13,6 +14,7 @@
 #include "tests/cases/matmul.h"
 #include "tests/cases/memory.h"
 #include "tests/cases/nfk.h"
+#include "tests/cases/nfk_layers.h"
 #include "tests/cases/nfk_linear.h"
 #include "tests/cases/rmsnorm.h"
 #include "tests/cases/rope.h"
@@ -189,6 +191,17 @@ void add_decoding(Cases& cases, const ModelConfig& c, int64_t rank) {
       down.cols = c.ffn;
       cases.push_back(nfk_linear_case(down));
     }
+  for (const int bits : {4, 3, 2})
+    cases.push_back(nfk_layers_case({.layers = 4,
+                                     .dim = c.dim,
+                                     .ffn = c.ffn,
+                                     .heads = c.heads,
+                                     .kv_heads = c.kv_heads,
+                                     .keys = 512,
+                                     .head_dim = static_cast<int>(c.head_dim),
+                                     .bits = bits,
+                                     .rank = rank}));
+  cases.push_back(argmax_case(1, c.vocab, 0, 0));
   for (const auto& [sequences, keys] : {std::pair<int, int>{1, 512}, {1, 2048}, {16, 512}}) {
     AttentionShape s{strf("decode,N=%d,keys=%d", sequences, keys),
                      static_cast<int>(c.head_dim),

@@ -168,4 +168,10 @@ void CheckedBackend::nfk_linear(PackedLinear call) {
   FORWARD(nfk_linear(call));
 }
 
+void CheckedBackend::nfk_layers(const PackedLayer* layers, int count) {
+  CHECKS;
+  for (int i = 0; i < count; ++i) check.packed_layer(layers[i]);
+  FORWARD(nfk_layers(layers, count));
+}
+
 }  // namespace irq

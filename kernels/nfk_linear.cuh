@@ -6,6 +6,8 @@
 
 namespace irq {
 
+struct StreamMeeting;
+
 // Each block is a multiprocessor's only one and walks through tiles of 16 rows of W.
 constexpr int kLinearGroups =
     2;  // of warps, each with tiles of its own, so that one finishes while the other multiplies
@@ -56,7 +58,8 @@ struct TileRows {
   int low_part, high_part, low, high;
 };
 
-__device__ __forceinline__ TileRows rows_of_tile(const PackedLinearArgs& a, int tile) {
+template <class Args>
+__device__ __forceinline__ TileRows rows_of_tile(const Args& a, int tile) {
   if (a.finish == PackedLinear::Finish::swiglu) return {0, 1, tile * 8, tile * 8};
   int part = 0, first = 0;
 #pragma unroll
@@ -110,8 +113,12 @@ struct LinearMemory {
   }
 };
 
+// Everything but the places of u and the counters; false if no kernel here takes the call.
+bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a);
+
 // y (m, rows) = beta * y + x w_hat^T by the kernel of nfk_linear.cu, if it takes it: one part, nothing around it.
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
-                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
+                    int bits, int m, float beta, StreamMeeting* meeting, int multiprocessors, int64_t shared_bytes,
+                    cudaStream_t stream);
 
 }  // namespace irq
