@@ -17,8 +17,8 @@ struct Best {
   int index;  // INT_MAX: none yet
 };
 __device__ __forceinline__ Best better(const Best& a, const Best& b) {
-  const bool second = b.index != INT_MAX &&
-                      (a.index == INT_MAX || b.value > a.value || (b.value == a.value && b.index < a.index));
+  const bool second =
+      b.index != INT_MAX && (a.index == INT_MAX || b.value > a.value || (b.value == a.value && b.index < a.index));
   return second ? b : a;
 }
 __device__ __forceinline__ Best warp_best(Best x) {
@@ -28,7 +28,8 @@ __device__ __forceinline__ Best warp_best(Best x) {
   return x;
 }
 
-__global__ void __launch_bounds__(kThreads) argmax_kernel(int32_t* index, const float* logits, int64_t stride, int cols) {
+__global__ void __launch_bounds__(kThreads)
+    argmax_kernel(int32_t* index, const float* logits, int64_t stride, int cols) {
   __shared__ Best part[kThreads / kWarp];
   const float* row = logits + blockIdx.x * stride;
   Best best{0, INT_MAX};

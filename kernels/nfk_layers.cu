@@ -1,5 +1,5 @@
 // What  : the layers of a decoded token in one launch: q|k|v with norm, RoPE and cache, attention, o, gate|up, down, each with
-//         its adapters and residual, for one row. Also nfk_linear and nfk_matmul of one row: a program of one linear.
+//         its adapters and residual, for one row.
 // Math  : kernels/nfk_layers.h, and for each linear what nfk_linear.cu says: levels as bf16, products by block of 64 from the
 //         tensor cores, scales, shifts, u and sums F32, one rounding at the end. Attention: running softmax, F32.
 // Shapes: one row of BF16, columns a multiple of 256 up to 16,384, dq8 scales, ranks a multiple of 8, heads of 64 or 128, one
@@ -25,11 +25,8 @@ namespace {
 
 using Finish = PackedLinear::Finish;
 
-template <int kBits, int kLinears>
-struct StreamRun : StreamBlock<kBits, kLinears> {
-  using Base = StreamBlock<kBits, kLinears>;
-  using S = typename Base::S;
-
+template <int kBits>
+struct StreamRun : StreamBlock<kBits> {
   template <int D>
   __device__ __forceinline__ void attend(const StreamAttention& a) {
     const auto& all = this->p.all;
@@ -63,20 +60,19 @@ struct StreamRun : StreamBlock<kBits, kLinears> {
     wait_for_previous_kernel();  // all before was on weights
     this->epoch = __ldcg(&this->p.all.meeting->epoch);
     for (int n = 0; n < count; ++n) {
-      if (n > 0) this->meet();
-      this->load_slot(n + kStreamSlots - 1);
+      if (n % 4 == 1) this->meet();
       this->linear(n, early);
-      if (this->p.attention && n % 4 == 0) {
+      if (n % 4 == 0) {
         this->arrive();
         const StreamAttention& a = this->p.attend[n / 4];
         if (a.head_dim == 64) attend<64>(a);
         else attend<128>(a);
+        this->arrive();
       }
-      if (n + 1 == count) break;
-      this->arrive();
-      this->look_ahead(early, n + 1);
+      if (n + 1 < count) this->look_ahead(early, n + 1);
     }
     // The last block to leave sets the counters back: nobody looks at them any more.
+    __syncthreads();
     if (threadIdx.x != 0) return;
     StreamMeeting* meeting = this->p.all.meeting;
     __threadfence();
@@ -85,13 +81,13 @@ struct StreamRun : StreamBlock<kBits, kLinears> {
   }
 };
 
-template <int kBits, int kLinears>
+template <int kBits>
 __global__ void __launch_bounds__(kStreamThreads, 1)
-    stream_kernel(const __grid_constant__ StreamProgram<kLinears> p, const __grid_constant__ StreamMemory at) {
+    stream_kernel(const __grid_constant__ StreamProgram p, const __grid_constant__ StreamMemory at) {
   extern __shared__ __align__(16) char memory[];
   const uint32_t begin = smem_address(memory);
   if (begin > kTableAddress) __trap();
-  StreamRun<kBits, kLinears>{{p, at, memory + (kTableAddress - begin)}}.run();
+  StreamRun<kBits>{{p, at, memory + (kTableAddress - begin)}}.run();
 }
 
 StreamLinear stream_linear(const PackedLinearArgs& a) {
@@ -135,11 +131,10 @@ bool stream_takes(const PackedLinearArgs& a) {
 }
 
 template <int kBits>
-StreamMemory memory_for(const PackedLinearArgs* linears, int count, bool attention, unsigned grid) {
+StreamMemory memory_for(const std::vector<PackedLinearArgs>& linears, unsigned grid) {
   using S = StreamShape<kBits>;
-  int cols = 0, ranks = 0, parts = 0, sums = attention ? kStreamWarps * (128 + 2) * 4 : 0;
-  for (int i = 0; i < count; ++i) {
-    const PackedLinearArgs& a = linears[i];
+  int cols = 0, ranks = 0, parts = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
+  for (const PackedLinearArgs& a : linears) {
     const int chunks = (a.cols + kStreamColumns - 1) / kStreamColumns;
     const int tiles = static_cast<int>(ceil_div(a.tiles, grid));
     cols = std::max(cols, chunks * kStreamColumns), ranks = std::max(ranks, a.ranks);
@@ -160,60 +155,39 @@ StreamMemory memory_for(const PackedLinearArgs* linears, int count, bool attenti
   return m;
 }
 
-template <int kBits, int kLinears>
-bool launch(const StreamProgram<kLinears>& program, const PackedLinearArgs* linears, int multiprocessors,
+// False if there is too little shared memory for it.
+bool launch(const StreamProgram& program, const std::vector<PackedLinearArgs>& linears, int bits, int multiprocessors,
             int64_t shared_bytes, cudaStream_t stream) {
-  const auto kernel = stream_kernel<kBits, kLinears>;
-  unsigned grid = static_cast<unsigned>(multiprocessors);
-  if (program.count == 1) grid = static_cast<unsigned>(std::min(linears[0].tiles, multiprocessors));
-  const StreamMemory at = memory_for<kBits>(linears, program.count, program.attention, grid);
-  const int bytes = at.total + kTableAddress;
-  if (bytes > shared_bytes) return false;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  launch_early(kernel, grid, kStreamThreads, bytes, stream, program, at);
-  return true;
-}
-
-template <int kLinears>
-bool run_program(const PackedLinearArgs* linears, const StreamAttention* attend, int count, int bits,
-                 StreamMeeting* meeting, void* records, int multiprocessors, int64_t shared_bytes,
-                 cudaStream_t stream) {
-  StreamProgram<kLinears> program{};
-  program.count = count, program.attention = attend != nullptr;
-  for (int i = 0; i < count; ++i) {
-    program.linear[i] = stream_linear(linears[i]);
-    if (attend && i % 4 == 0) program.attend[i / 4] = attend[i / 4];
-    if (attend && i % 4 == 1) program.linear[i].x = nullptr;
-  }
-  StreamShared& all = program.all;
-  all.map = linears[0].part[0].map;
-  all.meeting = meeting, all.u = reinterpret_cast<uint2*>(meeting + 16);
-  all.record_o = static_cast<float*>(records);
-  if (attend)
-    all.record_sum = reinterpret_cast<float2*>(all.record_o + attend[0].heads * kStreamSplits * attend[0].head_dim);
-  all.unit = 1.0f / kLevelScale[bits];
-  for (int i = 0; i < 1 << bits; ++i) all.level[i] = nf_codebook(bits).level[i] * kLevelScale[bits];
   bool done = false;
   dispatch_bits(bits, [&](auto k) {
-    done = launch<k.value>(program, linears, multiprocessors, shared_bytes, stream);
+    const auto kernel = stream_kernel<k.value>;
+    const unsigned grid = static_cast<unsigned>(multiprocessors);
+    const StreamMemory at = memory_for<k.value>(linears, grid);
+    const int bytes = at.total + kTableAddress;
+    if (bytes > shared_bytes) return;
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    launch_early(kernel, grid, kStreamThreads, bytes, stream, program, at);
+    done = true;
   });
   return done;
 }
 
-}  // namespace
-
-bool run_stream(const PackedLinearArgs* linears, const StreamAttention* attend, int count, int bits,
-                StreamMeeting* meeting, void* records, int multiprocessors, int64_t shared_bytes,
-                cudaStream_t stream) {
-  for (int i = 0; i < count; ++i)
-    if (!stream_takes(linears[i])) return false;
-  if (count == 1)
-    return run_program<1>(linears, nullptr, 1, bits, meeting, records, multiprocessors, shared_bytes, stream);
-  return run_program<4 * kStreamLayers>(linears, attend, count, bits, meeting, records, multiprocessors, shared_bytes,
-                                        stream);
+void fill_shared(StreamShared& all, const PackedLinearArgs& first, const StreamAttention& attend, int bits,
+                 StreamMeeting* meeting, void* records) {
+  all.map = first.part[0].map;
+  all.meeting = meeting, all.u = reinterpret_cast<uint2*>(meeting + 16);
+  for (int i = 0; i < 3; ++i) all.result[i] = all.u + (i + 1) * kStreamExchange;
+  all.record_o = static_cast<float*>(records);
+  all.record_sum = reinterpret_cast<float2*>(all.record_o + attend.heads * kStreamSplits * attend.head_dim);
+  all.unit = 1.0f / kLevelScale[bits];
+  for (int i = 0; i < 1 << bits; ++i) all.level[i] = nf_codebook(bits).level[i] * kLevelScale[bits];
 }
 
-namespace {
+// Each linear reads what the one before it gave: results pass between blocks without their tensors.
+bool chained(const PackedLayer& c) {
+  return c.gate_up.x.data == c.o.y.data && c.down.x.data == c.gate_up.y.data && c.qkv.parts == 3 &&
+         c.o.finish == Finish::add && c.gate_up.finish == Finish::swiglu && c.down.finish == Finish::add;
+}
 
 // What the kernel needs of a layer; false if it does not take it.
 bool layer_arguments(const PackedLayer& c, int multiprocessors, PackedLinearArgs (&a)[4], StreamAttention& t) {
@@ -227,7 +201,7 @@ bool layer_arguments(const PackedLayer& c, int multiprocessors, PackedLinearArgs
   const int d = c.qkv.head_dim, heads = static_cast<int>(c.qkv.w[0].rows / d);
   const auto rows_aligned = [](const Tensor& x) { return aligned_16(x.data) && x.stride % 8 == 0; };
   if (c.qkv.x.rows != 1 || c.qkv.finish != Finish::rope || (d != 64 && d != 128) || c.seqs.rows != 1 ||
-      c.o.x.cols != c.qkv.w[0].rows || !rows_aligned(c.qkv.keys) || !rows_aligned(c.qkv.values) ||
+      c.o.x.cols != c.qkv.w[0].rows || !chained(c) || !rows_aligned(c.qkv.keys) || !rows_aligned(c.qkv.values) ||
       !aligned_16(c.qkv.y.data) || c.qkv.keys.stride >= int64_t{1} << 31)
     return false;
   t.q = a[0].y, t.keys = a[0].keys, t.values = a[0].values, t.seq = c.seqs.as<int32_t>();
@@ -243,23 +217,27 @@ bool layer_arguments(const PackedLayer& c, int multiprocessors, PackedLinearArgs
 void CudaBackend::nfk_layers(const PackedLayer* layers, int count) {
   for (int begin = 0; begin < count; begin += kStreamLayers) {
     const int part = std::min(kStreamLayers, count - begin);
-    std::vector<PackedLinearArgs> linears(static_cast<size_t>(4 * part));
-    std::vector<StreamAttention> attend(static_cast<size_t>(part));
+    const QuantizedMatrix& w = layers[begin].qkv.w[0];
+    std::vector<PackedLinearArgs> linears;
+    StreamProgram program{};
     bool takes = true;
     for (int i = 0; takes && i < part; ++i) {
       PackedLinearArgs a[4];
-      takes = layer_arguments(layers[begin + i], sm_count(), a, attend[static_cast<size_t>(i)]) &&
-              layers[begin + i].qkv.w[0].format.bits == layers[begin].qkv.w[0].format.bits &&
-              layers[begin + i].qkv.w[0].map.data == layers[begin].qkv.w[0].map.data &&
-              attend[static_cast<size_t>(i)].heads == attend[0].heads &&
-              attend[static_cast<size_t>(i)].head_dim == attend[0].head_dim;
-      std::copy_n(a, 4, &linears[static_cast<size_t>(4 * i)]);
+      StreamAttention& t = program.attend[i];
+      const QuantizedMatrix& own = layers[begin + i].qkv.w[0];
+      takes = layer_arguments(layers[begin + i], sm_count(), a, t) && own.format.bits == w.format.bits &&
+              own.map.data == w.map.data &&
+              (i == 0 || layers[begin + i].qkv.x.data == layers[begin + i - 1].down.y.data) &&
+              t.heads == program.attend[0].heads && t.head_dim == program.attend[0].head_dim;
+      for (int k = 0; k < 4; ++k) program.linear[4 * i + k] = stream_linear(a[k]), linears.push_back(a[k]);
     }
     if (takes) {
-      const int64_t record = int64_t{attend[0].heads} * kStreamSplits;
-      void* records = workspace(record * (attend[0].head_dim * int64_t{sizeof(float)} + int64_t{sizeof(float2)}));
-      takes = run_stream(linears.data(), attend.data(), 4 * part, layers[begin].qkv.w[0].format.bits, stream_meeting(),
-                         records, sm_count(), shared_bytes(), stream());
+      const StreamAttention& t = program.attend[0];
+      void* records =
+          workspace(int64_t{t.heads} * kStreamSplits * (t.head_dim * int64_t{sizeof(float)} + int64_t{sizeof(float2)}));
+      program.count = 4 * part;
+      fill_shared(program.all, linears[0], t, w.format.bits, stream_meeting(), records);
+      takes = launch(program, linears, w.format.bits, sm_count(), shared_bytes(), stream());
     }
     if (!takes) packed_layers_by_ops(*this, layers + begin, part);
   }

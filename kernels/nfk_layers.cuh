@@ -5,14 +5,14 @@
 namespace irq {
 
 constexpr int kStreamWarps = 16, kStreamThreads = kStreamWarps * kWarp;
-constexpr int kStreamBlocks = 8;                         // of 64 in a piece, which has kLinearRows rows of W
-constexpr int kStreamColumns = kStreamBlocks * kBlock;   // of a piece
-constexpr int kStreamStages = 2;                         // pieces of a warp that are there or on their way
-constexpr int kStreamMaxBlocks = 256;                    // of a row: as many as the table of NF4 has gaps
-constexpr int kStreamLayers = 16;                        // most of a launch (its parameters end at 32 KB)
-constexpr int kStreamSlots = 4;                          // linears whose arguments lie in shared memory
-constexpr int kStreamExchange = 8192;                    // most parts of u
-constexpr int kStreamSplits = 4;                         // most blocks that share a head's keys
+constexpr int kStreamBlocks = 8;                        // of 64 in a piece, which has kLinearRows rows of W
+constexpr int kStreamColumns = kStreamBlocks * kBlock;  // of a piece
+constexpr int kStreamStages = 2;                        // pieces of a warp that are there or on their way
+constexpr int kStreamMaxBlocks = 256;                   // of a row: as many as the table of NF4 has gaps
+constexpr int kStreamLayers = 16;                       // most of a launch (its parameters end at 32 KB)
+constexpr int kStreamSlots = 4;                         // linears whose arguments lie in shared memory
+constexpr int kStreamExchange = 8192;                   // words of u, or of one result, on their way to other blocks
+constexpr int kStreamSplits = 4;                        // most blocks that share a head's keys
 constexpr int kStreamPacks = kStreamMaxBlocks * kBlock / 8 / kStreamThreads;  // of x that a thread takes at most
 
 struct StreamPart {
@@ -54,25 +54,28 @@ struct StreamMeeting {
 struct StreamShared {  // of all linears of a program
   const float* map;
   StreamMeeting* meeting;
-  uint2* u;            // sums over a segment of A, each with the number of its linear: (segments, ranks)
+  // Words for other blocks, each with the number of its linear, so that one look says that it is there: sums over a segment
+  // of A (segments, ranks), and pairs of elements of what linears 1, 2 and 3 of a layer give.
+  uint2* u;
+  uint2* result[3];
   float* record_o;     // (heads, splits, D): unnormalized output of a split,
   float2* record_sum;  // (heads, splits): its maximum and sum
   float level[16];     // scaled
   float unit;
 };
-template <int kLinears>
 struct StreamProgram {
   StreamShared all;
-  int count;       // of linears
-  bool attention;  // behind linears 0, 4, 8, ...
-  StreamLinear linear[kLinears];
-  StreamAttention attend[(kLinears + 3) / 4];
+  int count;  // of linears: four a layer, with attention behind the first
+  StreamLinear linear[4 * kStreamLayers];
+  StreamAttention attend[kStreamLayers];
 };
 
 // A linear's arguments in shared memory, with the numbers that they point to.
 struct StreamSlot {
   StreamLinear a;
   float offset[PackedLinear::kParts];
+  int tiles, chunks;  // this block's; pieces of a row of W
+  int position, cache_row;
 };
 
 template <int kBits>
@@ -83,7 +86,7 @@ struct StreamShape {
   static constexpr int kBlockBytes = kBlock / 8 * kBits, kRowBytes = kStreamBlocks * kBlockBytes;
   static constexpr int kPieces = kRowBytes / 16;
   static constexpr int kPitch = kBits == 4 ? kRowBytes : kRowBytes + 16;
-  static constexpr int kScales = kLinearRows * kPitch;                   // [scale, tau][row][block]: codes
+  static constexpr int kScales = kLinearRows * kPitch;                        // [scale, tau][row][block]: codes
   static constexpr int kFactors = kScales + 2 * kLinearRows * kStreamBlocks;  // [scale, tau][row][half]: of groups
   static constexpr int kStage = kFactors + 2 * kLinearRows * 2 * 4;
 };
@@ -93,10 +96,5 @@ struct StreamMemory {
   int map, x, block_sums, u_parts, u, partial, slots, stages, total;
 };
 constexpr int stream_align(int bytes) { return (bytes + 15) / 16 * 16; }
-
-// Runs `count` linears, or layers of four with attention (attend: one each, else null), all of one token and one number
-// of bits. False: the kernel does not take them.
-bool run_stream(const PackedLinearArgs* linears, const StreamAttention* attend, int count, int bits,
-                StreamMeeting* meeting, void* records, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
 
 }  // namespace irq

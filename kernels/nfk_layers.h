@@ -8,9 +8,10 @@ namespace irq {
 // and attention_fwd define it, one layer after the other. What the calls leave in q, a, h and lse is scratch: a device may
 // write anything there or nothing.
 struct PackedLayer {
-  PackedLinear qkv, o, gate_up, down;  // qkv: Finish::rope; gate_up: Finish::swiglu; o reads a = o.x, and o.residual may be o.y
-  Tensor lse;                          // (H, N) M
-  Tensor seqs;                         // (n_seqs, 6) i32
+  PackedLinear qkv, o, gate_up,
+      down;     // qkv: Finish::rope; gate_up: Finish::swiglu; o reads a = o.x, and o.residual may be o.y
+  Tensor lse;   // (H, N) M
+  Tensor seqs;  // (n_seqs, 6) i32
 };
 
 // The same from nfk_linear and attention_fwd: specification, CPU path, and the way of a GPU for what its kernel does not take.

@@ -1,6 +1,6 @@
 // Attention of one query row inside the kernel of nfk_layers.cu: a block has a share of one head's keys.
 #pragma once
-#include "kernels/nfk_layers.cuh"
+#include "kernels/nfk_layers_block.cuh"
 
 namespace irq {
 
@@ -51,14 +51,6 @@ struct StreamAttend {
 #pragma unroll
     for (int i = 0; i < kStreamKeys; ++i) load(to, step, i);
   }
-  static __device__ __forceinline__ void to_floats(float (&out)[8], const uint4& v) {
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      out[2 * i] = __uint_as_float(words[i] << 16);
-      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-  }
 
   // `ahead`: the first keys, loaded before the last one was written: whoever has that loads it again. The block's result
   // becomes record `head * splits + split`.
@@ -69,7 +61,7 @@ struct StreamAttend {
       for (int i = 0; i < kStreamKeys; ++i)
         if (first + min(key_of(0, i), count - 1) == keys - 1) load(ahead, 0, i);
       float query[8];
-      to_floats(query, __ldcg(reinterpret_cast<const uint4*>(a.q + head * D + part * 8)));
+      unpack(query, __ldcg(reinterpret_cast<const uint4*>(a.q + head * D + part * 8)));
       for (int step = 0; step * kStreamKeys * kPerStep < count; ++step) {
         if (step > 0) load_all(ahead, step);
         add(ahead, step, query, o, largest, sum);
@@ -83,7 +75,7 @@ struct StreamAttend {
 #pragma unroll
     for (int i = 0; i < kStreamKeys; ++i) {
       float k[8], dot = 0;
-      to_floats(k, from.k[i]);
+      unpack(k, from.k[i]);
 #pragma unroll
       for (int d = 0; d < 8; ++d) dot = fmaf(query[d], k[d], dot);
 #pragma unroll
@@ -91,7 +83,7 @@ struct StreamAttend {
       score[i] = key_of(step, i) < count ? dot * a.scale : -INFINITY;
       best = fmaxf(best, score[i]);
     }
-    if (best == -INFINITY) return;  // no key yet; the lanes of a key agree
+    if (best == -INFINITY) return;              // no key yet; the lanes of a key agree
     const float shrink = expf(largest - best);  // 0 the first time
     largest = best, sum *= shrink;
 #pragma unroll
@@ -100,7 +92,7 @@ struct StreamAttend {
     for (int i = 0; i < kStreamKeys; ++i) {
       const float weight = expf(score[i] - best);
       float v[8];
-      to_floats(v, from.v[i]);
+      unpack(v, from.v[i]);
       sum += weight;
 #pragma unroll
       for (int d = 0; d < 8; ++d) o[d] = fmaf(weight, v[d], o[d]);

@@ -16,7 +16,6 @@
 //         waits for a block that has not begun.
 #include <bit>
 
-#include "kernels/nfk_layers.cuh"
 #include "kernels/nfk_linear_block.cuh"
 
 namespace irq {
@@ -76,8 +75,7 @@ int tiles_of(int64_t rows) { return static_cast<int>(ceil_div(rows, kLinearRows)
 }  // namespace
 
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
-                    int bits, int m, float beta, StreamMeeting* meeting, int multiprocessors, int64_t shared_bytes,
-                    cudaStream_t stream) {
+                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream) {
   if (m < 1 || m > kLinearTokens || !takes(q) || !aligned(x, 16) || x_stride % 8 != 0) return false;
   PackedLinearArgs a{};
   a.part[0] = q;
@@ -85,7 +83,6 @@ bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, 
   a.cols = static_cast<int>(q.cols), a.m_count = m;
   a.x = x, a.x_stride = x_stride, a.y = y, a.y_stride = y_stride;
   if (beta != 0) a.base = y, a.base_stride = y_stride, a.base_scale = beta;
-  if (run_stream(&a, nullptr, 1, bits, meeting, nullptr, multiprocessors, shared_bytes, stream)) return true;
   return launch(a, bits, multiprocessors, shared_bytes, stream);
 }
 
@@ -143,8 +140,6 @@ void CudaBackend::nfk_linear(PackedLinear call) {
   if (call.x.rows == 0) return;
   PackedLinearArgs a{};
   if (packed_linear_arguments(call, a)) {
-    if (run_stream(&a, nullptr, 1, call.w[0].format.bits, stream_meeting(), nullptr, sm_count(), shared_bytes(), stream()))
-      return;
     a.u = static_cast<float*>(
         workspace(int64_t{kLinearTokens} * a.ranks * a.segments * static_cast<int64_t>(sizeof(float))));
     a.meet = meetings();

@@ -6,8 +6,6 @@
 
 namespace irq {
 
-struct StreamMeeting;
-
 // Each block is a multiprocessor's only one and walks through tiles of 16 rows of W.
 constexpr int kLinearGroups =
     2;  // of warps, each with tiles of its own, so that one finishes while the other multiplies
@@ -118,7 +116,6 @@ bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a);
 
 // y (m, rows) = beta * y + x w_hat^T by the kernel of nfk_linear.cu, if it takes it: one part, nothing around it.
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
-                    int bits, int m, float beta, StreamMeeting* meeting, int multiprocessors, int64_t shared_bytes,
-                    cudaStream_t stream);
+                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
 
 }  // namespace irq

@@ -147,7 +147,7 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
       }
       if constexpr (std::is_same_v<T, __nv_bfloat16>)
         if (y.rows <= 8 && nfk_matmul_few(out, y.stride, in, x.stride, view, q.format.bits, static_cast<int>(y.rows),
-                                          static_cast<float>(beta), stream_meeting(), sm_count(), shared_bytes(), stream()))
+                                          static_cast<float>(beta), sm_count(), shared_bytes(), stream()))
           return;
       for (int64_t m = 0; m < y.rows; m += 16)
         launch_tile<k.value>(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view,

@@ -13,8 +13,8 @@ namespace {
 // The blocks of the launch meet in an order of their own every time; the results must not.
 TEST(NfkLayers, SameBitsEveryTimeOnCuda) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
-  const OpCase c = nfk_layers_case({.layers = 4, .dim = 1024, .ffn = 2816, .heads = 8, .kv_heads = 8, .keys = 300,
-                                    .head_dim = 128, .rank = 64});
+  const OpCase c = nfk_layers_case(
+      {.layers = 4, .dim = 1024, .ffn = 2816, .heads = 8, .kv_heads = 8, .keys = 300, .head_dim = 128, .rank = 64});
   HostArgs inputs = make_inputs(c);
   round_storage_to_bf16(c, inputs);
   const HostArgs first = run_case(c, cuda_backend(DType::BF16), inputs);

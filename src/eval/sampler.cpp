@@ -52,8 +52,7 @@ int32_t Sampler::accept(int32_t likeliest) const {
 int32_t Sampler::pick(std::vector<float> logits, const std::vector<int32_t>& context) {
   const auto vocab = static_cast<int64_t>(logits.size());
   const int32_t best = argmax(logits.data(), vocab);
-  if (!std::isfinite(logits[static_cast<size_t>(best)]))
-    throw_no_number();
+  if (!std::isfinite(logits[static_cast<size_t>(best)])) throw_no_number();
   if (options_.repetition_penalty != 1) penalize(logits, context, options_.repetition_penalty);
   if (options_.temperature == 0) return argmax(logits.data(), vocab);
 

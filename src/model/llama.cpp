@@ -64,7 +64,12 @@ bool Llama::packed_layers(Tape& t, Var x, const DeviceBatch& batch, const KvCach
     Layer& l = layers_[i];
     for (const LinearGroup* group : l.groups())
       if (!ops::runs_packed(t, *group, batch.rows)) return false;
-    blocks.push_back({l.qkv, l.o, l.gate_up, l.down, {l.attn_norm, eps}, {l.ffn_norm, eps},
+    blocks.push_back({l.qkv,
+                      l.o,
+                      l.gate_up,
+                      l.down,
+                      {l.attn_norm, eps},
+                      {l.ffn_norm, eps},
                       {static_cast<int>(config().head_dim), cos_, sin_, batch.positions, cache.rows, cache.keys[i],
                        cache.values[i]}});
   }

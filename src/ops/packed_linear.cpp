@@ -75,8 +75,12 @@ void packed_layers(Tape& t, Var x, const std::vector<PackedBlock>& layers, const
   const Tensor lse = t.keep("attention lse", t.master(), heads, stream.rows);
   std::vector<PackedLayer> calls;
   for (const PackedBlock& b : layers) {
-    PackedLayer c{call_of(b.qkv, stream), call_of(b.o, t.value(a)), call_of(b.gate_up, stream),
-                  call_of(b.down, t.value(h)), lse, batch.seqs};
+    PackedLayer c{call_of(b.qkv, stream),
+                  call_of(b.o, t.value(a)),
+                  call_of(b.gate_up, stream),
+                  call_of(b.down, t.value(h)),
+                  lse,
+                  batch.seqs};
     fill_qkv(c.qkv, t.value(q), b.attn_norm, b.rope);
     fill_gate_up(c.gate_up, t.value(h), b.ffn_norm);
     for (PackedLinear* linear : {&c.o, &c.down}) linear->y = linear->residual = stream;

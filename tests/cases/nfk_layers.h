@@ -56,7 +56,8 @@ inline OpCase nfk_layers_case(const PackedLayersShape& s) {
     for (size_t i = 0; i < 4; ++i) {
       const int64_t parts = static_cast<int64_t>(rows[i].size());
       place[i].norm = c.args.size();
-      c.args.push_back({"norm", Role::in, Kind::master, 1, cols[i], [](Rng& r, int64_t) { return 1 + 0.1 * r.normal(); }});
+      c.args.push_back(
+          {"norm", Role::in, Kind::master, 1, cols[i], [](Rng& r, int64_t) { return 1 + 0.1 * r.normal(); }});
       place[i].a = c.args.size();
       c.args.push_back({"a", Role::in, Kind::storage, std::max<int64_t>(parts * s.rank, 1), cols[i],
                         small(1 / std::sqrt(double(cols[i])))});
@@ -86,8 +87,9 @@ inline OpCase nfk_layers_case(const PackedLayersShape& s) {
         const Place& at = places[l][i];
         call.parts = static_cast<int>(rows[i].size());
         for (size_t k = 0; k < rows[i].size(); ++k) {
-          call.w[k] = matrix_of(t, at.w[k], rows[i][k], cols[i],
-                                {QuantKind::nf, s.bits, kBlock, ScaleKind::dq8, s.tau ? ShiftKind::tau : ShiftKind::none});
+          call.w[k] =
+              matrix_of(t, at.w[k], rows[i][k], cols[i],
+                        {QuantKind::nf, s.bits, kBlock, ScaleKind::dq8, s.tau ? ShiftKind::tau : ShiftKind::none});
           call.w[k].map = t[places[0][0].w[0] + 6];
           if (s.rank > 0) call.b[k] = t[at.b[k]], call.column[k] = static_cast<int64_t>(k) * s.rank;
         }
