@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   extern __shared__ __align__(16) char memory[];
   const uint32_t begin = smem_address(memory);
   if (begin > kTableAddress) __trap();
-  StreamRun<kBits>{{p, at, memory + (kTableAddress - begin)}}.run();
+  StreamRun<kBits>{{{{p, at, memory + (kTableAddress - begin)}}}}.run();
 }
 
 StreamLinear stream_linear(const PackedLinearArgs& a) {
@@ -141,6 +141,7 @@ StreamMemory memory_for(const std::vector<PackedLinearArgs>& linears, unsigned g
     parts = std::max(parts, a.ranks * a.segments), sums = std::max(sums, tiles * chunks * kLinearRows * 4);
   }
   StreamMemory m{};
+  m.x_pitch = S::kXPitch;
   m.map = S::kTable;
   m.block_sums = m.map + 256 * 4;
   m.u_parts = m.block_sums + stream_align(cols / kBlock * 4);

@@ -13,7 +13,6 @@ constexpr int kStreamLayers = 16;                       // most of a launch (its
 constexpr int kStreamSlots = 4;                         // linears whose arguments lie in shared memory
 constexpr int kStreamExchange = 8192;                   // words of u, or of one result, on their way to other blocks
 constexpr int kStreamSplits = 4;                        // most blocks that share a head's keys
-constexpr int kStreamPacks = kStreamMaxBlocks * kBlock / 8 / kStreamThreads;  // of x that a thread takes at most
 
 struct StreamPart {
   const uint8_t *codes, *scale_codes, *tau_codes;  // tau_codes null: no shift
@@ -93,6 +92,7 @@ struct StreamShape {
 
 // Bytes from kTableAddress on.
 struct StreamMemory {
+  int x_pitch;  // of a block of x
   int map, x, block_sums, u_parts, u, partial, slots, stages, total;
 };
 constexpr int stream_align(int bytes) { return (bytes + 15) / 16 * 16; }

@@ -1,6 +1,6 @@
 // Attention of one query row inside the kernel of nfk_layers.cu: a block has a share of one head's keys.
 #pragma once
-#include "kernels/nfk_layers_block.cuh"
+#include "kernels/nfk_layers_core.cuh"
 
 namespace irq {
 
