@@ -4,15 +4,18 @@
 //         tensor cores, scales, shifts, u and sums F32, one rounding at the end. Attention: running softmax, F32.
 // Shapes: one row of BF16, columns a multiple of 256 up to 16,384, dq8 scales, ranks a multiple of 8, heads of 64 or 128, one
 //         sequence; what does not fit goes through packed_layers_by_ops() or the kernel of nfk_linear.cu.
-// Cost  : k/8 + 0.03 bytes a weight and the keys: a layer of LLaMA-7B NF4, rank 64, 512 keys is 126 MB, 45 us at 2.8 TB/s. About
-//         1.9 instructions and 0.9 accesses of shared memory (of 128 bytes) per 32 weights; both would allow twice the bytes.
-// Tricky: one block of 16 warps per multiprocessor stays for the whole program. A warp takes every sixteenth piece (16 rows by 8
+// Cost  : k/8 + 0.03 bytes a weight and the keys: a layer of LLaMA-7B NF4, rank 64, 512 keys is 126 MB, 45 us at 2.8 TB/s; its
+//         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 190 of them copies.
+// Tricky: one block of 16 warps per multiprocessor stays for the whole launch. A warp takes every sixteenth piece (16 rows by 8
 //         blocks) of its block's tiles and leaves 16 sums in shared memory; nobody waits for anybody until a linear's end, where
-//         eight lanes a row add up, apply the adapter and finish. Then all blocks meet at a counter. Weights do not depend on
-//         x: each warp's copies run two pieces ahead, into the next linears, so DRAM keeps busy while blocks meet; so are A, the
-//         norm and the keys loaded before the meeting. u is exchanged in words that carry the number of their linear: no
-//         fence, no counter. Column j of a tensor-core product is block j of the piece, so that one chain of products serves
-//         eight blocks and the scales come after it. x lies in the gaps of the table of pairs.
+//         eight lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
+//         ahead, into the next linears; so are A, the norm and the keys loaded before x is there. What o, gate|up and down
+//         give passes to the other blocks in words that carry the number of their linear, as u does: one look both waits
+//         and reads, no fence, no counter. Around attention all blocks meet at a counter. A block without tiles may lag behind
+//         until then, so it must not wait for u, and each of the three results has words of its own. Column j of a
+//         tensor-core product is block j of the piece, so that one chain of products serves eight blocks and the scales come
+//         after it. x lies in the gaps of the table of pairs. Registers are the budget: what is spilled on its way from
+//         memory is waited for.
 //         All blocks must run at once: one per multiprocessor, and nothing they wait for comes later in the stream.
 #include <bit>
 
@@ -133,19 +136,18 @@ bool stream_takes(const PackedLinearArgs& a) {
 template <int kBits>
 StreamMemory memory_for(const std::vector<PackedLinearArgs>& linears, unsigned grid) {
   using S = StreamShape<kBits>;
-  int cols = 0, ranks = 0, parts = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
+  int cols = 0, ranks = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
   for (const PackedLinearArgs& a : linears) {
     const int chunks = (a.cols + kStreamColumns - 1) / kStreamColumns;
     const int tiles = static_cast<int>(ceil_div(a.tiles, grid));
     cols = std::max(cols, chunks * kStreamColumns), ranks = std::max(ranks, a.ranks);
-    parts = std::max(parts, a.ranks * a.segments), sums = std::max(sums, tiles * chunks * kLinearRows * 4);
+    sums = std::max(sums, tiles * chunks * kLinearRows * 4);
   }
   StreamMemory m{};
   m.x_pitch = S::kXPitch;
   m.map = S::kTable;
   m.block_sums = m.map + 256 * 4;
-  m.u_parts = m.block_sums + stream_align(cols / kBlock * 4);
-  m.u = m.u_parts + stream_align(parts * 4);
+  m.u = m.block_sums + stream_align(cols / kBlock * 4);
   m.partial = m.u + stream_align(ranks * 4);
   m.slots = m.partial + stream_align(sums);
   m.stages = m.slots + stream_align(kStreamSlots * static_cast<int>(sizeof(StreamSlot)));
