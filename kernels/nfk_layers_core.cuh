@@ -72,7 +72,8 @@ struct StreamCore {
   }
 
   // ---- x ---------------------------------------------------------------------------------------------------------------
-  __device__ __forceinline__ int first_unit() const { return blockIdx.x + warp * gridDim.x; }
+  // Who makes parts of u: the last warps, which have a piece less than the first ones, if any has.
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + (kStreamWarps - 1 - warp) * gridDim.x; }
   __device__ __forceinline__ void load_a(uint4 (&w)[kLinearSegment / 8 / kWarp], const StreamLinear& a,
                                          int unit) const {
     const int first = unit % a.segments * kLinearSegment;
@@ -235,7 +236,8 @@ struct StreamCore {
   // Everybody's parts, waited for and added up in their order: a thread has a column of u.
   __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
     constexpr int kAtOnce = 4;
-    for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {
+    constexpr int kFirst = 9;  // warp: those behind it made parts of u
+    for (int i = (kFirst - warp + kStreamWarps) % kStreamWarps * kWarp + lane; i < a.ranks; i += kStreamThreads) {
       float sum = 0;
 #pragma unroll 1
       for (int first = 0; first < a.segments; first += kAtOnce) {
