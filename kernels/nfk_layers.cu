@@ -136,18 +136,19 @@ bool stream_takes(const PackedLinearArgs& a) {
 template <int kBits>
 StreamMemory memory_for(const std::vector<PackedLinearArgs>& linears, unsigned grid) {
   using S = StreamShape<kBits>;
-  int cols = 0, ranks = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
+  int cols = 0, ranks = 0, parts = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
   for (const PackedLinearArgs& a : linears) {
     const int chunks = (a.cols + kStreamColumns - 1) / kStreamColumns;
     const int tiles = static_cast<int>(ceil_div(a.tiles, grid));
     cols = std::max(cols, chunks * kStreamColumns), ranks = std::max(ranks, a.ranks);
-    sums = std::max(sums, tiles * chunks * kLinearRows * 4);
+    parts = std::max(parts, a.ranks * a.segments), sums = std::max(sums, tiles * chunks * kLinearRows * 4);
   }
   StreamMemory m{};
   m.x_pitch = S::kXPitch;
   m.map = S::kTable;
   m.block_sums = m.map + 256 * 4;
-  m.u = m.block_sums + stream_align(cols / kBlock * 4);
+  m.u_parts = m.block_sums + stream_align(cols / kBlock * 4);
+  m.u = m.u_parts + stream_align(parts * 4);
   m.partial = m.u + stream_align(ranks * 4);
   m.slots = m.partial + stream_align(sums);
   m.stages = m.slots + stream_align(kStreamSlots * static_cast<int>(sizeof(StreamSlot)));

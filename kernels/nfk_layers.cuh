@@ -93,7 +93,7 @@ struct StreamShape {
 // Bytes from kTableAddress on.
 struct StreamMemory {
   int x_pitch;  // of a block of x
-  int map, x, block_sums, u, partial, slots, stages, total;
+  int map, x, block_sums, u_parts, u, partial, slots, stages, total;
 };
 constexpr int stream_align(int bytes) { return (bytes + 15) / 16 * 16; }
 

@@ -135,35 +135,33 @@ struct StreamBlock : StreamFinish {
       own[4 * k] = v.x, own[4 * k + 1] = v.y, own[4 * k + 2] = v.z, own[4 * k + 3] = v.w;
     }
     const bool mine = q / 2 == g % 2;
-    // Scales and shifts of blocks 2q and 2q + 1, looked up before the products so that nobody waits for them behind.
-    float scale[2][2], shift[2][2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = g + 8 * r, part = r == 0 ? rows.low_part : rows.high_part;
-      const auto entries = [&](int which, float(&to)[2]) {
-        const int at_row = which * kLinearRows + row;
-        const uint32_t codes = *reinterpret_cast<const uint16_t*>(piece + S::kScales + at_row * kStreamBlocks + 2 * q);
-        const float factor = *reinterpret_cast<const float*>(piece + S::kFactors + (at_row * 2 + q / 2) * 4);
-        to[0] = __fmul_rn(in_shared<float>(at.map)[codes & 255], factor);
-        to[1] = __fmul_rn(in_shared<float>(at.map)[codes >> 8], factor);
-      };
-      entries(0, scale[r]);
-      const float offset = s.offset[part];
-#pragma unroll
-      for (int k = 0; k < 2; ++k) scale[r][k] = __fadd_rn(scale[r][k], offset) * p.all.unit;
-      shift[r][0] = shift[r][1] = 0;
-      if (s.a.part[part].tau_codes) entries(1, shift[r]);
-    }
-    const float2 total = *in_shared<float2>(at.block_sums + (chunk * kStreamBlocks + 2 * q) * 4);
     float product[2][4] = {};
 #pragma unroll
     for (int i = 0; i < 4; ++i) multiply_part(product, piece, i, own, mine && g / 2 == i);
-    float sum[2];
+    const float2 total = *in_shared<float2>(at.block_sums + (chunk * kStreamBlocks + 2 * q) * 4);
+    const float* map = in_shared<float>(at.map);
+    float sum[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      sum[r] = fmaf(shift[r][1], total.y, shift[r][0] * total.x);
-      sum[r] = fmaf(scale[r][0], product[0][2 * r] + product[1][2 * r], sum[r]);
-      sum[r] = fmaf(scale[r][1], product[0][2 * r + 1] + product[1][2 * r + 1], sum[r]);
+      const int row = g + 8 * r, part = r == 0 ? rows.low_part : rows.high_part;
+      const auto codes = [&](int shift) {
+        return *reinterpret_cast<const uint16_t*>(piece + S::kScales + (shift * kLinearRows + row) * kStreamBlocks +
+                                                  2 * q);
+      };
+      const auto factor = [&](int shift) {
+        return *reinterpret_cast<const float*>(piece + S::kFactors + ((shift * kLinearRows + row) * 2 + q / 2) * 4);
+      };
+      const uint32_t scales = codes(0);
+      const float offset = s.offset[part], f = factor(0);
+      const float s0 = __fadd_rn(__fmul_rn(map[scales & 255], f), offset) * p.all.unit,
+                  s1 = __fadd_rn(__fmul_rn(map[scales >> 8], f), offset) * p.all.unit;
+      sum[r] = fmaf(s0, product[0][2 * r] + product[1][2 * r], sum[r]);
+      sum[r] = fmaf(s1, product[0][2 * r + 1] + product[1][2 * r + 1], sum[r]);
+      if (!s.a.part[part].tau_codes) continue;
+      const uint32_t shifts = codes(1);
+      const float t = factor(1);
+      sum[r] = fmaf(__fmul_rn(map[shifts & 255], t), total.x, sum[r]);
+      sum[r] = fmaf(__fmul_rn(map[shifts >> 8], t), total.y, sum[r]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -172,18 +170,14 @@ struct StreamBlock : StreamFinish {
     }
     if (q < 2) to[g + 8 * q] = q == 0 ? sum[0] : sum[1];
   }
-
-  // All pieces of this warp. With several, u is looked for in front of the last one: by then it is there in all likelihood.
+  // All pieces of this warp.
   __device__ __forceinline__ void products(int n) {
     const StreamSlot& s = slot(n);
-    const int chunks = s.chunks;
-    int tile = 0, chunk = warp, left = (s.tiles * chunks - warp + kStreamWarps - 1) / kStreamWarps;
-    const bool adapted = s.a.ranks > 0 && s.tiles > 0;  // who has no rows is not waited for, and must not wait
-    const bool early = left > 1;
-#pragma unroll 1
-    for (; left > 0; --left, chunk += kStreamWarps) {
+    const int chunks = s.chunks, tiles = s.tiles;
+    int tile = 0, chunk = warp;
+    for (;; chunk += kStreamWarps) {
       while (chunk >= chunks) chunk -= chunks, ++tile;
-      if (adapted && early && left == 1) fetch_u(s.a, n);
+      if (tile >= tiles) return;
       if (issued - consumed > 1) cp_async_wait<1>();
       else cp_async_wait<0>();
       __syncwarp();
@@ -193,7 +187,6 @@ struct StreamBlock : StreamFinish {
       ++consumed;
       fill(n);
     }
-    if (adapted && !early) fetch_u(s.a, n);
   }
 
   // One linear, whose x is there.
@@ -213,7 +206,8 @@ struct StreamBlock : StreamFinish {
     StreamLate late[kLate];
 #pragma unroll
     for (int k = 0; k < kLate; ++k) load_late(late[k], s, k * kRowsAtOnce + mine);
-    __syncthreads();  // partial sums and u are there
+    if (a.ranks > 0 && items > 0) fetch_u(a, n);  // who has no rows is not waited for, and must not wait
+    __syncthreads();                              // partial sums and u are there
 #pragma unroll
     for (int k = 0; k < kLate; ++k)
       if (k * kRowsAtOnce < items) finish(s, n, k * kRowsAtOnce + mine, late[k]);

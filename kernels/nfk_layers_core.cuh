@@ -72,8 +72,7 @@ struct StreamCore {
   }
 
   // ---- x ---------------------------------------------------------------------------------------------------------------
-  // Who makes parts of u: the last warps, which have a piece less than the first ones, if any has.
-  __device__ __forceinline__ int first_unit() const { return blockIdx.x + (kStreamWarps - 1 - warp) * gridDim.x; }
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + warp * gridDim.x; }
   __device__ __forceinline__ void load_a(uint4 (&w)[kLinearSegment / 8 / kWarp], const StreamLinear& a,
                                          int unit) const {
     const int first = unit % a.segments * kLinearSegment;
@@ -233,30 +232,22 @@ struct StreamCore {
       if (lane == 0) send(p.all.u + segment * a.ranks + row, __float_as_uint(sum), n);
     }
   }
-  // Everybody's parts, waited for and added up in their order: a thread has a column of u.
+  // Everybody's parts, waited for.
   __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
-    constexpr int kAtOnce = 4;
-    constexpr int kFirst = 9;  // warp: those behind it made parts of u
-    for (int i = (kFirst - warp + kStreamWarps) % kStreamWarps * kWarp + lane; i < a.ranks; i += kStreamThreads) {
+    for (int i = threadIdx.x; i < a.ranks * a.segments; i += kStreamThreads) {
+      uint32_t value, number;
+      do {
+        asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(value), "=r"(number)
+                     : "l"(p.all.u + i)
+                     : "memory");
+      } while (number != epoch + n + 1);
+      in_shared<float>(at.u_parts)[i] = __uint_as_float(value);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {
       float sum = 0;
-#pragma unroll 1
-      for (int first = 0; first < a.segments; first += kAtOnce) {
-        uint32_t value[kAtOnce], number[kAtOnce];
-        const auto look = [&](int k) {
-          const uint2* from = p.all.u + min(first + k, a.segments - 1) * a.ranks + i;
-          asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                       : "=r"(value[k]), "=r"(number[k])
-                       : "l"(from)
-                       : "memory");
-        };
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) look(k);
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-          while (number[k] != epoch + n + 1) look(k);
-          if (first + k < a.segments) sum += __uint_as_float(value[k]);
-        }
-      }
+      for (int k = 0; k < a.segments; ++k) sum += in_shared<float>(at.u_parts)[k * a.ranks + i];
       in_shared<float>(at.u)[i] = sum;
     }
   }
