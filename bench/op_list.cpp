@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tests/cases/adamw.h"
+#include "tests/cases/argmax.h"
 #include "tests/cases/attention.h"
 #include "tests/cases/cross_entropy.h"
 #include "tests/cases/dropout.h"
@@ -16,6 +17,7 @@
 #include "tests/cases/matmul.h"
 #include "tests/cases/memory.h"
 #include "tests/cases/nfk.h"
+#include "tests/cases/nfk_layers.h"
 #include "tests/cases/nfk_linear.h"
 #include "tests/cases/rmsnorm.h"
 #include "tests/cases/rope.h"
@@ -145,11 +147,9 @@ void add_iec(Cases& cases, const ModelConfig& c, int64_t rank) {
 }
 
 // QA-LoRA, PEQA and the integers below them, in groups of 32 and per channel.
-void add_integers(Cases& cases, const ModelConfig& c, const BenchSizes& sizes) {
-  for (const int group : {32, kPerChannel}) {
-    cases.push_back(int_dequant_case(4, group, false, {c.ffn, c.dim, 0}));
-    cases.push_back(int_scale_grad_case(4, group, false, c.ffn, c.dim, 1));
-  }
+// QA-LoRA and PEQA: what trains on integers.
+void add_grouped(Cases& cases, const ModelConfig& c, const BenchSizes& sizes) {
+  for (const int group : {32, kPerChannel}) { cases.push_back(int_scale_grad_case(4, group, false, c.ffn, c.dim, 1)); }
   const InputPool pool{PoolKind::mean, 32, false};
   cases.push_back(fold_pooled_case(c.dim, sizes.rank, pool, false, true, true));
   for (const int64_t n : sizes.rows) {
@@ -196,6 +196,9 @@ void add_integers(Cases& cases, const ModelConfig& c) {
   }
   cases.push_back(int_dequant_case(4, 32, true, tall));
   cases.push_back(int_pack_case(4, 128, tall));
+  cases.push_back(gptq_factor_case(c.dim));
+  cases.push_back(gptq_block_case(4, 128, false, false, 0, std::min<int64_t>(128, c.dim), c.ffn, c.dim));
+  cases.push_back(permute_case(c.ffn, c.dim));
 }
 
 // The launches of a decoded token's layer, but attention.
@@ -227,6 +230,17 @@ void add_decoding(Cases& cases, const ModelConfig& c, int64_t rank) {
       down.cols = c.ffn;
       cases.push_back(nfk_linear_case(down));
     }
+  for (const int bits : {4, 3, 2})
+    cases.push_back(nfk_layers_case({.layers = 4,
+                                     .dim = c.dim,
+                                     .ffn = c.ffn,
+                                     .heads = c.heads,
+                                     .kv_heads = c.kv_heads,
+                                     .keys = 512,
+                                     .head_dim = static_cast<int>(c.head_dim),
+                                     .bits = bits,
+                                     .rank = rank}));
+  cases.push_back(argmax_case(1, c.vocab, 0, 0));
   for (const auto& [sequences, keys] : {std::pair<int, int>{1, 512}, {1, 2048}, {16, 512}}) {
     AttentionShape s{strf("decode,N=%d,keys=%d", sequences, keys),
                      static_cast<int>(c.head_dim),
@@ -274,7 +288,7 @@ Cases bench_cases(const BenchSizes& sizes) {
     cases.push_back(dropout_case(n, c.dim, 0.1, 1));
   }
   add_iec(cases, c, sizes.rank);
-  add_integers(cases, c, sizes);
+  add_grouped(cases, c, sizes);
   for (const int64_t n : sizes.rows) {
     for (const LoraDropoutShape& s : {LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 3},
                                       LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 2},

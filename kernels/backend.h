@@ -7,7 +7,7 @@
 
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.h"
-#include "kernels/nfk_linear.h"
+#include "kernels/nfk_layers.h"
 #include "kernels/quantized_matrix.h"
 #include "src/core/tensor.h"
 

@@ -136,6 +136,15 @@ void OpChecks::packed_linear(const PackedLinear& c) const {
   IRQ_CHECK(c.w[1].rows == c.w[2].rows, "%s: %ld columns of keys, %ld of values", op_, c.w[1].rows, c.w[2].rows);
 }
 
+void OpChecks::packed_layer(const PackedLayer& c) const {
+  using Finish = PackedLinear::Finish;
+  for (const PackedLinear* call : {&c.qkv, &c.o, &c.gate_up, &c.down}) packed_linear(*call);
+  IRQ_CHECK(c.qkv.finish == Finish::rope && c.o.finish == Finish::add && c.gate_up.finish == Finish::swiglu &&
+                c.down.finish == Finish::add,
+            "%s: a layer is q|k|v, o, gate|up and down", op_);
+  attention(c.qkv.y, c.qkv.keys, c.qkv.values, c.o.x, c.lse, c.seqs, c.qkv.head_dim);
+}
+
 // ---- CheckedBackend: everything but the ops -------------------------------------------------------------------------
 CheckedBackend::CheckedBackend(std::unique_ptr<Backend> inner)
     : Backend(inner->precision()), inner_(std::move(inner)), device_(inner_->device()) {}

@@ -22,6 +22,7 @@ class OpChecks {
   void params(const Tensor& t) const;  // a StepParams in bytes
   void quantized(const QuantizedMatrix& q) const;
   void packed_linear(const PackedLinear& call) const;
+  void packed_layer(const PackedLayer& layer) const;
   void masks(const AdapterMasks& masks, int64_t rows, int64_t ranks) const;
   void iec_table(const IecTable& table) const;                        // its entries were checked when it was built
   void scalars(const char* arg, const AdapterScalars& values) const;  // each may be absent

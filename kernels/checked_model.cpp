@@ -199,4 +199,12 @@ void CheckedBackend::dropout(Tensor y, Tensor x, Tensor positions, Tensor sample
   FORWARD(dropout(y, x, positions, samples, params, adapter, p, beta));
 }
 
+void CheckedBackend::argmax(Tensor index, Tensor logits) {
+  CHECKS;
+  check.any("logits", logits, Type::master);
+  check.vector("index", index, logits.rows, Type::i32);
+  IRQ_CHECK(logits.cols > 0, "%s", "argmax of nothing");
+  FORWARD(argmax(index, logits));
+}
+
 }  // namespace irq

@@ -204,4 +204,10 @@ void CheckedBackend::low_rank(Tensor left, Tensor right, Tensor w) {
   FORWARD(low_rank(left, right, w));
 }
 
+void CheckedBackend::nfk_layers(const PackedLayer* layers, int count) {
+  CHECKS;
+  for (int i = 0; i < count; ++i) check.packed_layer(layers[i]);
+  FORWARD(nfk_layers(layers, count));
+}
+
 }  // namespace irq

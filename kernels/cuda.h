@@ -7,6 +7,8 @@
 
 namespace irq {
 
+struct StreamMeeting;
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(Precision precision);
@@ -40,6 +42,9 @@ class CudaBackend final : public Backend {
   // Counters by which the blocks of one launch meet; zero before and after each.
   static constexpr int kMeetings = 1 << 16;
   int* meetings() const { return meetings_; }
+  // The same for nfk_layers.cu, whose blocks also exchange numbers there that outlive a launch.
+  static constexpr int kStreamWords = 64 + 4 * 2 * 8192;
+  StreamMeeting* stream_meeting() const { return reinterpret_cast<StreamMeeting*>(meetings_ + kMeetings); }
 
   cudaStream_t stream_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;  // of time_ms()

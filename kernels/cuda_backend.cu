@@ -82,8 +82,8 @@ CudaBackend::CudaBackend(Precision precision) : Backend(precision) {
   CUDA_CHECK(cudaEventCreate(&begin_));
   CUDA_CHECK(cudaEventCreate(&end_));
   CUDA_CHECK(cudaMalloc(&workspace_, kWorkspaceBytes));
-  CUDA_CHECK(cudaMalloc(&meetings_, kMeetings * sizeof(int)));
-  CUDA_CHECK(cudaMemsetAsync(meetings_, 0, kMeetings * sizeof(int), stream_));
+  CUDA_CHECK(cudaMalloc(&meetings_, (kMeetings + kStreamWords) * sizeof(int)));
+  CUDA_CHECK(cudaMemsetAsync(meetings_, 0, (kMeetings + kStreamWords) * sizeof(int), stream_));
   cublas_check(cublasLtCreate(&blas_), "cublasLtCreate");
   plans_ = std::make_unique<MatmulPlans>();
 }

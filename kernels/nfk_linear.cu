@@ -86,10 +86,7 @@ bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, 
   return launch(a, bits, multiprocessors, shared_bytes, stream);
 }
 
-namespace {
-
-// Everything but the places of u and the counters; false if the kernel does not take the call.
-bool arguments_of(const PackedLinear& c, PackedLinearArgs& a) {
+bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a) {
   const int64_t rows = c.x.rows;
   if (c.x.dtype != DType::BF16 || rows > kLinearTokens || !aligned(c.x.data, 16) || (rows > 1 && c.x.stride % 8 != 0))
     return false;
@@ -139,12 +136,10 @@ bool arguments_of(const PackedLinear& c, PackedLinearArgs& a) {
   return c.w[2].rows % kLinearRows == 0 && c.keys.stride == c.values.stride;
 }
 
-}  // namespace
-
 void CudaBackend::nfk_linear(PackedLinear call) {
   if (call.x.rows == 0) return;
   PackedLinearArgs a{};
-  if (arguments_of(call, a)) {
+  if (packed_linear_arguments(call, a)) {
     a.u = static_cast<float*>(
         workspace(int64_t{kLinearTokens} * a.ranks * a.segments * static_cast<int64_t>(sizeof(float))));
     a.meet = meetings();

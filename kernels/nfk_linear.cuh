@@ -56,7 +56,8 @@ struct TileRows {
   int low_part, high_part, low, high;
 };
 
-__device__ __forceinline__ TileRows rows_of_tile(const PackedLinearArgs& a, int tile) {
+template <class Args>
+__device__ __forceinline__ TileRows rows_of_tile(const Args& a, int tile) {
   if (a.finish == PackedLinear::Finish::swiglu) return {0, 1, tile * 8, tile * 8};
   int part = 0, first = 0;
 #pragma unroll
@@ -109,6 +110,9 @@ struct LinearMemory {
     total = stages + kLinearGroups * kLinearWarps * stage_bytes * stage_count;
   }
 };
+
+// Everything but the places of u and the counters; false if no kernel here takes the call.
+bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a);
 
 // y (m, rows) = beta * y + x w_hat^T by the kernel of nfk_linear.cu, if it takes it: one part, nothing around it.
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,

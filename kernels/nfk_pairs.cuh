@@ -15,6 +15,7 @@ struct Codes;
 template <>
 struct Codes<4> {
   uint2 bytes;
+  Codes() = default;
   __device__ __forceinline__ explicit Codes(const uint8_t* p) : bytes(*reinterpret_cast<const uint2*>(p)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
@@ -29,6 +30,7 @@ struct Codes<4> {
 template <>
 struct Codes<3> {
   uint32_t a, b, c;  // 16 bits each: the 6 bytes are not aligned to more
+  Codes() = default;
   __device__ __forceinline__ explicit Codes(const uint8_t* p) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(p);
     a = halves[0], b = halves[1], c = halves[2];
@@ -48,6 +50,7 @@ struct Codes<3> {
 template <>
 struct Codes<2> {
   uint32_t v;
+  Codes() = default;
   __device__ __forceinline__ explicit Codes(const uint8_t* p) : v(*reinterpret_cast<const uint32_t*>(p)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {

@@ -135,6 +135,45 @@ TEST(Decode, CudaBf16RowsDoNotDependOnEachOther) {
   EXPECT_LT(std::sqrt(error / size), 4e-2);
 }
 
+// One sequence takes the fused layers, four go op by op: near F32 alike.
+TEST(Decode, CudaBf16OfOneSequenceIsNearF32) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const Files f;
+  Session cpu(f, Device::CPU, DType::F32, 1);
+  std::vector<float> reference, fused, by_ops;
+  const auto ids = cpu.greedy({prompts()[2]}, &reference);
+  Session(f, Device::CUDA, DType::BF16, 1).greedy(ids, &fused);
+  Session(f, Device::CUDA, DType::BF16, 4).greedy({ids[0], ids[0], ids[0], ids[0]}, &by_ops);
+  const auto distance = [](const std::vector<float>& a, const std::vector<float>& b) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i)
+      error += std::pow(double(a[i]) - double(b[i]), 2), size += std::pow(double(b[i]), 2);
+    return std::sqrt(error / size);
+  };
+  EXPECT_LT(distance(fused, reference), 4e-2);  // as above
+  EXPECT_LT(distance(fused, reference), 2 * distance(by_ops, reference));
+}
+
+// The device's choice is what argmax() makes of the logits, for the sequences that are there.
+TEST(Decode, TheDevicesChoiceIsTheLikeliestToken) {
+  const Files f;
+  for (const Device device : {Device::CPU, Device::CUDA}) {
+    if (device == Device::CUDA && !cuda_unavailable_reason().empty()) continue;
+    for (const int64_t rows : {1, 3}) {
+      Session s(f, device, device == Device::CUDA ? DType::BF16 : DType::F32, rows);
+      for (int32_t position = 0; position < 12; ++position) {
+        std::vector<DecodeRow> next;
+        for (int64_t i = 0; i < rows; ++i)
+          next.push_back(
+              {static_cast<int32_t>((37 * position + 11 * i) % 259), position, static_cast<int32_t>(i * kPositions)});
+        const std::vector<float> logits = s.session.decode(next);
+        const std::vector<int32_t> likeliest = s.session.decode_greedily(next);
+        for (size_t i = 0; i < next.size(); ++i) EXPECT_EQ(likeliest[i], argmax(&logits[i * 259], 259));
+      }
+    }
+  }
+}
+
 // The first step of a session runs op by op, those behind it as one recording.
 TEST(Decode, ARecordingGivesTheSameBits) {
   const Files f;

@@ -13,6 +13,7 @@ Decoder::Decoder(Backend& backend, Arena& arena, Llama& model, KvCache cache, in
             cache_.keys.size());
   numbers_ = arena.push("decoding step", DType::I32, 1, rows * kNumbersPerRow);
   logits_ = arena.push("logits", backend.precision().master, rows, model.config().vocab);
+  choice_ = arena.push("likeliest tokens", DType::I32, 1, rows);
   const auto part = [&](int64_t which) { return numbers_.slice_cols(which * rows, rows); };
   batch_.tokens = part(0), batch_.positions = part(1), batch_.label_rows = part(3);
   batch_.samples = batch_.row_label = batch_.targets = batch_.tokens;                // nothing trains: never read
@@ -24,7 +25,7 @@ Decoder::Decoder(Backend& backend, Arena& arena, Llama& model, KvCache cache, in
 
 void Decoder::enqueue() {
   Tape tape(backend_, arena_, &model_.params(), false);
-  model_.logits(tape, batch_, logits_, &cache_);
+  model_.logits(tape, batch_, logits_, &cache_, choice_);
 }
 
 void Decoder::upload(const std::vector<DecodeRow>& next) {
@@ -56,6 +57,14 @@ void Decoder::repeat() {
     recording_->launch();
   }
   ++steps_;
+}
+
+std::vector<int32_t> Decoder::choose(const std::vector<DecodeRow>& next) {
+  upload(next);
+  repeat();
+  std::vector<int32_t> out(static_cast<size_t>(rows()));
+  backend_.download(out.data(), choice_);
+  return out;
 }
 
 std::vector<float> Decoder::step(const std::vector<DecodeRow>& next) {

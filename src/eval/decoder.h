@@ -25,6 +25,9 @@ class Decoder {
   void enqueue();
   // Logits (rows, V) row-major. `next` has rows() entries.
   std::vector<float> step(const std::vector<DecodeRow>& next);
+  // The same, but only the likeliest token of each row comes back (the lowest id on ties): what argmax() of sampler.h would
+  // choose. -1: the logits are no numbers.
+  std::vector<int32_t> choose(const std::vector<DecodeRow>& next);
   // The same without the transfers, for measuring: repeats the step as the last one left it.
   void repeat();
 
@@ -39,6 +42,7 @@ class Decoder {
   DeviceBatch batch_;
   Tensor numbers_;  // (1, n) i32: everything that changes
   Tensor logits_;   // (rows, V) M
+  Tensor choice_;   // (1, rows) i32
   int64_t steps_ = 0;
   std::unique_ptr<Recorded> recording_;
 };

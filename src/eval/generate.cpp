@@ -26,14 +26,17 @@ Workload Generator::workload(int64_t tokens, int64_t prefill_rows) {
 
 Generator::Generator(ModelSession& session, int64_t prefill_rows) : session_(session), prefill_rows_(prefill_rows) {}
 
-// Runs `count` tokens behind those in the cache; the logits (V) of the last one.
-std::vector<float> Generator::feed(const int32_t* ids, int64_t count) {
+// Runs `count` tokens behind those in the cache.
+Generator::Next Generator::feed(const int32_t* ids, int64_t count, bool greedy) {
   const auto begin = static_cast<int32_t>(cached_.size()), n = static_cast<int32_t>(count);
   IRQ_CHECK(begin + n <= session_.cache_tokens(), "%d tokens behind %d of %ld", n, begin, session_.cache_tokens());
   if (n == 1 && session_.decode_rows() == 1) {
-    std::vector<float> logits = session_.decode({{ids[0], begin, 0}});
+    const std::vector<DecodeRow> row = {{ids[0], begin, 0}};
+    Next next;
+    if (greedy) next.likeliest = session_.decode_greedily(row)[0];
+    else next.logits = session_.decode(row);
     cached_.push_back(ids[0]);
-    return logits;
+    return next;
   }
   Batch b;
   b.tokens.assign(ids, ids + count);
@@ -45,9 +48,9 @@ std::vector<float> Generator::feed(const int32_t* ids, int64_t count) {
   b.targets = {-1};                       // nothing is scored
   b.seqs = {{0, n, 0, begin + n, 0, 0}};  // the last query sees every key up to itself
   b.real_rows = n, b.real_labels = 1, b.examples = 1;
-  std::vector<float> logits = session_.logits(b, {{0, begin, count}});
+  Next next{session_.logits(b, {{0, begin, count}}), {}};
   cached_.insert(cached_.end(), ids, ids + count);
-  return logits;
+  return next;
 }
 
 Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, const GenerateOptions& options,
@@ -61,18 +64,18 @@ Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, 
   cached_.resize(known);
   Generated result;
   std::vector<int32_t> ids = context;
-  std::vector<float> logits;
+  Next next;
   for (size_t at = known; at < ids.size();) {
     throw_if_interrupted();
     const int64_t count = std::min(prefill_rows_, static_cast<int64_t>(ids.size() - at));
-    logits = feed(ids.data() + at, count);
+    next = feed(ids.data() + at, count, sampler.greedy());
     at += static_cast<size_t>(count);
     result.prefilled += count;
   }
   const double filled = now_seconds();
   while (static_cast<int64_t>(result.ids.size()) < options.max_tokens) {
     throw_if_interrupted();
-    const int32_t id = sampler.pick(std::move(logits), ids);
+    const int32_t id = next.likeliest ? sampler.accept(*next.likeliest) : sampler.pick(std::move(next.logits), ids);
     if (std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end()) {
       result.reason = StopReason::end_of_text;
       break;
@@ -88,7 +91,7 @@ Generated Generator::run(const std::vector<int32_t>& context, Sampler& sampler, 
       result.reason = StopReason::context_full;
       break;
     }
-    logits = feed(&id, 1);
+    next = feed(&id, 1, sampler.greedy());
   }
   result.prefill_s = filled - start;
   result.decode_s = now_seconds() - filled;

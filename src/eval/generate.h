@@ -1,6 +1,7 @@
 // Generation: tokens one at a time, keys and values cached.
 #pragma once
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,12 @@ class Generator {
                 const OnToken& on_token = {});
 
  private:
-  std::vector<float> feed(const int32_t* ids, int64_t count);
+  // What follows the tokens so far: the logits (V), or where they stayed on the device the likeliest token alone.
+  struct Next {
+    std::vector<float> logits;
+    std::optional<int32_t> likeliest;
+  };
+  Next feed(const int32_t* ids, int64_t count, bool greedy);
 
   ModelSession& session_;
   int64_t prefill_rows_;

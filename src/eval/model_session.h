@@ -61,6 +61,8 @@ class ModelSession {
   std::vector<float> logits(const Batch& batch, std::vector<KvCache::Write> writes);
   // One token more of each sequence: decode_rows entries, logits (decode_rows, V).
   std::vector<float> decode(const std::vector<DecodeRow>& next) { return decoder_->step(next); }
+  // The same, but the likeliest token of each alone; -1: the logits are no numbers.
+  std::vector<int32_t> decode_greedily(const std::vector<DecodeRow>& next) { return decoder_->choose(next); }
   int64_t decode_rows() const { return decoder_ ? decoder_->rows() : 0; }
   int64_t cache_tokens() const { return cache_.capacity; }
 

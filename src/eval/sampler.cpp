@@ -21,6 +21,12 @@ void penalize(std::vector<float>& logits, const std::vector<int32_t>& context, d
   }
 }
 
+[[noreturn]] void throw_no_number() {
+  throw Error("the model's output is not a number")
+      .line("likely", "NaN or infinity in the weights, or an overflow")
+      .line("try", "./irq_inspect MODEL    says whether the file holds such values");
+}
+
 }  // namespace
 
 int32_t argmax(const float* logits, int64_t vocab) {
@@ -37,13 +43,16 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options), rng_(optio
             options.repetition_penalty);
 }
 
+int32_t Sampler::accept(int32_t likeliest) const {
+  IRQ_CHECK(greedy(), "%s", "a choice that is not greedy");
+  if (likeliest < 0) throw_no_number();
+  return likeliest;
+}
+
 int32_t Sampler::pick(std::vector<float> logits, const std::vector<int32_t>& context) {
   const auto vocab = static_cast<int64_t>(logits.size());
   const int32_t best = argmax(logits.data(), vocab);
-  if (!std::isfinite(logits[static_cast<size_t>(best)]))
-    throw Error("the model's output is not a number")
-        .line("likely", "NaN or infinity in the weights, or an overflow")
-        .line("try", "./irq_inspect MODEL    says whether the file holds such values");
+  if (!std::isfinite(logits[static_cast<size_t>(best)])) throw_no_number();
   if (options_.repetition_penalty != 1) penalize(logits, context, options_.repetition_penalty);
   if (options_.temperature == 0) return argmax(logits.data(), vocab);
 

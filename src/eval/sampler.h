@@ -27,6 +27,9 @@ class Sampler {
   explicit Sampler(const SamplingOptions& options);
   // logits (V); context: every token so far, prompt included. Throws an Error if no logit is a number.
   int32_t pick(std::vector<float> logits, const std::vector<int32_t>& context);
+  // Whether pick() is nothing but argmax(); then whoever has that result passes it here instead: -1 (no number) is an Error.
+  bool greedy() const { return options_.temperature == 0 && options_.repetition_penalty == 1; }
+  int32_t accept(int32_t likeliest) const;
 
  private:
   SamplingOptions options_;

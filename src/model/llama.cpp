@@ -56,6 +56,27 @@ Var Llama::packed_block(Tape& t, Layer& layer, size_t index, Var x, const Device
   return x2;
 }
 
+// All layers for one row, whose weights are all packed, as one op; false if some are not. x becomes the result.
+bool Llama::packed_layers(Tape& t, Var x, const DeviceBatch& batch, const KvCache& cache) {
+  const double eps = config().norm_eps;
+  std::vector<ops::PackedBlock> blocks;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& l = layers_[i];
+    for (const LinearGroup* group : l.groups())
+      if (!ops::runs_packed(t, *group, batch.rows)) return false;
+    blocks.push_back({l.qkv,
+                      l.o,
+                      l.gate_up,
+                      l.down,
+                      {l.attn_norm, eps},
+                      {l.ffn_norm, eps},
+                      {static_cast<int>(config().head_dim), cos_, sin_, batch.positions, cache.rows, cache.keys[i],
+                       cache.values[i]}});
+  }
+  ops::packed_layers(t, x, blocks, batch);
+  return true;
+}
+
 Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& all, const KvCache* cache, bool last) {
   if (cache != nullptr && cache->rows && ops::runs_packed(t, layer.qkv, all.rows))
     return packed_block(t, layer, index, x, all, *cache);
@@ -98,6 +119,7 @@ Var Llama::hidden(Tape& t, const DeviceBatch& batch, const KvCache* cache) {
   // The stream's gradient carries the du of the linears that write it (LinearGroup): room for the wider of the two.
   const int64_t spare = layers_.empty() ? 0 : std::max(layers_[0].o.rank, layers_[0].down.rank);
   Var x = ops::embedding(t, embed_, batch, spare);
+  if (cache != nullptr && cache->rows && batch.rows == 1 && packed_layers(t, x, batch, *cache)) return x;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const bool last = i + 1 == layers_.size();
     const auto run = [this, &t, i, batch, cache, last](Var in) {
@@ -128,10 +150,11 @@ void Llama::row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCa
   t.done(scored);
 }
 
-void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache) {
+void Llama::logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache, Tensor choice) {
   const Var scored = hidden(t, batch, cache);
   const Var n = ops::rmsnorm(t, scored, norm_, config().norm_eps, 0);
   ops::logits(t, n, head_.value.slice_rows(0, config().vocab), out);
+  if (choice) ops::choose(t, out, choice);
   t.done(n);
   t.done(scored);
 }

@@ -93,13 +93,15 @@ class Llama {
   void loss(Tape& t, const DeviceBatch& batch, Tensor nll);
   // The same without gradients, from logits in master precision: each row's loss counts for itself, none is averaged.
   void row_losses(Tape& t, const DeviceBatch& batch, Tensor nll, const KvCache* cache = nullptr);
-  // Logits (n, V) of the batch's label rows, master precision.
-  void logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache = nullptr);
+  // Logits (n, V) of the batch's label rows, master precision, and the likeliest token of each (1, n), unless null: -1 where
+  // the logits are no numbers.
+  void logits(Tape& t, const DeviceBatch& batch, Tensor out, const KvCache* cache = nullptr, Tensor choice = {});
 
  private:
   // `last`: only the label rows of the result are wanted.
   Var block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& all, const KvCache* cache, bool last);
   Var packed_block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& batch, const KvCache& cache);
+  bool packed_layers(Tape& t, Var x, const DeviceBatch& batch, const KvCache& cache);
   Var attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache);
   void gather_passing(const KvCache& cache, size_t index, const Tensor& keys, const Tensor& values);
   void build_group(LinearGroup& g, int first_linear);

@@ -64,6 +64,15 @@ struct PackedRope {
 };
 Var packed_qkv(Tape& t, Var x, const LinearGroup& g, const PackedNorm& norm, const PackedRope& rope);
 Var packed_gate_up(Tape& t, Var x, const LinearGroup& g, const PackedNorm& norm);
+// Whole layers of one row in one op: x (1, C) becomes what the last of them gives. All groups run packed.
+struct PackedBlock {
+  const LinearGroup &qkv, &o, &gate_up, &down;
+  PackedNorm attn_norm, ffn_norm;
+  PackedRope rope;
+};
+void packed_layers(Tape& t, Var x, const std::vector<PackedBlock>& layers, const DeviceBatch& batch);
+// index (1, n) = the likeliest of logits (n, V) in each row.
+void choose(Tape& t, const Tensor& logits, const Tensor& index);
 
 // Mean next-token loss over the step: x (L, C) against targets, with head (V', C), in chunks of rows so that no (L, V')
 // matrix exists. The softmax is over the first `vocab` of the V' logits, the others are masked. Writes each row's loss

@@ -99,10 +99,10 @@ inline std::vector<OpCase> int_stream_cases() {
 }
 
 // GPTQ's inner loop: a block inside a wider matrix, groups that begin and end inside and outside it.
-inline OpCase gptq_block_case(int bits, int group, bool float_zero, bool reorder, int64_t first, int64_t count) {
+inline OpCase gptq_block_case(int bits, int group, bool float_zero, bool reorder, int64_t first, int64_t count,
+                              int64_t rows = 37, int64_t cols = 200) {
   OpCase c;
-  constexpr int64_t kRows = 37, kCols = 200;
-  const QuantizedMatrix q = int_matrix(kRows, kCols, bits, group, float_zero);
+  const QuantizedMatrix q = int_matrix(rows, cols, bits, group, float_zero);
   c.name = strf("gptq_block/bits=%d,group=%d,float=%d,order=%d,first=%ld,count=%ld", bits, group, float_zero, reorder,
                 static_cast<long>(first), static_cast<long>(count));
   const auto u = [count](Rng& r, int64_t i) {  // a positive diagonal; below it what nobody may read
@@ -112,13 +112,13 @@ inline OpCase gptq_block_case(int bits, int group, bool float_zero, bool reorder
                                                               : 1e30));
   };
   c.args = int_matrix_args(q);
-  c.args[0] = {"bytes", Role::inout, Kind::u8, kRows, kCols, [](Rng&, int64_t) { return 9.0; }};
-  c.args.push_back({"err", Role::out, Kind::f32, kRows, count});
-  c.args.push_back({"w", Role::in, Kind::f32, kRows, count,
+  c.args[0] = {"bytes", Role::inout, Kind::u8, rows, cols, [](Rng&, int64_t) { return 9.0; }};
+  c.args.push_back({"err", Role::out, Kind::f32, rows, count});
+  c.args.push_back({"w", Role::in, Kind::f32, rows, count,
                     [](Rng& r, int64_t) { return static_cast<double>(static_cast<float>(0.1 * r.normal())); }});
   c.args.push_back({"u", Role::in, Kind::f32, count, count, u});
   c.args.push_back(
-      {"order", Role::in, Kind::i32, 1, kCols, [](Rng&, int64_t i) { return static_cast<double>(i * 3 % kCols); }});
+      {"order", Role::in, Kind::i32, 1, cols, [cols](Rng&, int64_t i) { return static_cast<double>(i * 3 % cols); }});
   c.args[5].spare_cols = 3;
   c.run = [=](Backend& b, const std::vector<Tensor>& t) {
     const auto by_group = [&](const Tensor& x) { return x.reshape(q.rows, q.groups_per_row()); };
@@ -126,6 +126,38 @@ inline OpCase gptq_block_case(int bits, int group, bool float_zero, bool reorder
                  first, bits, group);
   };
   c.tolerance_f32 = kBitExact;
+  return c;
+}
+
+inline OpCase permute_case(int64_t rows, int64_t cols) {
+  OpCase c;
+  c.name = strf("permute/rows=%ld,cols=%ld", static_cast<long>(rows), static_cast<long>(cols));
+  const auto index = [](int64_t n, int64_t step) {
+    return [n, step](Rng&, int64_t i) { return static_cast<double>(i * step % n); };
+  };
+  c.args = {{"y", Role::out, Kind::f32, rows, cols},
+            {"x", Role::in, Kind::f32, rows, cols},
+            {"rows", Role::in, Kind::i32, 1, rows, index(rows, 7)},
+            {"cols", Role::in, Kind::i32, 1, cols, index(cols, 11)}};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.permute(t[0], t[1], t[2], t[3]); };
+  c.tolerance_f32 = kBitExact;
+  c.bytes = 8.0 * static_cast<double>(rows * cols);
+  return c;
+}
+
+// For the bench; test_gptq.cpp says what the factor must be. h is symmetric with a dominant diagonal.
+inline OpCase gptq_factor_case(int64_t n) {
+  OpCase c;
+  c.name = strf("gptq_factor/n=%ld", static_cast<long>(n));
+  const auto h = [n](Rng&, int64_t i) {
+    const int64_t row = i / n, col = i % n;
+    return row == col ? 2.0 : std::cos(static_cast<double>(row * col % 1009)) / static_cast<double>(n);
+  };
+  c.args = {
+      {"u", Role::out, Kind::f32, n, n}, {"info", Role::out, Kind::i32, 1, 1}, {"h", Role::inout, Kind::f32, n, n, h}};
+  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.gptq_factor(t[0], t[1], t[2]); };
+  const double size = static_cast<double>(n);
+  c.flops = size * size * size;  // a third each: the factor, the inverse from it, the inverse's factor
   return c;
 }
 
@@ -137,18 +169,7 @@ inline std::vector<OpCase> gptq_cases() {
     cases.push_back(gptq_block_case(bits, kPerChannel, false, true, 0, 128));
     cases.push_back(gptq_block_case(bits, 64, false, false, 7, 1));
   }
-  OpCase c;
-  c.name = "permute/rows=19,cols=45";
-  const auto index = [](int64_t n, int64_t step) {
-    return [n, step](Rng&, int64_t i) { return static_cast<double>(i * step % n); };
-  };
-  c.args = {{"y", Role::out, Kind::f32, 19, 45},
-            {"x", Role::in, Kind::f32, 19, 45},
-            {"rows", Role::in, Kind::i32, 1, 19, index(19, 7)},
-            {"cols", Role::in, Kind::i32, 1, 45, index(45, 11)}};
-  c.run = [](Backend& b, const std::vector<Tensor>& t) { b.permute(t[0], t[1], t[2], t[3]); };
-  c.tolerance_f32 = kBitExact;
-  cases.push_back(c);
+  cases.push_back(permute_case(19, 45));
   return cases;
 }
 

@@ -1,0 +1,100 @@
+// The arguments and the shared memory of the kernel of nfk_layers.cu: a program of linears of one token, and of attention.
+#pragma once
+#include "kernels/nfk_linear.cuh"
+
+namespace irq {
+
+constexpr int kStreamWarps = 16, kStreamThreads = kStreamWarps * kWarp;
+constexpr int kStreamBlocks = 8;                        // of 64 in a piece, which has kLinearRows rows of W
+constexpr int kStreamColumns = kStreamBlocks * kBlock;  // of a piece
+constexpr int kStreamStages = 2;                        // pieces of a warp that are there or on their way
+constexpr int kStreamMaxBlocks = 256;                   // of a row: as many as the table of NF4 has gaps
+constexpr int kStreamLayers = 16;                       // most of a launch (its parameters end at 32 KB)
+constexpr int kStreamSlots = 4;                         // linears whose arguments lie in shared memory
+constexpr int kStreamExchange = 8192;                   // words of u, or of one result, on their way to other blocks
+constexpr int kStreamSplits = 4;                        // most blocks that share a head's keys
+
+struct StreamPart {
+  const uint8_t *codes, *scale_codes, *tau_codes;  // tau_codes null: no shift
+  const float *scale_groups, *tau_groups, *scale_offset;
+  const __nv_bfloat16* b;
+  int b_stride, b_column, b_rank;
+  int rows;
+  int first;  // column of y
+};
+// PackedLinearArgs for one token, without what the linears of a program share.
+struct StreamLinear {
+  StreamPart part[PackedLinear::kParts];
+  int tile_end[PackedLinear::kParts];
+  int tiles, cols;
+  PackedLinear::Finish finish;
+  const __nv_bfloat16* x;  // null: what attention left
+  const float* norm;
+  __nv_bfloat16* y;
+  const __nv_bfloat16* base;
+  const __nv_bfloat16* a;
+  int a_stride, ranks, segments;
+  float eps, base_scale;
+  int cos_stride, sin_stride, half, tile_shift, kv_stride;
+  const float *cosine, *sine;
+  const int32_t *positions, *cache_rows;
+  __nv_bfloat16 *keys, *values;
+};
+struct StreamAttention {
+  const __nv_bfloat16 *q, *keys, *values;
+  const int32_t* seq;  // of the token: six numbers
+  int kv_stride, heads, group, head_dim, splits;
+  float scale;
+};
+// Where the blocks meet. Zero before and after each launch, but the epoch.
+struct StreamMeeting {
+  unsigned arrived, left, epoch, unused;
+};
+struct StreamShared {  // of all linears of a program
+  const float* map;
+  StreamMeeting* meeting;
+  // Words for other blocks, each with the number of its linear, so that one look says that it is there: sums over a segment
+  // of A (segments, ranks), and pairs of elements of what linears 1, 2 and 3 of a layer give.
+  uint2* u;
+  uint2* result[3];
+  float* record_o;     // (heads, splits, D): unnormalized output of a split,
+  float2* record_sum;  // (heads, splits): its maximum and sum
+  float level[16];     // scaled
+  float unit;
+};
+struct StreamProgram {
+  StreamShared all;
+  int count;  // of linears: four a layer, with attention behind the first
+  StreamLinear linear[4 * kStreamLayers];
+  StreamAttention attend[kStreamLayers];
+};
+
+// A linear's arguments in shared memory, with the numbers that they point to.
+struct StreamSlot {
+  StreamLinear a;
+  float offset[PackedLinear::kParts];
+  int tiles, chunks;  // this block's; pieces of a row of W
+  int position, cache_row;
+};
+
+template <int kBits>
+struct StreamShape {
+  static constexpr int kTable = (1 << (2 * kBits)) * 256;
+  static constexpr bool kGaps = kTable / 256 >= kStreamMaxBlocks;  // x lies in the gaps of the table
+  static constexpr int kXPitch = kGaps ? 256 : 128;                // of a block of x
+  static constexpr int kBlockBytes = kBlock / 8 * kBits, kRowBytes = kStreamBlocks * kBlockBytes;
+  static constexpr int kPieces = kRowBytes / 16;
+  static constexpr int kPitch = kBits == 4 ? kRowBytes : kRowBytes + 16;
+  static constexpr int kScales = kLinearRows * kPitch;                        // [scale, tau][row][block]: codes
+  static constexpr int kFactors = kScales + 2 * kLinearRows * kStreamBlocks;  // [scale, tau][row][half]: of groups
+  static constexpr int kStage = kFactors + 2 * kLinearRows * 2 * 4;
+};
+
+// Bytes from kTableAddress on.
+struct StreamMemory {
+  int x_pitch;  // of a block of x
+  int map, x, block_sums, u_parts, u, partial, slots, stages, total;
+};
+constexpr int stream_align(int bytes) { return (bytes + 15) / 16 * 16; }
+
+}  // namespace irq

@@ -1,0 +1,256 @@
+// What a thread block of nfk_layers.cu does whatever the bits: arguments, meetings, x and u, and words for other blocks.
+#pragma once
+#include "kernels/nfk_layers.cuh"
+
+namespace irq {
+
+// What a thread asks for before a linear's x is there.
+struct StreamAhead {
+  uint4 a[kLinearSegment / 8 / kWarp];
+  float4 norm[2];
+};
+// Eight bf16 as floats.
+__device__ __forceinline__ void unpack(float (&out)[8], const uint4& v) {
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = __uint_as_float(words[i] << 16);
+    out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
+struct StreamCore {
+  const StreamProgram& p;
+  const StreamMemory& at;
+  char* shared;
+  unsigned epoch = 0, target = 0;  // of the meeting
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, q = lane % 4;
+
+  template <class T>
+  __device__ __forceinline__ T* in_shared(int offset) const {
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  __device__ __forceinline__ const StreamSlot& slot(int n) const {
+    return in_shared<StreamSlot>(at.slots)[n % kStreamSlots];
+  }
+  __device__ __forceinline__ float* partial() const { return in_shared<float>(at.partial); }
+
+  // ---- arguments -----------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ void load_slot(int n) const {
+    if (n >= p.count) return;
+    constexpr int kWords = sizeof(StreamLinear) / 4;
+    static_assert(kWords + kWarp <= kStreamThreads);
+    StreamSlot& to = in_shared<StreamSlot>(at.slots)[n % kStreamSlots];
+    const int i = threadIdx.x;
+    if (i < kWords) reinterpret_cast<uint32_t*>(&to.a)[i] = reinterpret_cast<const uint32_t*>(&p.linear[n])[i];
+    const int part = i - (kStreamThreads - PackedLinear::kParts);
+    if (part >= 0 && p.linear[n].part[part].scale_offset) to.offset[part] = __ldg(p.linear[n].part[part].scale_offset);
+    if (i == kWords) {
+      to.chunks = (p.linear[n].cols + kStreamColumns - 1) / kStreamColumns;
+      to.tiles = (p.linear[n].tiles - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) /
+                 static_cast<int>(gridDim.x);
+    }
+    if (i == kWords + 1 && p.linear[n].positions)
+      to.position = __ldg(p.linear[n].positions), to.cache_row = __ldg(p.linear[n].cache_rows);
+  }
+
+  // ---- meeting ---------------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ void arrive() {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(&p.all.meeting->arrived, 1);
+    }
+    target += gridDim.x;
+  }
+  __device__ __forceinline__ void meet() const {
+    if (threadIdx.x == 0) {
+      while (*const_cast<volatile unsigned*>(&p.all.meeting->arrived) < target) {}
+      __threadfence();
+    }
+    __syncthreads();
+  }
+
+  // ---- x ---------------------------------------------------------------------------------------------------------------
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + warp * gridDim.x; }
+  __device__ __forceinline__ void load_a(uint4 (&w)[kLinearSegment / 8 / kWarp], const StreamLinear& a,
+                                         int unit) const {
+    const int first = unit % a.segments * kLinearSegment;
+    const __nv_bfloat16* row = a.a + static_cast<int64_t>(unit / a.segments) * a.a_stride;
+#pragma unroll
+    for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) {
+      const int column = first + (k * kWarp + lane) * 8;
+      if (column < a.cols) w[k] = __ldg(reinterpret_cast<const uint4*>(row + column));
+    }
+  }
+  __device__ __forceinline__ void load_norm(float4 (&w)[2], const StreamLinear& a, int pack) const {
+    w[0] = __ldg(reinterpret_cast<const float4*>(a.norm) + 2 * pack);
+    w[1] = __ldg(reinterpret_cast<const float4*>(a.norm) + 2 * pack + 1);
+  }
+  __device__ __forceinline__ void look_ahead(StreamAhead& e, int n) const {
+    const StreamLinear& a = slot(n).a;
+    if (a.norm && threadIdx.x < a.cols / 8) load_norm(e.norm, a, threadIdx.x);
+    if (first_unit() < a.ranks * a.segments) load_a(e.a, a, first_unit());
+  }
+  // Pack i of what attention left: the splits of a head, put together in their order.
+  __device__ __forceinline__ uint4 merged_pack(const StreamAttention& t, int i) const {
+    const int head = i * 8 / t.head_dim, column = i * 8 - head * t.head_dim;
+    float2 of[kStreamSplits];
+    float4 o[kStreamSplits][2];
+#pragma unroll
+    for (int k = 0; k < kStreamSplits; ++k) {
+      const int record = head * t.splits + min(k, t.splits - 1);
+      const float4* from = reinterpret_cast<const float4*>(p.all.record_o + record * t.head_dim + column);
+      of[k] = __ldcg(p.all.record_sum + record), o[k][0] = __ldcg(from), o[k][1] = __ldcg(from + 1);
+    }
+    float largest = -INFINITY, sum = 0, total[8] = {};
+#pragma unroll
+    for (int k = 0; k < kStreamSplits; ++k) largest = fmaxf(largest, of[k].x);
+#pragma unroll
+    for (int k = 0; k < kStreamSplits; ++k) {
+      const float weight = k < t.splits && of[k].y > 0 ? expf(of[k].x - largest) : 0.f;
+      sum = fmaf(weight, of[k].y, sum);
+      const float v[8] = {o[k][0].x, o[k][0].y, o[k][0].z, o[k][0].w, o[k][1].x, o[k][1].y, o[k][1].z, o[k][1].w};
+#pragma unroll
+      for (int j = 0; j < 8; ++j) total[j] = fmaf(weight, v[j], total[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) total[j] = sum > 0 ? total[j] / sum : 0.f;
+    return make_uint4(pack_bf16(total[0], total[1]), pack_bf16(total[2], total[3]), pack_bf16(total[4], total[5]),
+                      pack_bf16(total[6], total[7]));
+  }
+  // 16 bytes of x: pack i. The packs of a block are turned by its number, so that lanes of eight blocks do not collide.
+  __device__ __forceinline__ uint4& x_pack(int i) const {
+    const int block = i / 8;
+    return *in_shared<uint4>(at.x + block * at.x_pitch + ((i ^ block) % 8) * 16);
+  }
+  // Packs i and i + kStreamThreads (if there) of what linear n gave, waited for, into shared memory.
+  __device__ __forceinline__ void receive(int i, int packs, int n, float& squares) const {
+    const uint2* from = p.all.result[n % 4 - 1];
+    const uint32_t number = epoch + n + 1;
+    uint4 w[2][2];
+    const auto load = [&](uint4(&to)[2], int pack) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[h].x), "=r"(to[h].y), "=r"(to[h].z), "=r"(to[h].w)
+                     : "l"(from + 4 * pack + 2 * h)
+                     : "memory");
+    };
+#pragma unroll
+    for (int k = 0; k < 2; ++k) load(w[k], min(i + k * kStreamThreads, packs - 1));
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int pack = i + k * kStreamThreads;
+      if (pack >= packs) break;
+      while (w[k][0].y != number || w[k][0].w != number || w[k][1].y != number || w[k][1].w != number) load(w[k], pack);
+      keep_x(pack, make_uint4(w[k][0].x, w[k][0].z, w[k][1].x, w[k][1].z), squares);
+    }
+  }
+  __device__ __forceinline__ void keep_x(int pack, const uint4& v, float& squares) const {
+    x_pack(pack) = v;
+    float x[8];
+    unpack(x, v);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares = fmaf(x[j], x[j], squares);
+  }
+  // x, normalized if asked, into shared memory, and the sum of each of its blocks; zeros up to a whole piece.
+  __device__ __forceinline__ void store_x(const StreamLinear& a, int n, const StreamAhead& e) const {
+    const int packs = a.cols / 8, blocks = a.cols / kBlock;  // packs: a multiple of 32
+    float rstd = 1;
+    float squares = 0;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < packs; i += (n % 4 == 1 ? 1 : 2) * kStreamThreads) {
+      if (n % 4 == 1) keep_x(i, merged_pack(p.attend[n / 4], i), squares);
+      else if (n > 0) receive(i, packs, n - 1, squares);
+      else
+        for (int k = i; k < min(packs, i + 2 * kStreamThreads); k += kStreamThreads)
+          keep_x(k, __ldcg(reinterpret_cast<const uint4*>(a.x) + k), squares);
+    }
+    if (a.norm) rstd = 1.f / sqrtf(block_sum<kStreamThreads>(squares) / static_cast<float>(a.cols) + a.eps);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < packs; i += kStreamThreads) {  // what this thread wrote
+      float v[8];
+      unpack(v, x_pack(i));
+      if (a.norm) {
+        float4 w[2] = {e.norm[0], e.norm[1]};
+        if (i != static_cast<int>(threadIdx.x)) load_norm(w, a, i);
+        const float weight[8] = {w[0].x, w[0].y, w[0].z, w[0].w, w[1].x, w[1].y, w[1].z, w[1].w};
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t n01 = pack_bf16(v[2 * j] * rstd, v[2 * j + 1] * rstd);  // rounded before the norm's weight
+          words[j] = pack_bf16(__uint_as_float(n01 << 16) * weight[2 * j],
+                               __uint_as_float(n01 & 0xffff0000u) * weight[2 * j + 1]);
+        }
+        const uint4 normalized = make_uint4(words[0], words[1], words[2], words[3]);
+        x_pack(i) = normalized;
+        unpack(v, normalized);
+      }
+      float sum = 0;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += v[j];
+#pragma unroll
+      for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullWarp, sum, offset);
+      if (lane % 8 == 0) in_shared<float>(at.block_sums)[i / 8] = sum;
+    }
+    const int spare = slot(n).chunks * kStreamBlocks - blocks;
+    if (static_cast<int>(threadIdx.x) < spare * 8) {
+      x_pack(packs + threadIdx.x) = make_uint4(0, 0, 0, 0);
+      if (threadIdx.x % 8 == 0) in_shared<float>(at.block_sums)[blocks + threadIdx.x / 8] = 0;
+    }
+  }
+
+  // A word for the other blocks, with the number of its linear.
+  __device__ __forceinline__ void send(uint2* to, uint32_t word, int n) const {
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(epoch + n + 1) : "memory");
+  }
+
+  // ---- u = x A'^T --------------------------------------------------------------------------------------------------------
+  // This warp's parts of it, each published together with the number of the linear, so that one look says that it is there.
+  __device__ __forceinline__ void make_u(const StreamLinear& a, int n, const StreamAhead& e) const {
+    const int units = a.ranks * a.segments;
+#pragma unroll 1
+    for (int unit = first_unit(); unit < units; unit += gridDim.x * kStreamWarps) {
+      uint4 w[kLinearSegment / 8 / kWarp];
+      if (unit == first_unit()) {
+#pragma unroll
+        for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) w[k] = e.a[k];
+      } else load_a(w, a, unit);
+      const int row = unit / a.segments, segment = unit % a.segments;
+      float sum = 0;
+#pragma unroll
+      for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) {
+        const int column = segment * kLinearSegment + (k * kWarp + lane) * 8;
+        if (column >= a.cols) break;
+        float left[8], right[8];
+        unpack(left, w[k]), unpack(right, x_pack(column / 8));
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum = fmaf(left[i], right[i], sum);
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) send(p.all.u + segment * a.ranks + row, __float_as_uint(sum), n);
+    }
+  }
+  // Everybody's parts, waited for.
+  __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
+    for (int i = threadIdx.x; i < a.ranks * a.segments; i += kStreamThreads) {
+      uint32_t value, number;
+      do {
+        asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(value), "=r"(number)
+                     : "l"(p.all.u + i)
+                     : "memory");
+      } while (number != epoch + n + 1);
+      in_shared<float>(at.u_parts)[i] = __uint_as_float(value);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {
+      float sum = 0;
+      for (int k = 0; k < a.segments; ++k) sum += in_shared<float>(at.u_parts)[k * a.ranks + i];
+      in_shared<float>(at.u)[i] = sum;
+    }
+  }
+};
+
+}  // namespace irq
