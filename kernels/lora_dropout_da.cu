@@ -64,38 +64,54 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, cons
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
-__device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned char* stage, uint32_t stage_address,
-                                           const TableRow* table, int row, int chunk, const DropoutColumn& column,
-                                           const uint32_t (&seed)[2], DropoutThreshold kept, int width) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, q = lane % 4;
-  uint32_t x[4][4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    load_shared_16(x[i], stage + x_byte(row + 4 * q + i, chunk));
-    drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, kept);
-  }
-  uint32_t a[4][4];  // four tiles of 16 features
+// Masked rows of x as mma's left operand: a[m] holds features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 as rows g and g + 8,
+// the 16 rows of x as terms.
+struct Operand {
+  uint32_t a[4][4];
+};
+__device__ __forceinline__ void transpose_rows(Operand& o, const uint32_t (&x)[4][4]) {
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
-    a[m][0] = low_halves(x[0][m], x[1][m]), a[m][1] = high_halves(x[0][m], x[1][m]);
-    a[m][2] = low_halves(x[2][m], x[3][m]), a[m][3] = high_halves(x[2][m], x[3][m]);
+    o.a[m][0] = low_halves(x[0][m], x[1][m]), o.a[m][1] = high_halves(x[0][m], x[1][m]);
+    o.a[m][2] = low_halves(x[2][m], x[3][m]), o.a[m][3] = high_halves(x[2][m], x[3][m]);
   }
-  const int i = lane % 8, du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
-  // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
-  const auto multiply = [&](int n) {
-    uint32_t b[4];
-    ldmatrix_x4_trans(b, stage_address + du_byte(du_row, 2 * n + lane / 16));
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      mma_m16n8k16(acc[m][2 * n], a[m], b[0], b[1]);
-      mma_m16n8k16(acc[m][2 * n + 1], a[m], b[2], b[3]);
-    }
-  };
-  multiply(0), multiply(1);
-  if (width > 32) multiply(2), multiply(3);
 }
 
+// Adds the products of one stage while it makes the operand of the next: two independent streams of instructions, one for the
+// tensor cores, one for Philox, in one loop without a branch.
+// acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
+template <int kPairs>
+__device__ __forceinline__ void multiply_and_mask(float (&acc)[4][8][4], const Operand& now, Operand& next,
+                                                  uint32_t du_stage, const unsigned char* x_stage,
+                                                  const TableRow* table, int row, int chunk,
+                                                  const DropoutColumn& column, const uint32_t (&seed)[2],
+                                                  DropoutThreshold kept) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, q = lane % 4, i = lane % 8;
+  const int du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
+  uint32_t x[4][4], b[kPairs][4];
+  DropoutRow rows[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    load_shared_16(x[r], x_stage + x_byte(row + 4 * q + r, chunk));
+    rows[r] = table[row + 4 * q + r].mask;
+  }
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) ldmatrix_x4_trans(b[n], du_stage + du_byte(du_row, 2 * n + lane / 16));
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    drop_chunk(x[r], rows[r], column, seed, kept);
+    if (r >= kPairs) continue;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      mma_m16n8k16(acc[m][2 * r], now.a[m], b[r][0], b[r][1]);
+      mma_m16n8k16(acc[m][2 * r + 1], now.a[m], b[r][2], b[r][3]);
+    }
+  }
+  transpose_rows(next, x);
+}
+
+// kPairs: of 16 ranks.
+template <int kPairs>
 __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   TableRow* table = reinterpret_cast<TableRow*>(shared_memory + kStages * kStageBytes);
@@ -120,15 +136,30 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   const int chunk = group * 8 + g;
   const DropoutColumn column = dropout_column(feature + chunk * 8, slice.id, seed);
   float acc[4][8][4] = {};
+  Operand operand;
+  cp_async_wait<kStages - 2>();
+  __syncthreads();
+  {
+    uint32_t x[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      load_shared_16(x[i], shared_memory + x_byte(row + 4 * q + i, chunk));
+      drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, p.mask.kept);
+    }
+    transpose_rows(operand, x);
+  }
   for (int s = 0; s < count; ++s) {
-    cp_async_wait<kStages - 2>();
-    __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
+    cp_async_wait<kStages - 3>();
+    __syncthreads();  // stage s + 1 is there, and every warp has left stage s - 1, whose place the next load takes
     if (const int next = s + kStages - 1; next < count)
       load_stage(stages + next % kStages * kStageBytes, p, slice, table, first, next * kRows, feature);
     cp_async_commit();
-    const int at = s % kStages * kStageBytes;
-    accumulate(acc, shared_memory + at, stages + at, table + s * kRows, row, chunk, column, seed, p.mask.kept,
-               slice.width);
+    const int ahead = min(s + 1, count - 1);  // behind the last stage: made once more, and not used
+    Operand next;
+    multiply_and_mask<kPairs>(acc, operand, next, stages + s % kStages * kStageBytes,
+                              shared_memory + ahead % kStages * kStageBytes, table + ahead * kRows, row, chunk, column,
+                              seed, p.mask.kept);
+    operand = next;
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -220,7 +251,8 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
            .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
-  allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
+  auto* kernel = rank > 32 ? &lora_dropout_da_kernel<4> : &lora_dropout_da_kernel<2>;
+  allow_shared_bytes(kernel, kStages * kStageBytes + kTableBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
@@ -232,14 +264,13 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
     for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-      lora_dropout_da_kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(
-          p);
+      kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(p);
       CUDA_LAUNCHED();
     }
-    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
-                                                  da.cols, p.mask.scale,
-                                                  p.first == 0 ? static_cast<float>(beta) : 1.0f);
+    auto* sum_kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
+    sum_kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits,
+                                                      da.rows, da.cols, p.mask.scale,
+                                                      p.first == 0 ? static_cast<float>(beta) : 1.0f);
     CUDA_LAUNCHED();
   }
 }
