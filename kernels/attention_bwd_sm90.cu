@@ -16,9 +16,10 @@
 namespace irq {
 namespace {
 
-constexpr int kGroups = 2, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
+constexpr int kGroups = 1, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
 constexpr int kTile = 64;  // rows of a warpgroup, and of the tiles it visits
-constexpr int kStages = 4;
+constexpr int kStages = 2, kAhead = kStages / 2;  // loads run ahead by that many visits
+constexpr int kBlocks = 2 / kGroups;              // of a multiprocessor
 constexpr float kLog2E = 1.4426950408889634f;
 static_assert(KeyTiles::kKeys == kTile && kQueryTile == kTile);
 
@@ -116,7 +117,7 @@ __device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* del
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 1) attention_dq_sm90_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(AttentionArgs a) {
   extern __shared__ unsigned char shared_memory[];  // Q and dO of each warpgroup, stages of K and V
   __shared__ float delta_rows[kGroups * kTile];
   const int head = blockIdx.y, kv_head = head / a.group, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -147,8 +148,8 @@ __global__ void __launch_bounds__(kThreads, 1) attention_dq_sm90_kernel(Attentio
     load_panels<D>(group_tiles + g * kStageBytes<D>, a.q, a.q_stride, head * D, first, seq.q_end);
     load_panels<D>(group_tiles + g * kStageBytes<D> + kTileBytes<D>, a.dout, a.dout_stride, head * D, first, seq.q_end);
   }
-  load_kv(0);  // in one group with Q and dO
-  load_kv(1);
+#pragma unroll
+  for (int t = 0; t < kAhead; ++t) load_kv(t);  // the first in one group with Q and dO
 
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads,
             warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
@@ -164,10 +165,11 @@ __global__ void __launch_bounds__(kThreads, 1) attention_dq_sm90_kernel(Attentio
   const uint32_t q_tile = group_tiles + group * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
   const float c = a.scale * kLog2E;
   for (int t = 0; t < keys.count; ++t) {
-    cp_async_wait<1>();
+    cp_async_wait<kAhead - 1>();
+    if constexpr (kAhead == 1) wgmma_wait<0>();
     publish_to_products();
     __syncthreads();  // tile t is there, and the products of tile t - 2, whose place the next load takes, are done
-    load_kv(t + 2);
+    load_kv(t + kAhead);
     if (row >= seq.queries() || keys.limit(t, row + kTile - 1) <= 0) {
       wgmma_wait<0>();
       continue;
@@ -242,7 +244,7 @@ __device__ __forceinline__ void transposed_probabilities(float (&s)[kTile / 8][4
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 1) attention_dkv_sm90_kernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(AttentionArgs a) {
   extern __shared__ unsigned char shared_memory[];  // K and V of each warpgroup, stages of Q and dO, of lse and delta
   __shared__ Seen list[2 * kThreads + 1];
   const int tile_begin = blockIdx.x * kGroups * kTile, tile_end = min(tile_begin + kGroups * kTile, a.keys);
@@ -281,15 +283,16 @@ __global__ void __launch_bounds__(kThreads, 1) attention_dkv_sm90_kernel(Attenti
       cp_async_commit();
     };
     Visit visit = {0, 0, list[0].first_tile}, ahead = visit;
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kAhead; ++i) {
       load(ahead, i);
       if (ahead.entry < entries) ahead.next(list, a.group);
     }
     for (int slot = 0; visit.entry < entries; slot = (slot + 1) % kStages) {
-      cp_async_wait<1>();
+      cp_async_wait<kAhead - 1>();
+      if constexpr (kAhead == 1) wgmma_wait<0>();
       publish_to_products();
       __syncthreads();  // this visit's tiles are there, and the products of the last but one, whose place is loaded, are done
-      load(ahead, (slot + 2) % kStages);
+      load(ahead, (slot + kAhead) % kStages);
       if (ahead.entry < entries) ahead.next(list, a.group);
       const Seen& seen = list[visit.entry];
       const int first_query = visit.tile * kTile, low = max(seen.key_begin, first_key);

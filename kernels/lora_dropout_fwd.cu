@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
       const int last = warp_feature + s * 32 + 31;
       if (p.slice_of(last) >= base + 8) {
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, p.map.groups);
+        for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, min(p.slice_of(last - 32), p.map.groups - 1));
         base = p.slice_of(last - 31);
       }
       uint32_t ones[4];
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   }
   if (sums) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, p.map.groups);
+    for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, min(p.slice_of(warp_feature + range - 1), p.map.groups - 1));
   }
   cp_async_wait<0>();
   __syncthreads();

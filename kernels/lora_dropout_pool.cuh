@@ -27,12 +27,13 @@ struct RowSums {
   float* sums;
   float sum[4] = {};
 
-  __device__ __forceinline__ void flush(int base, int groups) {
+  // last: the slice up to which it has added; the others of the window may be a neighbouring range's.
+  __device__ __forceinline__ void flush(int base, int last) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int t = base + ((2 * q + e - base) & 7);
-      if (t < groups) sums[g * kPitch + t] += sum[e], sums[(g + 8) * kPitch + t] += sum[2 + e];
+      if (t <= last) sums[g * kPitch + t] += sum[e], sums[(g + 8) * kPitch + t] += sum[2 + e];
       sum[e] = sum[2 + e] = 0;
     }
   }
