@@ -10,33 +10,18 @@
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.
 //         Row ranges are summed in order by a second kernel: the same bits every time.
-#include "kernels/lora_dropout.cuh"
+#include "kernels/kernel_choice.h"
+#include "kernels/lora_dropout_da.cuh"
 
 namespace irq {
+
+using namespace lora_da;
+
 namespace {
 
-constexpr int kGroups = 4, kSplit = 2;  // warps: 64 features each, every second 16 rows of a stage
-constexpr int kThreads = kGroups * kSplit * kWarp;
-constexpr int kFeatures = 64 * kGroups, kRows = 16 * kSplit, kStages = 4;
-constexpr int kChunks = kFeatures / 8, kRankChunks = kSliceRanks / 8;
-constexpr int kStageBytes = kRows * (kChunks + kRankChunks) * 16;
-constexpr int kMaxRows = 2048;  // of a block's range: their table is in shared memory
 constexpr int64_t kPartialBytes = int64_t{48} << 20;
 
-struct DaArgs {
-  float* partial;  // (splits, ranks, cols)
-  const __nv_bfloat16 *x, *du;
-  int64_t x_stride, du_stride, first, rows;  // rows of this launch: [first, rows)
-  int cols, ranks, rows_per_split, feature_blocks, slices;
-  RankSlice slice[AdapterMasks::kMax];
-  MaskArgs mask;
-};
-
-// Chunks are placed so that what a quarter of a warp reads at once lies in different banks: of x the rows 4 q + i and two
-// neighbouring chunks, of du (ldmatrix) the rows 4 i and 4 i + 1 of one chunk.
-__device__ __forceinline__ int x_byte(int row, int chunk) {
-  return (row * kChunks + (chunk ^ (row >> 2 & 3) << 1)) * 16;
-}
+// What a quarter of a warp reads of du at once (ldmatrix), the rows 4 i and 4 i + 1 of one chunk, lies in different banks.
 __device__ __forceinline__ int du_byte(int row, int chunk) {
   return kRows * kChunks * 16 + (row * kRankChunks + (chunk ^ ((row & 1) | (row >> 2 & 3) << 1))) * 16;
 }
@@ -45,15 +30,7 @@ __device__ __forceinline__ int du_byte(int row, int chunk) {
 __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, const RankSlice& slice,
                                            const TableRow* table, int64_t first, int row, int feature) {
   const int thread = static_cast<int>(threadIdx.x);
-  {
-    const int chunk = thread % kChunks, c = feature + chunk * 8;
-#pragma unroll
-    for (int i = 0; i < kRows; i += kThreads / kChunks) {
-      const int r = thread / kChunks + i;
-      const bool valid = c < p.cols && table[row + r].live;
-      cp_async_16(stage + x_byte(r, chunk), valid ? p.x + (first + row + r) * p.x_stride + c : p.x, valid);
-    }
-  }
+  load_x(stage, p, table, first, row, feature);
   static_assert(kThreads == kRows * kRankChunks, "one chunk of du a thread");
   const int r = thread / kRankChunks, chunk = thread % kRankChunks;
   const bool valid = chunk * 8 < slice.width && table[row + r].live;
@@ -61,57 +38,34 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, cons
               valid ? p.du + (first + row + r) * p.du_stride + slice.column + chunk * 8 : p.du, valid);
 }
 
-__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
-__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
-
-// Masked rows of x as mma's left operand: a[m] holds features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 as rows g and g + 8,
-// the 16 rows of x as terms.
-struct Operand {
+// acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
+__device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned char* stage, uint32_t stage_address,
+                                           const TableRow* table, int row, int chunk, const DropoutColumn& column,
+                                           const uint32_t (&seed)[2], DropoutThreshold kept, int width) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, q = lane % 4;
+  uint32_t x[4][4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    load_shared_16(x[i], stage + x_byte(row + 4 * q + i, chunk));
+    drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, kept);
+  }
   uint32_t a[4][4];
-};
-__device__ __forceinline__ void transpose_rows(Operand& o, const uint32_t (&x)[4][4]) {
-#pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    o.a[m][0] = low_halves(x[0][m], x[1][m]), o.a[m][1] = high_halves(x[0][m], x[1][m]);
-    o.a[m][2] = low_halves(x[2][m], x[3][m]), o.a[m][3] = high_halves(x[2][m], x[3][m]);
-  }
-}
-
-// Adds the products of one stage while it makes the operand of the next: two independent streams of instructions, one for the
-// tensor cores, one for Philox, in one loop without a branch.
-// acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
-template <int kPairs>
-__device__ __forceinline__ void multiply_and_mask(float (&acc)[4][8][4], const Operand& now, Operand& next,
-                                                  uint32_t du_stage, const unsigned char* x_stage,
-                                                  const TableRow* table, int row, int chunk,
-                                                  const DropoutColumn& column, const uint32_t (&seed)[2],
-                                                  DropoutThreshold kept) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, q = lane % 4, i = lane % 8;
-  const int du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
-  uint32_t x[4][4], b[kPairs][4];
-  DropoutRow rows[4];
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    load_shared_16(x[r], x_stage + x_byte(row + 4 * q + r, chunk));
-    rows[r] = table[row + 4 * q + r].mask;
-  }
-#pragma unroll
-  for (int n = 0; n < kPairs; ++n) ldmatrix_x4_trans(b[n], du_stage + du_byte(du_row, 2 * n + lane / 16));
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    drop_chunk(x[r], rows[r], column, seed, kept);
-    if (r >= kPairs) continue;
+  transpose_rows(a, x);
+  const int i = lane % 8, du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
+  // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
+  const auto multiply = [&](int n) {
+    uint32_t b[4];
+    ldmatrix_x4_trans(b, stage_address + du_byte(du_row, 2 * n + lane / 16));
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      mma_m16n8k16(acc[m][2 * r], now.a[m], b[r][0], b[r][1]);
-      mma_m16n8k16(acc[m][2 * r + 1], now.a[m], b[r][2], b[r][3]);
+      mma_m16n8k16(acc[m][2 * n], a[m], b[0], b[1]);
+      mma_m16n8k16(acc[m][2 * n + 1], a[m], b[2], b[3]);
     }
-  }
-  transpose_rows(next, x);
+  };
+  multiply(0), multiply(1);
+  if (width > 32) multiply(2), multiply(3);
 }
 
-// kPairs: of 16 ranks.
-template <int kPairs>
 __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   TableRow* table = reinterpret_cast<TableRow*>(shared_memory + kStages * kStageBytes);
@@ -120,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   const int feature = block / p.slices % p.feature_blocks * kFeatures;
   const int split = block / p.slices / p.feature_blocks;
   const int64_t first = p.first + int64_t{split} * p.rows_per_split;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, group = warp % kGroups, row = warp / kGroups * 16;
 
   fill_row_table(table, first, p.rows_per_split, p.rows, p.mask);
@@ -136,59 +90,19 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   const int chunk = group * 8 + g;
   const DropoutColumn column = dropout_column(feature + chunk * 8, slice.id, seed);
   float acc[4][8][4] = {};
-  Operand operand;
-  cp_async_wait<kStages - 2>();
-  __syncthreads();
-  {
-    uint32_t x[4][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      load_shared_16(x[i], shared_memory + x_byte(row + 4 * q + i, chunk));
-      drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, p.mask.kept);
-    }
-    transpose_rows(operand, x);
-  }
   for (int s = 0; s < count; ++s) {
-    cp_async_wait<kStages - 3>();
-    __syncthreads();  // stage s + 1 is there, and every warp has left stage s - 1, whose place the next load takes
+    cp_async_wait<kStages - 2>();
+    __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
     if (const int next = s + kStages - 1; next < count)
       load_stage(stages + next % kStages * kStageBytes, p, slice, table, first, next * kRows, feature);
     cp_async_commit();
-    const int ahead = min(s + 1, count - 1);  // behind the last stage: made once more, and not used
-    Operand next;
-    multiply_and_mask<kPairs>(acc, operand, next, stages + s % kStages * kStageBytes,
-                              shared_memory + ahead % kStages * kStageBytes, table + ahead * kRows, row, chunk, column,
-                              seed, p.mask.kept);
-    operand = next;
+    const int at = s % kStages * kStageBytes;
+    accumulate(acc, shared_memory + at, stages + at, table + s * kRows, row, chunk, column, seed, p.mask.kept,
+               slice.width);
   }
   cp_async_wait<0>();
   __syncthreads();
-
-  float* exchange = reinterpret_cast<float*>(shared_memory) + group * 128 * kWarp + lane;  // in the stages' place
-  static_assert(kSplit == 2 && kGroups * 128 * kWarp * 4 <= kStages * kStageBytes,
-                "one partial result per group of features");
-  if (row > 0) {
-#pragma unroll
-    for (int i = 0; i < 128; ++i) exchange[i * kWarp] = acc[i / 32][i / 4 % 8][i % 4];
-  }
-  __syncthreads();
-  if (row > 0) return;
-#pragma unroll
-  for (int i = 0; i < 128; ++i) acc[i / 32][i / 4 % 8][i % 4] += exchange[i * kWarp];
-  const int c = feature + chunk * 8;
-  if (c >= p.cols) return;
-#pragma unroll
-  for (int n = 0; n < 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int j = n * 8 + 2 * q + e;
-      if (j >= slice.width) continue;
-      float* out = p.partial + (int64_t{split} * p.ranks + slice.column + j) * p.cols + c;
-#pragma unroll
-      for (int m = 0; m < 4; m += 2)
-        *reinterpret_cast<float4*>(out + 2 * m) =
-            make_float4(acc[m][n][e], acc[m][n][2 + e], acc[m + 1][n][e], acc[m + 1][n][2 + e]);
-    }
+  store_da(p, acc, shared_memory, feature, split, slice);
 }
 
 // da = beta * da + scale * (sum over the splits, in order).
@@ -251,8 +165,9 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
            .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
-  auto* kernel = rank > 32 ? &lora_dropout_da_kernel<4> : &lora_dropout_da_kernel<2>;
-  allow_shared_bytes(kernel, kStages * kStageBytes + kTableBytes);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
@@ -264,13 +179,15 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
     for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-      kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(p);
+      const auto grid = static_cast<unsigned>(p.slices * p.feature_blocks * splits);
+      if (hopper) lora_dropout_da_sm90(p, grid, stream_);
+      else lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
       CUDA_LAUNCHED();
     }
-    auto* sum_kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    sum_kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits,
-                                                      da.rows, da.cols, p.mask.scale,
-                                                      p.first == 0 ? static_cast<float>(beta) : 1.0f);
+    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
+    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
+                                                  da.cols, p.mask.scale,
+                                                  p.first == 0 ? static_cast<float>(beta) : 1.0f);
     CUDA_LAUNCHED();
   }
 }

@@ -31,6 +31,14 @@ template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
+// Before wgmma_fence: what makes these operands is not put off until the products stand in line.
+template <int kTiles>
+__device__ __forceinline__ void operands_are_there(uint32_t (&a)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+r"(a[n][e])::"memory");
+}
 // After a wait: nothing that reads these results may move in front of it.
 template <int kTiles>
 __device__ __forceinline__ void results_are_there(float (&d)[kTiles][4]) {
