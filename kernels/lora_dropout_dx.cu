@@ -8,26 +8,18 @@
 // Tricky: A stays in registers: a warp owns 32 features and walks down the rows, 16 at a time. Its columns are permuted (on
 //         their way through shared memory) so that a lane's results are eight neighbouring features of a row: one Philox call
 //         and one 16-byte access.
-#include "kernels/lora_dropout.cuh"
+#include "kernels/kernel_choice.h"
+#include "kernels/lora_dropout_dx.cuh"
 
 namespace irq {
+
+using namespace lora_dx;
+
 namespace {
 
 constexpr int kThreads = 256, kFeatures = kThreads;  // 32 features a warp
 constexpr int kRows = 32, kStages = 4;               // rows of du of a stage
-constexpr int kMaxSlices = 3;
-constexpr int kMaxRows = 2048;                  // of a block's range: their table is in shared memory
 constexpr int kTilePitch = kFeatures * 2 + 16;  // of a slice's A on its way to the registers
-
-struct DxArgs {
-  __nv_bfloat16* dx;
-  const __nv_bfloat16 *du, *a;
-  int64_t dx_stride, du_stride, a_stride, rows;
-  int cols, rows_per_block, feature_blocks;
-  RankSlice slice[kMaxSlices];
-  MaskArgs mask;
-  float beta;
-};
 
 template <int kSlices>
 struct DxConfig {
@@ -212,10 +204,13 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks m
            .mask = mask_args(masks),
            .beta = static_cast<float>(beta)};
   const std::vector<RankSlice> slices = rank_slices(masks, du.cols);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool sm90 = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];
-    if (count == 1) launch<1>(p, sm_count(), stream_);
+    if (sm90) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
+    else if (count == 1) launch<1>(p, sm_count(), stream_);
     else if (count == 2) launch<2>(p, sm_count(), stream_);
     else launch<3>(p, sm_count(), stream_);
     p.beta = 1;

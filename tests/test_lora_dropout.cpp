@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/dropout.h"
+#include "kernels/kernel_choice.h"
 #include "tests/cases/lora_dropout.h"
 
 namespace irq {
@@ -9,6 +10,29 @@ namespace irq {
 IRQ_OP_TESTS(LoraDropout, lora_dropout_cases());
 
 namespace {
+
+// A Hopper GPU takes kernels of its own; those for sm_80 must be right there too.
+std::vector<OpCase> sm80_cases() {
+  std::vector<OpCase> cases = lora_dropout_cases();
+  for (OpCase& c : cases)
+    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
+      use_only_sm80_kernels(true);
+      run(b, t);
+      use_only_sm80_kernels(false);
+    };
+  return cases;
+}
+IRQ_OP_TESTS(LoraDropoutSm80, sm80_cases());
+
+TEST(LoraDropoutCuda, SameBitsEveryTime) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const LoraDropoutShape s = {.n = 700, .h = 1024, .r = 64, .count = 3};
+  for (const OpCase& c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
+    const HostArgs args = make_inputs(c);
+    const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(first, run_case(c, cuda_backend(DType::BF16), args)) << c.name;
+  }
+}
 
 TEST(DropoutHalves, GiveTheDrawsOfDropout) {
   Rng rng(5);
