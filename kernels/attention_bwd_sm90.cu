@@ -17,7 +17,7 @@ namespace irq {
 namespace {
 
 constexpr int kGroups = 1, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
-constexpr int kTile = 64;  // rows of a warpgroup, and of the tiles it visits
+constexpr int kTile = 64;                         // rows of a warpgroup, and of the tiles it visits
 constexpr int kStages = 2, kAhead = kStages / 2;  // loads run ahead by that many visits
 constexpr int kBlocks = 2 / kGroups;              // of a multiprocessor
 constexpr float kLog2E = 1.4426950408889634f;

@@ -54,8 +54,8 @@ __device__ __forceinline__ void transpose_rows(uint32_t (&a)[4][4], const uint32
 
 // Adds the two halves of the rows and writes the block's sums to p.partial.
 // acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
-__device__ __forceinline__ void store_da(const DaArgs& p, float (&acc)[4][8][4], unsigned char* shared_memory, int feature,
-                                         int split, const RankSlice& slice) {
+__device__ __forceinline__ void store_da(const DaArgs& p, float (&acc)[4][8][4], unsigned char* shared_memory,
+                                         int feature, int split, const RankSlice& slice) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, group = warp % kGroups, row = warp / kGroups * 16;
   float* exchange = reinterpret_cast<float*>(shared_memory) + group * 128 * kWarp + lane;  // in the stages' place

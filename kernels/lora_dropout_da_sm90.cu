@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_sm90_kernel(DaArg
       const TableRow r = table[s * kRows + row + i * kStep];
       drop_chunk(v, r.mask, column, seed, p.mask.kept);
       const uint32_t live = r.live ? 0xffffffffu : 0u;
-      *reinterpret_cast<uint4*>(tile + i * kStep * 128) = make_uint4(v[0] & live, v[1] & live, v[2] & live, v[3] & live);
+      *reinterpret_cast<uint4*>(tile + i * kStep * 128) =
+          make_uint4(v[0] & live, v[1] & live, v[2] & live, v[3] & live);
     }
   }
   wgmma_wait<0>();
@@ -110,7 +111,10 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_sm90_kernel(DaArg
 void lora_dropout_da_sm90(const DaArgs& p, unsigned blocks, cudaStream_t stream) {
   constexpr int kFixed = 1024 + kStages * kStageBytes;
   allow_shared_bytes(lora_dropout_da_sm90_kernel, kFixed + lora_da::kMaxRows * static_cast<int>(sizeof(TableRow)));
-  lora_dropout_da_sm90_kernel<<<blocks, kThreads, kFixed + static_cast<int>(ceil_div(p.rows_per_split, kRows) * kRows) * static_cast<int>(sizeof(TableRow)), stream>>>(p);
+  lora_dropout_da_sm90_kernel<<<blocks, kThreads,
+                                kFixed + static_cast<int>(ceil_div(p.rows_per_split, kRows) * kRows) *
+                                             static_cast<int>(sizeof(TableRow)),
+                                stream>>>(p);
 }
 
 }  // namespace irq

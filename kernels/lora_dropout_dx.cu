@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kThreads = 256, kFeatures = kThreads;  // 32 features a warp
 constexpr int kRows = 32, kStages = 4;               // rows of du of a stage
-constexpr int kTilePitch = kFeatures * 2 + 16;  // of a slice's A on its way to the registers
+constexpr int kTilePitch = kFeatures * 2 + 16;       // of a slice's A on its way to the registers
 
 template <int kSlices>
 struct DxConfig {
@@ -209,7 +209,7 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks m
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];
-    if (sm90) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
+    if (sm90 && count <= 2) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
     else if (count == 1) launch<1>(p, sm_count(), stream_);
     else if (count == 2) launch<2>(p, sm_count(), stream_);
     else launch<3>(p, sm_count(), stream_);

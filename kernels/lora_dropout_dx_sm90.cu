@@ -17,18 +17,21 @@ namespace {
 
 constexpr int kGroups = 4, kThreads = 128 * kGroups, kFeatures = 64 * kGroups;
 constexpr int kRows = 64, kStages = 3, kPanelBytes = 64 * 128;
-static_assert(kSliceRanks == 64 && kThreads == kRows * 8 && kMaxRows % kRows == 0);
+constexpr int kMostRows = 4096;  // of a block's range: their table is in shared memory
+static_assert(kSliceRanks == 64 && kThreads == kRows * 8 && kMostRows % kRows == 0);
 
 template <int kSlices>
 struct Config {
-  static constexpr int kStageBytes = kSlices * kPanelBytes;               // du of each adapter
-  static constexpr int kTable = kSlices * kGroups * kPanelBytes + kStages * kStageBytes;  // offset, behind A and the stages
+  static constexpr int kStageBytes = kSlices * kPanelBytes;  // du of each adapter
+  static constexpr int kTable =
+      kSlices * kGroups * kPanelBytes + kStages * kStageBytes;  // offset, behind A and the stages
   static constexpr int kFixedBytes = 1024 + kTable;
-  static_assert(kFixedBytes + kMaxRows * static_cast<int>(sizeof(TableRow)) <= 227 * 1024);
+  static_assert(kFixedBytes + kMostRows * static_cast<int>(sizeof(TableRow)) <= 227 * 1024);
 };
 
 // A of one adapter for the group's 64 features: rows are ranks, and of 32 features, feature 8 q + 2 j + e is column 8 j + 2 q + e.
-__device__ __forceinline__ void load_adapter(unsigned char* panel, const DxArgs& p, const RankSlice& slice, int feature) {
+__device__ __forceinline__ void load_adapter(unsigned char* panel, const DxArgs& p, const RankSlice& slice,
+                                             int feature) {
   for (int i = static_cast<int>(threadIdx.x) % 128; i < kSliceRanks * 8; i += 128) {
     const int rank = i / 8, chunk = i % 8, q = chunk % 4;
     uint4 v{};
@@ -87,8 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
   const uint32_t adapters = smem_address(memory) + group * kSlices * kPanelBytes;
   const uint32_t stages = smem_address(memory) + kGroups * kSlices * kPanelBytes;
 #pragma unroll
-  for (int m = 0; m < kSlices; ++m)
-    load_adapter(memory + (group * kSlices + m) * kPanelBytes, p, p.slice[m], feature);
+  for (int m = 0; m < kSlices; ++m) load_adapter(memory + (group * kSlices + m) * kPanelBytes, p, p.slice[m], feature);
   __syncthreads();
   const int count = p.rows_per_block / kRows;
   const auto load = [&](int s) {
@@ -158,12 +160,13 @@ template <int kSlices>
 void launch(DxArgs p, int sm_count, cudaStream_t stream) {
   using C = Config<kSlices>;
   const int64_t places = std::max<int64_t>(1, sm_count / p.feature_blocks);  // one wave, if it can be
-  const int64_t ranges = std::max(places, ceil_div(p.rows, kMaxRows));
+  const int64_t ranges = std::max(places, ceil_div(p.rows, kMostRows));
   p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, ranges), kRows) * kRows);
   const auto blocks = static_cast<unsigned>(ceil_div(p.rows, p.rows_per_block) * p.feature_blocks);
-  allow_shared_bytes(lora_dropout_dx_sm90_kernel<kSlices>, C::kFixedBytes + kMaxRows * static_cast<int>(sizeof(TableRow)));
-  lora_dropout_dx_sm90_kernel<kSlices><<<blocks, kThreads, C::kFixedBytes + p.rows_per_block * static_cast<int>(sizeof(TableRow)),
-                                         stream>>>(p);
+  allow_shared_bytes(lora_dropout_dx_sm90_kernel<kSlices>,
+                     C::kFixedBytes + kMostRows * static_cast<int>(sizeof(TableRow)));
+  lora_dropout_dx_sm90_kernel<kSlices>
+      <<<blocks, kThreads, C::kFixedBytes + p.rows_per_block* static_cast<int>(sizeof(TableRow)), stream>>>(p);
   CUDA_LAUNCHED();
 }
 
@@ -171,8 +174,7 @@ void launch(DxArgs p, int sm_count, cudaStream_t stream) {
 
 void lora_dropout_dx_sm90(DxArgs p, int slices, int sm_count, cudaStream_t stream) {
   if (slices == 1) launch<1>(p, sm_count, stream);
-  else if (slices == 2) launch<2>(p, sm_count, stream);
-  else launch<3>(p, sm_count, stream);
+  else launch<2>(p, sm_count, stream);
 }
 
 }  // namespace irq

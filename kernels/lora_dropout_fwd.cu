@@ -12,17 +12,36 @@
 //         binds: 16 of them, or 12 for three adapters, are what the registers allow.
 #include <algorithm>
 
-#include "kernels/kernel_choice.h"
-#include "kernels/lora_dropout_fwd.cuh"
+#include "kernels/iec.h"
+#include "kernels/lora_dropout.cuh"
+#include "kernels/lora_dropout_pool.cuh"
 
 namespace irq {
-
-using namespace lora_fwd;
-
 namespace {
 
+constexpr int kRows = 64;
+constexpr int kMaxSlices = 3;
+constexpr int kFusedGroups = 64;  // of px in shared memory
 constexpr int kSplitStages = 4;   // at least, of a block whose tile is shared
 constexpr int64_t kPartialBytes = int64_t{48} << 20;
+
+struct FwdArgs {
+  __nv_bfloat16 *u, *px;
+  const __nv_bfloat16 *x, *a;
+  int64_t u_stride, px_stride, x_stride, a_stride, rows;
+  int cols, slices;
+  RankSlice slice[kMaxSlices];
+  MaskArgs mask;
+  bool pool;        // px is computed here; else it is read, if there is one
+  bool store_pool;  // by this launch
+  int rank;         // columns of px
+  // Few rows leave multiprocessors idle: then `splits` blocks share a tile of rows, each with its own features, and leave
+  // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
+  int splits, features_per_split;
+  float* partial;
+  SliceOf slice_of;
+  IecMap map;
+};
 
 template <int kAdapters>
 struct FwdConfig {
@@ -234,10 +253,7 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
       const int last = warp_feature + s * 32 + 31;
       if (p.slice_of(last) >= base + 8) {
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          row_sums[m].flush(base, min(p.slice_of(last - 32), p.map.groups - 1));
-          row_sums[m].clear();
-        }
+        for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, min(p.slice_of(last - 32), p.map.groups - 1));
         base = p.slice_of(last - 31);
       }
       uint32_t ones[4];
@@ -269,7 +285,8 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   }
   if (sums) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, min(p.slice_of(warp_feature + range - 1), p.map.groups - 1));
+    for (int m = 0; m < kTiles; ++m)
+      row_sums[m].flush(base, min(p.slice_of(warp_feature + range - 1), p.map.groups - 1));
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -283,21 +300,16 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
 }
 
 template <int kAdapters>
-void launch(FwdArgs p, int sm_count, bool sm90, cudaStream_t stream) {
+void launch(FwdArgs p, int sm_count, cudaStream_t stream) {
   using Config = FwdConfig<kAdapters>;
+  allow_shared_bytes(lora_dropout_fwd_kernel<kAdapters>, Config::kSharedBytes);
   // A block has a multiprocessor to itself: as many splits as there are multiprocessors for, each worth its start.
-  const int depth = sm90 ? lora_dropout_fwd_sm90_depth(kAdapters) : Config::kDepth;
-  const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, depth);
+  const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, Config::kDepth);
   const int64_t splits = std::clamp<int64_t>(sm_count / tiles, 1, std::max<int64_t>(stages / kSplitStages, 1));
-  p.features_per_split = static_cast<int>(ceil_div(stages, splits)) * depth;
+  p.features_per_split = static_cast<int>(ceil_div(stages, splits)) * Config::kDepth;
   p.splits = static_cast<int>(ceil_div(p.cols, p.features_per_split));
-  if (sm90) {
-    lora_dropout_fwd_sm90(p, stream);
-  } else {
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits));
-    allow_shared_bytes(lora_dropout_fwd_kernel<kAdapters>, Config::kSharedBytes);
-    lora_dropout_fwd_kernel<kAdapters><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(p);
-  }
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits));
+  lora_dropout_fwd_kernel<kAdapters><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(p);
   CUDA_LAUNCHED();
   if (p.splits == 1) return;
   finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
@@ -341,14 +353,12 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .slice_of = SliceOf(std::max(map.slice, 2)),
             .map = map};
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-  const bool sm90 = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
     p.slices = static_cast<int>(std::min<size_t>(kMaxSlices, slices.size() - i));
     for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-    if (p.slices == 1) launch<1>(p, sm_count(), sm90, stream_);
-    else if (p.slices == 2) launch<2>(p, sm_count(), sm90, stream_);
-    else launch<3>(p, sm_count(), sm90, stream_);
+    if (p.slices == 1) launch<1>(p, sm_count(), stream_);
+    else if (p.slices == 2) launch<2>(p, sm_count(), stream_);
+    else launch<3>(p, sm_count(), stream_);
     p.store_pool = false;
   }
 }

@@ -34,11 +34,8 @@ struct RowSums {
     for (int e = 0; e < 2; ++e) {
       const int t = base + ((2 * q + e - base) & 7);
       if (t <= last) sums[g * kPitch + t] += sum[e], sums[(g + 8) * kPitch + t] += sum[2 + e];
+      sum[e] = sum[2 + e] = 0;
     }
-  }
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (float& x : sum) x = 0;
   }
   __device__ __forceinline__ void add(const uint32_t (&low)[4], const uint32_t (&high)[4], const uint32_t (&ones)[4]) {
     mma_m16n8k16(sum, {low[0], high[0], low[1], high[1]}, ones[0], ones[1]);

@@ -28,6 +28,18 @@ std::vector<OpCase> sm80_cases() {
 }
 IRQ_OP_TESTS(AttentionSm80, sm80_cases());
 
+TEST(AttentionCuda, BothKernelsAgreeOnLongSequences) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const OpCase c = attention_bwd_case(packed_attention("packed", 128, 4, 2, {2048, 512, 700}));
+  const HostArgs args = make_inputs(c);
+  const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+  use_only_sm80_kernels(true);
+  const HostArgs second = run_case(c, cuda_backend(DType::BF16), args);
+  use_only_sm80_kernels(false);
+  for (size_t i = 0; i < 4; ++i)  // dq, dk, dv, delta: P and dS are rounded to bf16 at the same places
+    EXPECT_LE(relative_l2(first[i], second[i]), 5e-3) << c.args[i].name;
+}
+
 TEST(AttentionCuda, SameBitsEveryTime) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const int head_dim : {64, 128}) {

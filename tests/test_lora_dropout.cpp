@@ -24,6 +24,24 @@ std::vector<OpCase> sm80_cases() {
 }
 IRQ_OP_TESTS(LoraDropoutSm80, sm80_cases());
 
+// At the widths of a 7B: many blocks, ranges and splits, where the CPU would take too long.
+TEST(LoraDropoutCuda, BothKernelsAgreeOnLargeShapes) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  for (const LoraDropoutShape& s : {LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 3},
+                                    LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 2, .beta = 1},
+                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1}})
+    for (OpCase c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
+      const HostArgs args = make_inputs(c);
+      const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+      use_only_sm80_kernels(true);
+      const HostArgs second = run_case(c, cuda_backend(DType::BF16), args);
+      use_only_sm80_kernels(false);
+      for (size_t i = 0; i < c.args.size(); ++i)
+        if (c.args[i].role != Role::in)  // the same terms in another order; one rounding to bf16 each
+          EXPECT_LE(relative_l2(first[i], second[i]), 5e-3) << c.name << ": " << c.args[i].name;
+    }
+}
+
 TEST(LoraDropoutCuda, SameBitsEveryTime) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   const LoraDropoutShape s = {.n = 700, .h = 1024, .r = 64, .count = 3};
