@@ -3,23 +3,23 @@
 //         dq = scale dS K;  dk = scale dS^T Q;  dv = P^T dO, summed over the H/G query heads of a key/value head.
 // Shapes  q, o, dout, dq (N, H*D), k, v, dk, dv (K, G*D) bf16, rows of 16-byte chunks; lse, delta (H, N) f32; D = 64, 128.
 // Cost    14 D FLOPs per (query, key) pair and head: 6 for dq, 8 for dk and dv; bytes as in attention_bwd.cu. D = 128, H = 32,
-//         N = 8192: sequences of 512 are 120 GFLOP, 135 with what lies behind the diagonal in 64 x 64 tiles, 0.27 ms at
-//         500 TFLOP/s (expected, not measured).
-// Tricky  A block is two warpgroups of 64 rows (queries for dq, keys for dk and dv) that visit the same tiles of 64. Scores stay
-//         in registers, where they are the left operand of the next product; all other operands stay in shared memory, and a
-//         tile serves along its rows (S = Q K^T) and down them (dq = dS K). Products run on while the threads do something
-//         else: dP during exp, dv during dS, dq or dk during the next visit's loads and scores. So a stage is overwritten two
-//         visits after its last use is waited for. Products need whole warpgroups: visits are skipped by 64 rows, not by 16.
+//         N = 8192: sequences of 512 are 120 GFLOP, 135 with what lies behind the diagonal in 64 x 64 tiles; 0.27 ms was
+//         expected, at 500 TFLOP/s or by two times 400 MB from DRAM (measured: 0.45 ms); 2048 x 4 measured 1.27 ms.
+// Tricky  A block is a warpgroup with 64 rows (queries for dq, keys for dk and dv) that visits tiles of 64, and a multiprocessor
+//         has two, so that one computes while the other starts, ends or waits for a tile (two warpgroups in one block, sharing
+//         each visit's tiles, took 20 % longer). Scores stay in registers, where they are the left operand of the next product;
+//         all other operands stay in shared memory, and a tile serves along its rows (S = Q K^T) and down them (dq = dS K).
+//         Products run on while the threads do something else: dP during exp, dv during dS. They need whole warpgroups:
+//         visits are skipped by 64 rows, not by 16.
 #include "kernels/attention_bwd.cuh"
 #include "kernels/sm90.cuh"
 
 namespace irq {
 namespace {
 
-constexpr int kGroups = 1, kGroupThreads = 128, kThreads = kGroups * kGroupThreads;
-constexpr int kTile = 64;                         // rows of a warpgroup, and of the tiles it visits
-constexpr int kStages = 2, kAhead = kStages / 2;  // loads run ahead by that many visits
-constexpr int kBlocks = 2 / kGroups;              // of a multiprocessor
+constexpr int kThreads = 128;
+constexpr int kTile = 64;                // rows of a block, and of the tiles it visits
+constexpr int kStages = 2, kBlocks = 2;  // of a multiprocessor
 constexpr float kLog2E = 1.4426950408889634f;
 static_assert(KeyTiles::kKeys == kTile && kQueryTile == kTile);
 
@@ -29,7 +29,7 @@ constexpr int kTileBytes = kTile* D * 2;  // D / 64 panels
 template <int D>
 constexpr int kStageBytes = 2 * kTileBytes<D>;  // two tiles
 template <int D>
-constexpr int kSharedBytes = 1024 + (kGroups + kStages) * kStageBytes<D> + kStages * 2 * kTile * 4;
+constexpr int kSharedBytes = 1024 + (1 + kStages) * kStageBytes<D> + kStages * 2 * kTile * 4;
 
 // Panels start at multiples of 1024 bytes, dynamic shared memory need not.
 __device__ __forceinline__ unsigned char* aligned_memory(unsigned char* memory) {
@@ -41,7 +41,7 @@ template <int D>
 __device__ __forceinline__ void load_panels(uint32_t tile, const void* x, int64_t stride, int column, int first,
                                             int end) {
   constexpr int kChunks = D / 8, kStep = kThreads / kChunks;
-  static_assert(kStep % 8 == 0, "a thread's rows have their chunks at the same places");
+  static_assert(kStep % 8 == 0 && kThreads == 2 * kTile, "a thread's rows have their chunks at the same places");
   const int thread = fresh_thread_index(), row = thread / kChunks, chunk = thread % kChunks;
   const __nv_bfloat16* from = static_cast<const __nv_bfloat16*>(x) + (first + row) * stride + column + chunk * 8;
   const uint32_t to = tile + chunk / 8 * kPanelBytes + panel_byte(row, chunk % 8);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void pack_operand(uint32_t (&p)[kTile / 16][4], const
 template <int D>
 __device__ __forceinline__ void store_group(void* x, int64_t stride, int column, int first, int end,
                                             unsigned char* staging, const float (&acc)[D / 8][4], float scale) {
-  const int warp = static_cast<int>(threadIdx.x) % kGroupThreads / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const float scales[1][2] = {{scale, scale}};
   static_assert(16 * kPitchBytes<D> <= kStageBytes<D> / 4);
   store_rows<D>(static_cast<__nv_bfloat16*>(x) + column, stride, first + warp * 16, end,
@@ -118,10 +118,10 @@ __device__ __forceinline__ void compute_delta(const AttentionArgs& a, float* del
 
 template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(AttentionArgs a) {
-  extern __shared__ unsigned char shared_memory[];  // Q and dO of each warpgroup, stages of K and V
-  __shared__ float delta_rows[kGroups * kTile];
+  extern __shared__ unsigned char shared_memory[];  // Q, dO, stages of K and V
+  __shared__ float delta_rows[kTile];
   const int head = blockIdx.y, kv_head = head / a.group, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const QueryTile& tile = find_query_tile<kThreads>(a, kGroups * kTile, blockIdx.x);
+  const QueryTile& tile = find_query_tile<kThreads>(a, kTile, blockIdx.x);
   if (!tile.found) {
     for_dead_rows<kThreads>(a, blockIdx.x - tile.total, gridDim.x - tile.total, [&](int row) {
       __nv_bfloat16* dq = static_cast<__nv_bfloat16*>(a.dq) + row * a.dq_stride + head * D;
@@ -131,9 +131,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
     return;
   }
   const SeqRange& seq = tile.seq;
-  const KeyTiles keys(seq, min(tile.first + kGroups * kTile, seq.queries()));
+  const KeyTiles keys(seq, min(tile.first + kTile, seq.queries()));
   unsigned char* memory = aligned_memory(shared_memory);
-  const uint32_t group_tiles = smem_address(memory), stages = group_tiles + kGroups * kStageBytes<D>;
+  const uint32_t q_tile = smem_address(memory), dout_tile = q_tile + kTileBytes<D>, stages = q_tile + kStageBytes<D>;
   const auto load_kv = [&](int t) {
     const uint32_t stage = stages + t % kStages * kStageBytes<D>;
     if (t < keys.count) {
@@ -142,18 +142,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
     }
     cp_async_commit();
   };
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    const int first = seq.q_begin + tile.first + g * kTile;
-    load_panels<D>(group_tiles + g * kStageBytes<D>, a.q, a.q_stride, head * D, first, seq.q_end);
-    load_panels<D>(group_tiles + g * kStageBytes<D> + kTileBytes<D>, a.dout, a.dout_stride, head * D, first, seq.q_end);
-  }
-#pragma unroll
-  for (int t = 0; t < kAhead; ++t) load_kv(t);  // the first in one group with Q and dO
-
-  const int group = static_cast<int>(threadIdx.x) / kGroupThreads,
-            warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
-  const int row = tile.first + group * kTile, first = seq.q_begin + tile.first;  // row: the group's first, from q_begin
+  const int first = seq.q_begin + tile.first, warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
+  load_panels<D>(q_tile, a.q, a.q_stride, head * D, first, seq.q_end);
+  load_panels<D>(dout_tile, a.dout, a.dout_stride, head * D, first, seq.q_end);
+  load_kv(0);  // in one group with Q and dO
   compute_delta<D>(a, delta_rows + warp_row, head, first + warp_row, seq.q_end);
   float dq[D / 8][4] = {}, lse2[2], delta[2];
 #pragma unroll
@@ -162,18 +154,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
     lse2[half] = tile.first + r < seq.queries() ? a.lse[head * a.lse_stride + first + r] * kLog2E : 0.f;
     delta[half] = delta_rows[r];
   }
-  const uint32_t q_tile = group_tiles + group * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
   const float c = a.scale * kLog2E;
   for (int t = 0; t < keys.count; ++t) {
-    cp_async_wait<kAhead - 1>();
-    if constexpr (kAhead == 1) wgmma_wait<0>();
+    cp_async_wait<0>();
+    wgmma_wait<0>();
     publish_to_products();
-    __syncthreads();  // tile t is there, and the products of tile t - 2, whose place the next load takes, are done
-    load_kv(t + kAhead);
-    if (row >= seq.queries() || keys.limit(t, row + kTile - 1) <= 0) {
-      wgmma_wait<0>();
-      continue;
-    }
+    __syncthreads();  // tile t is there, and the products of tile t - 1, whose place the next load takes, are done
+    load_kv(t + 1);
     const uint32_t k_tile = stages + t % kStages * kStageBytes<D>;
     float s[kTile / 8][4], dp[kTile / 8][4];
     wgmma_fence();
@@ -183,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
     results_are_there(s);
     const int limit[2] = {keys.limit(t, tile.first + warp_row + lane / 4) - lane % 4 * 2,
                           keys.limit(t, tile.first + warp_row + lane / 4 + 8) - lane % 4 * 2};
-    if (keys.limit(t, row) < kTile) {
+    if (keys.limit(t, tile.first) < kTile) {
 #pragma unroll
       for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
@@ -209,8 +196,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
   results_are_there(dq);
   cp_async_wait<0>();
   __syncthreads();  // no warp's products read Q and dO any more
-  store_group<D>(a.dq, a.dq_stride, head * D, first + group * kTile, seq.q_end, memory + group * kStageBytes<D>, dq,
-                 a.scale);
+  store_group<D>(a.dq, a.dq_stride, head * D, first, seq.q_end, memory, dq, a.scale);
 }
 
 // ---- dk and dv ----------------------------------------------------------------------------------------------------
@@ -223,7 +209,7 @@ __device__ __forceinline__ void transposed_probabilities(float (&s)[kTile / 8][4
   if (!whole) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int key = first_key + static_cast<int>(threadIdx.x) % kGroupThreads / kWarp * 16 + half * 8 + lane / 4;
+      const int key = first_key + static_cast<int>(threadIdx.x) / kWarp * 16 + half * 8 + lane / 4;
       const bool inside = key >= seen.key_begin && key < seen.key_end;
       const int from =
           inside ? key - seen.key_lead - first_query - lane % 4 * 2 : kTile;  // the column that sees it first
@@ -245,22 +231,16 @@ __device__ __forceinline__ void transposed_probabilities(float (&s)[kTile / 8][4
 
 template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(AttentionArgs a) {
-  extern __shared__ unsigned char shared_memory[];  // K and V of each warpgroup, stages of Q and dO, of lse and delta
+  extern __shared__ unsigned char shared_memory[];  // K, V, stages of Q and dO, of lse and delta
   __shared__ Seen list[2 * kThreads + 1];
-  const int tile_begin = blockIdx.x * kGroups * kTile, tile_end = min(tile_begin + kGroups * kTile, a.keys);
-  const int kv_head = blockIdx.y, group = static_cast<int>(threadIdx.x) / kGroupThreads;
+  const int tile_begin = blockIdx.x * kTile, tile_end = min(tile_begin + kTile, a.keys);
+  const int kv_head = blockIdx.y;
   unsigned char* memory = aligned_memory(shared_memory);
-  const uint32_t group_tiles = smem_address(memory), stages = group_tiles + kGroups * kStageBytes<D>;
+  const uint32_t k_tile = smem_address(memory), v_tile = k_tile + kTileBytes<D>, stages = k_tile + kStageBytes<D>;
   constexpr int kRowBytes = 2 * kTile * 4;  // lse and delta of a stage
-  const float* row_values = reinterpret_cast<const float*>(memory + (kGroups + kStages) * kStageBytes<D>);
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    const int first = tile_begin + g * kTile;
-    load_panels<D>(group_tiles + g * kStageBytes<D>, a.k, a.k_stride, kv_head * D, first, tile_end);
-    load_panels<D>(group_tiles + g * kStageBytes<D> + kTileBytes<D>, a.v, a.v_stride, kv_head * D, first, tile_end);
-  }
-  const uint32_t k_tile = group_tiles + group * kStageBytes<D>, v_tile = k_tile + kTileBytes<D>;
-  const int first_key = tile_begin + group * kTile;
+  const float* row_values = reinterpret_cast<const float*>(memory + (1 + kStages) * kStageBytes<D>);
+  load_panels<D>(k_tile, a.k, a.k_stride, kv_head * D, tile_begin, tile_end);
+  load_panels<D>(v_tile, a.v, a.v_stride, kv_head * D, tile_begin, tile_end);
   const float c = a.scale * kLog2E;
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
 
@@ -276,31 +256,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
         load_panels<D>(stage + kTileBytes<D>, a.dout, a.dout_stride, head * D, first, s.q_end);
         const int i = static_cast<int>(threadIdx.x) % kTile;
         const float* rows = threadIdx.x < kTile ? a.lse + head * a.lse_stride : a.delta + head * a.delta_stride;
-        if (threadIdx.x < 2 * kTile)
-          cp_async_4(stages + kStages * kStageBytes<D> + slot * kRowBytes + threadIdx.x * 4,
-                     rows + (first + i < s.q_end ? first + i : 0), first + i < s.q_end);
+        cp_async_4(stages + kStages * kStageBytes<D> + slot * kRowBytes + threadIdx.x * 4,
+                   rows + (first + i < s.q_end ? first + i : 0), first + i < s.q_end);
       }
       cp_async_commit();
     };
     Visit visit = {0, 0, list[0].first_tile}, ahead = visit;
-    for (int i = 0; i < kAhead; ++i) {
-      load(ahead, i);
-      if (ahead.entry < entries) ahead.next(list, a.group);
-    }
+    load(ahead, 0);
+    ahead.next(list, a.group);
     for (int slot = 0; visit.entry < entries; slot = (slot + 1) % kStages) {
-      cp_async_wait<kAhead - 1>();
-      if constexpr (kAhead == 1) wgmma_wait<0>();
+      cp_async_wait<0>();
+      wgmma_wait<0>();
       publish_to_products();
-      __syncthreads();  // this visit's tiles are there, and the products of the last but one, whose place is loaded, are done
-      load(ahead, (slot + kAhead) % kStages);
+      __syncthreads();  // this visit's tiles are there, and the last one's products, whose place is loaded, are done
+      load(ahead, (slot + 1) % kStages);
       if (ahead.entry < entries) ahead.next(list, a.group);
       const Seen& seen = list[visit.entry];
-      const int first_query = visit.tile * kTile, low = max(seen.key_begin, first_key);
+      const int first_query = visit.tile * kTile, low = max(seen.key_begin, tile_begin);
       visit.next(list, a.group);
-      if (low >= min(seen.key_end, first_key + kTile) || low - seen.key_lead >= first_query + kTile) {
-        wgmma_wait<0>();
-        continue;
-      }
+      if (low >= min(seen.key_end, tile_begin + kTile) || low - seen.key_lead >= first_query + kTile) continue;
       const uint32_t q_tile = stages + slot * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
       const float* lse = row_values + slot * 2 * kTile;
       float s[kTile / 8][4], dp[kTile / 8][4];
@@ -309,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
       start_abt<D>(dp, v_tile, dout_tile);
       wgmma_wait<1>();
       results_are_there(s);
-      transposed_probabilities(s, lse, seen, first_key, first_query, c);
+      transposed_probabilities(s, lse, seen, tile_begin, first_query, c);
       uint32_t p[kTile / 16][4], ds[kTile / 16][4];
       pack_operand(p, s);
       wgmma_fence();
@@ -334,22 +308,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   results_are_there(dv);
   cp_async_wait<0>();
   __syncthreads();
-  unsigned char* staging = memory + group * kStageBytes<D>;
-  store_group<D>(a.dk, a.dk_stride, kv_head * D, first_key, tile_end, staging, dk, a.scale);
-  store_group<D>(a.dv, a.dv_stride, kv_head * D, first_key, tile_end, staging, dv, 1);
+  store_group<D>(a.dk, a.dk_stride, kv_head * D, tile_begin, tile_end, memory, dk, a.scale);
+  store_group<D>(a.dv, a.dv_stride, kv_head * D, tile_begin, tile_end, memory, dv, 1);
 }
 
 template <int D>
 void launch(const AttentionArgs& a, cudaStream_t stream) {
-  constexpr int kRows = kGroups * kTile;
   if (a.queries > 0) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.queries, kRows) + a.n_seqs + 1), static_cast<unsigned>(a.heads));
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.queries, kTile) + a.n_seqs + 1), static_cast<unsigned>(a.heads));
     allow_shared_memory(attention_dq_sm90_kernel<D>, kSharedBytes<D>);
     attention_dq_sm90_kernel<D><<<grid, kThreads, kSharedBytes<D>, stream>>>(a);
     CUDA_LAUNCHED();
   }
   if (a.keys > 0) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.keys, kRows)), static_cast<unsigned>(a.kv_heads));
+    const dim3 grid(static_cast<unsigned>(ceil_div(a.keys, kTile)), static_cast<unsigned>(a.kv_heads));
     allow_shared_memory(attention_dkv_sm90_kernel<D>, kSharedBytes<D>);
     attention_dkv_sm90_kernel<D><<<grid, kThreads, kSharedBytes<D>, stream>>>(a);
     CUDA_LAUNCHED();
