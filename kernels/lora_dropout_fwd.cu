@@ -4,7 +4,7 @@
 //         lora_dropout_simple.cu.
 // Cost:   2 N h bytes from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), one Philox call of about 60 instructions
 //         per 8 elements and adapter, 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) 67 MB DRAM, 260 MB L2, 12.6 M calls:
-//         about 48 us; (4096, 64) 27 us; (11008, 64) 180 MB: 70 us. Expected, not measured.
+//         about 48 us; (4096, 64) 27 us; (11008, 64) 180 MB: 70 us. Expected; bench/NOTES.md has what was measured.
 // Tricky: 64 rows a block; a warp owns 32 of them, one adapter and one of kSplit ranges of the features. A lane reads 16
 //         bytes of a row (eight features = one Philox call) from shared memory straight into an mma operand: K is permuted,
 //         the same way for A. Row sums for px are one more mma, with ones for the columns of slice t in result column t % 8;
@@ -49,7 +49,7 @@ struct FwdConfig {
   static constexpr int kSplit = kAdapters == 1 ? 8 : kAdapters == 2 ? 4 : 2;
   static constexpr int kParts = 2 * kAdapters, kWarps = kParts * kSplit, kThreads = kWarps * kWarp;
   static constexpr int kDepth = 32 * kSplit, kChunks = kDepth / 8;  // features of a stage
-  static constexpr int kStages = kAdapters == 1 ? 3 : 4;
+  static constexpr int kStages = kAdapters == 1 ? 2 : kAdapters == 2 ? 3 : 4;
   static constexpr int kTileRows = kRows + kAdapters * kSliceRanks;  // x, then the A of each adapter
   static constexpr int kStageBytes = kTileRows * kDepth * 2;
   static constexpr int kPoolPitch = kFusedGroups + kSplit + 1;
@@ -57,6 +57,7 @@ struct FwdConfig {
   static constexpr int kPoolBytes = kRows * kPoolPitch * 4;
   static constexpr int kSharedBytes = kStages * kStageBytes + kTableBytes + kPoolBytes;
   static_assert(kSplit * kParts * 64 * kWarp * 4 <= kStages * kStageBytes, "results take the stages' place");
+  static_assert(kSharedBytes <= 163 * 1024, "what a block of an sm_80 may have");
 };
 
 // Byte of a 16-byte chunk in a tile of rows of kChunks chunks: lanes of two neighbouring rows and four chunks meet no bank twice.
