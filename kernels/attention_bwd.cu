@@ -11,7 +11,8 @@
 //         a sequence: such a block visits, in the order of seqs, everything that sees any of its keys, hence a shared prefix
 //         needs no atomics and keys in no sequence get their zeros. Query rows behind a sequence's end are loaded as zeros
 //         with lse = delta = 0: their P is 1, but dO = 0 makes their share of dv, dS and dk exactly 0.
-#include "kernels/attention.cuh"
+#include "kernels/attention_bwd.cuh"
+#include "kernels/kernel_choice.h"
 
 namespace irq {
 namespace {
@@ -19,7 +20,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTile = 64;  // rows of a block, and of the tiles it visits; 16 rows for each of 4 warps
 constexpr float kLog2E = 1.4426950408889634f;
-static_assert(KeyTiles::kKeys == kTile);
+static_assert(KeyTiles::kKeys == kTile && kQueryTile == kTile);
 
 template <int D>
 constexpr int kTileBytes = kTile* kPitchBytes<D>;
@@ -129,42 +130,6 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dq_kernel(AttentionArgs
 }
 
 // ---- dk and dv ----------------------------------------------------------------------------------------------------
-// Some keys of a block's tile, seen by one sequence: its own keys, or its prefix.
-struct Seen {
-  int q_begin, q_end;
-  int key_begin, key_end;  // key rows of the buffer, clipped to the tile
-  int key_lead;  // key row j is seen from query j - key_lead on, counted from q_begin; a prefix: always (kAlways)
-  int first_tile, tiles;  // query tiles to visit: [first_tile, tiles), anchored at q_begin
-};
-constexpr int kAlways = 1 << 30;
-
-// The part of sequence i's prefix or own keys that lies in [tile_begin, tile_end); tiles = 0 if none does.
-__device__ inline Seen find_seen(const AttentionArgs& a, int i, bool prefix, int tile_begin, int tile_end) {
-  if (i >= a.n_seqs) return {};
-  const SeqRange s = load_seq(a, i);
-  Seen seen = {s.q_begin,
-               s.q_end,
-               max(tile_begin, prefix ? s.p_begin : s.k_begin),
-               min(tile_end, prefix ? s.p_end : s.k_end),
-               prefix ? kAlways : s.k_begin + s.lead(),
-               0,
-               0};
-  if (seen.key_begin >= seen.key_end || s.queries() <= 0) return {};
-  seen.tiles = (s.queries() + kTile - 1) / kTile;
-  seen.first_tile = max(0, seen.key_begin - seen.key_lead) / kTile;
-  return seen;
-}
-
-// Where the block is in its visits: for each entry of the list, each query head of the group, each query tile.
-struct Visit {
-  int entry, head, tile;
-  __device__ void next(const Seen* list, int group) {
-    if (++tile < list[entry].tiles) return;
-    if (++head == group) ++entry, head = 0;
-    tile = list[entry].first_tile;
-  }
-};
-
 // What one visit loads: a tile of Q, of dO, and the lse and delta of its rows.
 template <int D>
 struct QueryStage {
@@ -233,15 +198,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
 
   for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
-    const Seen prefix = find_seen(a, chunk + threadIdx.x, true, tile_begin, tile_end);
-    const Seen own = find_seen(a, chunk + threadIdx.x, false, tile_begin, tile_end);
-    const int mine = (prefix.tiles > 0) + (own.tiles > 0);
-    int entries = 0;
-    const int at = block_scan<kThreads>(mine, entries) - mine;  // also: every warp has left the last chunk's list
-    if (prefix.tiles > 0) list[at] = prefix;
-    if (own.tiles > 0) list[at + mine - 1] = own;
+    const int entries = list_seen<kThreads>(a, chunk, tile_begin, tile_end, list);
     if (entries == 0) continue;
-    __syncthreads();
     const auto load = [&](const Visit& v, int stage) {
       const Seen& s = list[v.entry];
       QueryStage<D>::load(stages + stage * QueryStage<D>::kBytes, a, kv_head * a.group + v.head,
@@ -303,6 +261,9 @@ void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, T
   a.delta_stride = delta.stride;
   bool tiles = q.dtype == DType::BF16;
   for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  if (tiles && hopper && (head_dim == 64 || head_dim == 128)) return attention_bwd_sm90(a, stream());
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) { launch<dim>(a, stream()); });
   if (!launched) attention_bwd_simple(a, q.dtype, stream());
 }

@@ -10,33 +10,18 @@
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.
 //         Row ranges are summed in order by a second kernel: the same bits every time.
-#include "kernels/lora_dropout.cuh"
+#include "kernels/kernel_choice.h"
+#include "kernels/lora_dropout_da.cuh"
 
 namespace irq {
+
+using namespace lora_da;
+
 namespace {
 
-constexpr int kGroups = 4, kSplit = 2;  // warps: 64 features each, every second 16 rows of a stage
-constexpr int kThreads = kGroups * kSplit * kWarp;
-constexpr int kFeatures = 64 * kGroups, kRows = 16 * kSplit, kStages = 4;
-constexpr int kChunks = kFeatures / 8, kRankChunks = kSliceRanks / 8;
-constexpr int kStageBytes = kRows * (kChunks + kRankChunks) * 16;
-constexpr int kMaxRows = 2048;  // of a block's range: their table is in shared memory
 constexpr int64_t kPartialBytes = int64_t{48} << 20;
 
-struct DaArgs {
-  float* partial;  // (splits, ranks, cols)
-  const __nv_bfloat16 *x, *du;
-  int64_t x_stride, du_stride, first, rows;  // rows of this launch: [first, rows)
-  int cols, ranks, rows_per_split, feature_blocks, slices;
-  RankSlice slice[AdapterMasks::kMax];
-  MaskArgs mask;
-};
-
-// Chunks are placed so that what a quarter of a warp reads at once lies in different banks: of x the rows 4 q + i and two
-// neighbouring chunks, of du (ldmatrix) the rows 4 i and 4 i + 1 of one chunk.
-__device__ __forceinline__ int x_byte(int row, int chunk) {
-  return (row * kChunks + (chunk ^ (row >> 2 & 3) << 1)) * 16;
-}
+// What a quarter of a warp reads of du at once (ldmatrix), the rows 4 i and 4 i + 1 of one chunk, lies in different banks.
 __device__ __forceinline__ int du_byte(int row, int chunk) {
   return kRows * kChunks * 16 + (row * kRankChunks + (chunk ^ ((row & 1) | (row >> 2 & 3) << 1))) * 16;
 }
@@ -45,24 +30,13 @@ __device__ __forceinline__ int du_byte(int row, int chunk) {
 __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, const RankSlice& slice,
                                            const TableRow* table, int64_t first, int row, int feature) {
   const int thread = static_cast<int>(threadIdx.x);
-  {
-    const int chunk = thread % kChunks, c = feature + chunk * 8;
-#pragma unroll
-    for (int i = 0; i < kRows; i += kThreads / kChunks) {
-      const int r = thread / kChunks + i;
-      const bool valid = c < p.cols && table[row + r].live;
-      cp_async_16(stage + x_byte(r, chunk), valid ? p.x + (first + row + r) * p.x_stride + c : p.x, valid);
-    }
-  }
+  load_x(stage, p, table, first, row, feature);
   static_assert(kThreads == kRows * kRankChunks, "one chunk of du a thread");
   const int r = thread / kRankChunks, chunk = thread % kRankChunks;
   const bool valid = chunk * 8 < slice.width && table[row + r].live;
   cp_async_16(stage + du_byte(r, chunk),
               valid ? p.du + (first + row + r) * p.du_stride + slice.column + chunk * 8 : p.du, valid);
 }
-
-__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
-__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
 // acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
 __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned char* stage, uint32_t stage_address,
@@ -75,12 +49,8 @@ __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned
     load_shared_16(x[i], stage + x_byte(row + 4 * q + i, chunk));
     drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, kept);
   }
-  uint32_t a[4][4];  // four tiles of 16 features
-#pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    a[m][0] = low_halves(x[0][m], x[1][m]), a[m][1] = high_halves(x[0][m], x[1][m]);
-    a[m][2] = low_halves(x[2][m], x[3][m]), a[m][3] = high_halves(x[2][m], x[3][m]);
-  }
+  uint32_t a[4][4];
+  transpose_rows(a, x);
   const int i = lane % 8, du_row = row + i / 2 * 4 + i % 2 + (lane / 8 & 1) * 2;
   // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
   const auto multiply = [&](int n) {
@@ -104,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   const int feature = block / p.slices % p.feature_blocks * kFeatures;
   const int split = block / p.slices / p.feature_blocks;
   const int64_t first = p.first + int64_t{split} * p.rows_per_split;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, group = warp % kGroups, row = warp / kGroups * 16;
 
   fill_row_table(table, first, p.rows_per_split, p.rows, p.mask);
@@ -132,32 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   }
   cp_async_wait<0>();
   __syncthreads();
-
-  float* exchange = reinterpret_cast<float*>(shared_memory) + group * 128 * kWarp + lane;  // in the stages' place
-  static_assert(kSplit == 2 && kGroups * 128 * kWarp * 4 <= kStages * kStageBytes,
-                "one partial result per group of features");
-  if (row > 0) {
-#pragma unroll
-    for (int i = 0; i < 128; ++i) exchange[i * kWarp] = acc[i / 32][i / 4 % 8][i % 4];
-  }
-  __syncthreads();
-  if (row > 0) return;
-#pragma unroll
-  for (int i = 0; i < 128; ++i) acc[i / 32][i / 4 % 8][i % 4] += exchange[i * kWarp];
-  const int c = feature + chunk * 8;
-  if (c >= p.cols) return;
-#pragma unroll
-  for (int n = 0; n < 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int j = n * 8 + 2 * q + e;
-      if (j >= slice.width) continue;
-      float* out = p.partial + (int64_t{split} * p.ranks + slice.column + j) * p.cols + c;
-#pragma unroll
-      for (int m = 0; m < 4; m += 2)
-        *reinterpret_cast<float4*>(out + 2 * m) =
-            make_float4(acc[m][n][e], acc[m][n][2 + e], acc[m + 1][n][e], acc[m + 1][n][2 + e]);
-    }
+  store_da(p, acc, shared_memory, feature, split, slice);
 }
 
 // da = beta * da + scale * (sum over the splits, in order).
@@ -220,7 +165,9 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
            .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
-  allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
@@ -232,8 +179,9 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
     for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-      lora_dropout_da_kernel<<<static_cast<unsigned>(p.slices * p.feature_blocks * splits), kThreads, bytes, stream_>>>(
-          p);
+      const auto grid = static_cast<unsigned>(p.slices * p.feature_blocks * splits);
+      if (hopper) lora_dropout_da_sm90(p, grid, stream_);
+      else lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
       CUDA_LAUNCHED();
     }
     auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;

@@ -7,27 +7,19 @@
 //         (11008, 64) 180 MB: 70 us. With beta = 1: 58, 52 and 138 us. Expected, not measured.
 // Tricky: A stays in registers: a warp owns 32 features and walks down the rows, 16 at a time. Its columns are permuted (on
 //         their way through shared memory) so that a lane's results are eight neighbouring features of a row: one Philox call
-//         and one 16-byte access. The terms of the sum are permuted too: du goes from shared memory straight to an operand.
-#include "kernels/lora_dropout.cuh"
+//         and one 16-byte access.
+#include "kernels/kernel_choice.h"
+#include "kernels/lora_dropout_dx.cuh"
 
 namespace irq {
+
+using namespace lora_dx;
+
 namespace {
 
 constexpr int kThreads = 256, kFeatures = kThreads;  // 32 features a warp
 constexpr int kRows = 32, kStages = 4;               // rows of du of a stage
-constexpr int kMaxSlices = 3;
-constexpr int kMaxRows = 2048;                  // of a block's range: their table is in shared memory
-constexpr int kTilePitch = kFeatures * 2 + 16;  // of a slice's A on its way to the registers
-
-struct DxArgs {
-  __nv_bfloat16* dx;
-  const __nv_bfloat16 *du, *a;
-  int64_t dx_stride, du_stride, a_stride, rows;
-  int cols, rows_per_block, feature_blocks;
-  RankSlice slice[kMaxSlices];
-  MaskArgs mask;
-  float beta;
-};
+constexpr int kTilePitch = kFeatures * 2 + 16;       // of a slice's A on its way to the registers
 
 template <int kSlices>
 struct DxConfig {
@@ -38,10 +30,10 @@ struct DxConfig {
       kStages * kStageBytes > kTileBytes ? kStages* kStageBytes : kTileBytes;  // A comes first
 };
 
-// Byte of ranks [8 chunk, +8) of a row in a stage: lanes of two neighbouring rows and four chunks meet no bank twice.
+// Byte of ranks [8 chunk, +8) of a row in a stage: eight rows of one chunk, which ldmatrix reads at once, meet no bank twice.
 template <int kSlices>
 __device__ __forceinline__ int du_byte(int row, int slice, int chunk) {
-  return ((row * kSlices + slice) * 8 + (chunk ^ ((row & 1) << 2))) * 16;
+  return ((row * kSlices + slice) * 8 + (chunk ^ (row & 7))) * 16;
 }
 
 template <int kSlices>
@@ -58,8 +50,8 @@ __device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, cons
   }
 }
 
-// a[kb][j]: the operand of ranks 32 kb + 8 q + 0..7 and, for result tile j, column g = 2 q' + e: feature 8 q' + 2 j + e of the
-// warp's 32. In shared memory pairs of features lie so that the eight columns of a tile are neighbours.
+// a[kb][j]: the operands of ranks 32 kb + 0..15 and 32 kb + 16..31 and, for result tile j, column 2 q' + e: feature
+// 8 q' + 2 j + e of the warp's 32. In shared memory pairs of features lie so that the eight columns of a tile are neighbours.
 __device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned char* tile, const DxArgs& p,
                                              const RankSlice& slice, int feature) {
   constexpr int kChunks = kFeatures / 8;
@@ -73,8 +65,8 @@ __device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned ch
     to[0] = v.x, to[4] = v.y, to[8] = v.z, to[12] = v.w;
   }
   __syncthreads();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, i = lane % 8;
-  const uint32_t from = smem_address(tile) + (i / 2 * 8 + lane / 8 * 2 + i % 2) * kTilePitch + warp * 64;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const uint32_t from = smem_address(tile) + lane * kTilePitch + warp * 64;
 #pragma unroll
   for (int kb = 0; kb < 2; ++kb)
 #pragma unroll
@@ -82,33 +74,28 @@ __device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned ch
   __syncthreads();
 }
 
-// sum[half]: eight features of row g + 8 half.  sum += mask * (du A)
+// sum[half]: eight features of row g + 8 half.  sum += mask * (du A). du: the stage's address at this warp's 16 rows.
 template <int kSlices>
-__device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&a)[2][4][4], const unsigned char* stage,
-                                           int row, int s, const TableRow (&rows)[2], const DropoutColumn& column,
+__device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&a)[2][4][4], uint32_t du, int s,
+                                           const TableRow (&rows)[2], const DropoutColumn& column,
                                            const uint32_t (&seed)[2], uint32_t threshold) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   float acc[4][4] = {};
 #pragma unroll
-  for (int kb = 0; kb < 2; ++kb) {
-    uint32_t low[4], high[4];
-    load_shared_16(low, stage + du_byte<kSlices>(row + g, s, kb * 4 + q));
-    load_shared_16(high, stage + du_byte<kSlices>(row + g + 8, s, kb * 4 + q));
+  for (int kk = 0; kk < kSliceRanks / 16; ++kk) {
+    uint32_t part[4];
+    ldmatrix_x4(part, du + du_byte<kSlices>(lane % 16, s, 2 * kk + lane / 16));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      mma_m16n8k16(acc[j], {low[0], high[0], low[1], high[1]}, a[kb][j][0], a[kb][j][1]);
-      mma_m16n8k16(acc[j], {low[2], high[2], low[3], high[3]}, a[kb][j][2], a[kb][j][3]);
-    }
+    for (int j = 0; j < 4; ++j) mma_m16n8k16(acc[j], part, a[kk / 2][j][kk % 2 * 2], a[kk / 2][j][kk % 2 * 2 + 1]);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const Philox4 bits = dropout_pair(rows[half].mask, column, seed);
     const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (word[j] << 16 >= threshold)
-        sum[half][2 * j] += acc[j][2 * half];  // threshold is in the upper half: the draws'
-      if (word[j] >= threshold) sum[half][2 * j + 1] += acc[j][2 * half + 1];
+    for (int j = 0; j < 4; ++j) {  // threshold is in the upper half: the draws'
+      add_if_at_least(sum[half][2 * j], acc[j][2 * half], word[j] << 16, threshold);
+      add_if_at_least(sum[half][2 * j + 1], acc[j][2 * half + 1], word[j], threshold);
     }
   }
 }
@@ -146,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, DxConfig<kSlices>::kBlocks) lora_dro
     if (const int next = stage + kStages - 1; next < count)
       load_stage<kSlices>(stages + next % kStages * Config::kStageBytes, p, table, first, next * kRows);
     cp_async_commit();
-    const unsigned char* du = shared_memory + stage % kStages * Config::kStageBytes;
+    const uint32_t du = stages + stage % kStages * Config::kStageBytes;
 #pragma unroll 1
     for (int row = 0; row < kRows; row += 16) {
       TableRow rows[2];
@@ -162,15 +149,19 @@ __global__ void __launch_bounds__(kThreads, DxConfig<kSlices>::kBlocks) lora_dro
       float sum[2][8] = {};
 #pragma unroll
       for (int s = 0; s < kSlices; ++s)  // du of a dead row is zero here, whatever its mask
-        add_masked<kSlices>(sum, a[s], du, row, s, rows, column[s], seed, threshold);
+        add_masked<kSlices>(sum, a[s], du + du_byte<kSlices>(row, 0, 0), s, rows, column[s], seed, threshold);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (!out[half]) continue;
         Pack<__nv_bfloat16> pack;
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          pack.v[i] =
-              from_f<__nv_bfloat16>((p.beta == 0 ? 0.0f : p.beta * to_f(old[half].v[i])) + p.mask.scale * sum[half][i]);
+        for (int i = 0; i < 8; ++i) sum[half][i] *= p.mask.scale;
+        if (p.beta != 0) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) sum[half][i] += p.beta * to_f(old[half].v[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) pack.v[i] = from_f<__nv_bfloat16>(sum[half][i]);
         *reinterpret_cast<Pack<__nv_bfloat16>*>(out[half]) = pack;
       }
     }
@@ -213,10 +204,13 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks m
            .mask = mask_args(masks),
            .beta = static_cast<float>(beta)};
   const std::vector<RankSlice> slices = rank_slices(masks, du.cols);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool sm90 = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];
-    if (count == 1) launch<1>(p, sm_count(), stream_);
+    if (sm90 && count <= 2) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
+    else if (count == 1) launch<1>(p, sm_count(), stream_);
     else if (count == 2) launch<2>(p, sm_count(), stream_);
     else launch<3>(p, sm_count(), stream_);
     p.beta = 1;

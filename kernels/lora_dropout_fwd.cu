@@ -4,14 +4,17 @@
 //         lora_dropout_simple.cu.
 // Cost:   2 N h bytes from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), one Philox call of about 60 instructions
 //         per 8 elements and adapter, 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) 67 MB DRAM, 260 MB L2, 12.6 M calls:
-//         about 48 us; (4096, 64) 27 us; (11008, 64) 180 MB: 70 us. Expected, not measured.
-// Tricky: 64 rows a block; a warp owns 32 of them, one adapter and every kSplit-th 32 features. A lane reads 16 bytes of a
-//         row (eight features = one Philox call) from shared memory straight into an mma operand: K is permuted, the same
-//         way for A. Row sums for px are one more mma, with ones for the columns of slice t in result column t % 8.
+//         about 48 us; (4096, 64) 27 us; (11008, 64) 180 MB: 70 us. Expected; bench/NOTES.md has what was measured.
+// Tricky: 64 rows a block; a warp owns 32 of them, one adapter and one of kSplit ranges of the features. A lane reads 16
+//         bytes of a row (eight features = one Philox call) from shared memory straight into an mma operand: K is permuted,
+//         the same way for A. Row sums for px are one more mma, with ones for the columns of slice t in result column t % 8;
+//         its result stays in registers while a window of eight slices lasts. More warps hide more latency, which is what
+//         binds: 16 of them, or 12 for three adapters, are what the registers allow.
 #include <algorithm>
 
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.cuh"
+#include "kernels/lora_dropout_pool.cuh"
 
 namespace irq {
 namespace {
@@ -36,24 +39,25 @@ struct FwdArgs {
   // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
   int splits, features_per_split;
   float* partial;
-  float inv_slice;
+  SliceOf slice_of;
   IecMap map;
 };
 
 template <int kAdapters>
 struct FwdConfig {
-  static constexpr int kSplit = kAdapters == 1 ? 4 : 2;  // warps that share a result, each with its own features
-  static constexpr int kWarps = 2 * kAdapters * kSplit, kThreads = kWarps * kWarp;
+  // Warps that share a result, each with its own range of features.
+  static constexpr int kSplit = kAdapters == 1 ? 8 : kAdapters == 2 ? 4 : 2;
+  static constexpr int kParts = 2 * kAdapters, kWarps = kParts * kSplit, kThreads = kWarps * kWarp;
   static constexpr int kDepth = 32 * kSplit, kChunks = kDepth / 8;  // features of a stage
-  static constexpr int kStages = kAdapters == 1 ? 3 : 4;
+  static constexpr int kStages = kAdapters == 1 ? 2 : kAdapters == 2 ? 3 : 4;
   static constexpr int kTileRows = kRows + kAdapters * kSliceRanks;  // x, then the A of each adapter
   static constexpr int kStageBytes = kTileRows * kDepth * 2;
-  static constexpr int kPoolPitch = kFusedGroups + 1;
+  static constexpr int kPoolPitch = kFusedGroups + kSplit + 1;
   static constexpr int kTableBytes = kRows * static_cast<int>(sizeof(TableRow));
-  static constexpr int kPoolBytes = kSplit * kRows * kPoolPitch * 4;
+  static constexpr int kPoolBytes = kRows * kPoolPitch * 4;
   static constexpr int kSharedBytes = kStages * kStageBytes + kTableBytes + kPoolBytes;
-  static_assert((kSplit - 1) * 2 * kAdapters * 64 * kWarp * 4 <= kStages * kStageBytes,
-                "partial results take the stages' place");
+  static_assert(kSplit * kParts * 64 * kWarp * 4 <= kStages * kStageBytes, "results take the stages' place");
+  static_assert(kSharedBytes <= 163 * 1024, "what a block of an sm_80 may have");
 };
 
 // Byte of a 16-byte chunk in a tile of rows of kChunks chunks: lanes of two neighbouring rows and four chunks meet no bank twice.
@@ -63,7 +67,7 @@ __device__ __forceinline__ int tile_byte(int row, int chunk) {
 }
 
 // A thread's share of every stage: the same chunk of some rows of x and of A, kStep rows apart. What does not change from
-// stage to stage is worked out once.
+// stage to stage is worked out once. Range r of the features starts at first_feature + r * range.
 template <int kAdapters>
 struct StageLoader {
   using Config = FwdConfig<kAdapters>;
@@ -72,88 +76,38 @@ struct StageLoader {
   static_assert(kStep % 2 == 0 && Config::kThreads % kChunks == 0,
                 "tile_byte's swizzle is the same for all of a thread's rows");
   const __nv_bfloat16 *x, *a;
+  int feature;          // of stage 0
   int offset[kCopies];  // of the row's chunk in x or a; -1: dead row or no rank, zeros
 
-  __device__ StageLoader(const FwdArgs& p, const TableRow* table, int64_t first) : x(p.x + first * p.x_stride), a(p.a) {
+  __device__ StageLoader(const FwdArgs& p, const TableRow* table, int64_t first, int first_feature, int range)
+      : x(p.x + first * p.x_stride), a(p.a) {
+    const int chunk = static_cast<int>(threadIdx.x) % kChunks;
+    feature = first_feature + chunk / 4 * range + chunk % 4 * 8;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const int row = static_cast<int>(threadIdx.x) / kChunks + i * kStep,
-                chunk = static_cast<int>(threadIdx.x) % kChunks;
+      const int row = static_cast<int>(threadIdx.x) / kChunks + i * kStep;
       const RankSlice& s = p.slice[min(max(row - kRows, 0) / kSliceRanks, kAdapters - 1)];
       const int j = (row - kRows) % kSliceRanks;
       offset[i] = -1;
-      if (row < kRows && table[row].live) offset[i] = row * static_cast<int>(p.x_stride) + chunk * 8;
+      if (row < kRows && table[row].live) offset[i] = row * static_cast<int>(p.x_stride) + feature;
       if (row >= kRows && row < Config::kTileRows && j < s.width)
-        offset[i] = (s.column + j) * static_cast<int>(p.a_stride) + chunk * 8;
+        offset[i] = (s.column + j) * static_cast<int>(p.a_stride) + feature;
     }
   }
-  // Starts copying features [k, k + kDepth); those from `cols` on become zeros.
-  __device__ __forceinline__ void load(uint32_t stage, int k, int cols) const {
+  // Starts copying stage s; features from `cols` on become zeros.
+  __device__ __forceinline__ void load(uint32_t stage, int s, int cols) const {
     const int chunk = static_cast<int>(threadIdx.x) % kChunks, first_row = static_cast<int>(threadIdx.x) / kChunks;
-    const bool inside = k + chunk * 8 < cols;
+    const bool inside = feature + s * 32 < cols;
     const uint32_t to = stage + tile_byte<kChunks>(first_row, chunk);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       if ((i + 1) * kStep > Config::kTileRows && first_row + i * kStep >= Config::kTileRows) break;
       const bool valid = inside && offset[i] >= 0;
       const __nv_bfloat16* from = first_row + i * kStep < kRows ? x : a;
-      cp_async_16(to + i * kStep * kChunks * 16, valid ? from + offset[i] + k : from, valid);
+      cp_async_16(to + i * kStep * kChunks * 16, valid ? from + offset[i] + s * 32 : from, valid);
     }
   }
 };
-
-// Adds the sums of x over the slices that features [c, c + 8) of the four lanes of a row belong to: x holds 16 rows.
-// sums (16 rows, groups) is this warp's own.
-__device__ __forceinline__ void add_row_sums(float* sums, int pitch, const uint32_t (&low)[4],
-                                             const uint32_t (&high)[4], int c, const FwdArgs& p) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
-  const auto slice_of = [&](int feature) {  // exact below 2^21 features
-    return min(static_cast<int>((static_cast<float>(feature) + 0.5f) * p.inv_slice), p.map.groups - 1);
-  };
-  uint32_t ones[4];  // in result column g: the features of a slice t with t % 8 = g
-#pragma unroll
-  for (int w = 0; w < 4; ++w) ones[w] = (slice_of(c + 2 * w) & 7) == g ? 0x3f803f80u : 0u;
-  float sum[4] = {};
-  mma_m16n8k16(sum, {low[0], high[0], low[1], high[1]}, ones[0], ones[1]);
-  mma_m16n8k16(sum, {low[2], high[2], low[3], high[3]}, ones[2], ones[3]);
-  const int begin = slice_of(c - q * 8), end = slice_of(c - q * 8 + 31);
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int t = begin + ((2 * q + e - begin) & 7);
-    if (t > end) continue;
-    sums[g * pitch + t] += sum[e];
-    sums[(g + 8) * pitch + t] += sum[2 + e];
-  }
-}
-
-// Leaves the block's share of the sums behind; `partial` and `pooled` hold those of its warps.
-template <int kAdapters>
-__device__ __forceinline__ void store_partial(const FwdArgs& p, float (&acc)[2][8][4], const float* partial,
-                                              const float* pooled, int64_t first) {
-  using Config = FwdConfig<kAdapters>;
-  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, half = warp % 2, adapter = warp / 2 % kAdapters;
-  float* out = p.partial + int64_t{blockIdx.y} * p.rows * kWidth;
-  if (p.pool)
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * p.map.groups; i += Config::kThreads) {
-      const int row = i / p.map.groups, t = i - row * p.map.groups;
-      if (first + row < p.rows)
-        out[(first + row) * kWidth + kAdapters * kSliceRanks + t] = pooled[row * Config::kPoolPitch + t];
-    }
-  if (warp >= 2 * kAdapters) return;
-#pragma unroll
-  for (int i = 0; i < 64; i += 2) {
-    const int row = half * 32 + i / 32 * 16 + i / 2 % 2 * 8 + g, j = i / 4 % 8 * 8 + 2 * q;
-    if (first + row >= p.rows || j >= p.slice[adapter].width) continue;
-    float sum[2] = {acc[i / 32][i / 4 % 8][i % 4], acc[i / 32][i / 4 % 8][i % 4 + 1]};
-#pragma unroll
-    for (int s = 1; s < Config::kSplit; ++s)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) sum[e] += partial[((s - 1) * 2 * kAdapters * 64 + i + e) * kWarp];
-    *reinterpret_cast<float2*>(out + (first + row) * kWidth + adapter * kSliceRanks + j) = make_float2(sum[0], sum[1]);
-  }
-}
 
 // Adds the splits in order. Grid: rows. Block: any number of threads.
 template <int kAdapters>
@@ -182,62 +136,137 @@ __global__ void finish_fwd_kernel(FwdArgs p) {
       p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
 }
 
+// Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where
+// several blocks share the tile. Each warp takes its share of the 64 values of a lane.
+template <int kAdapters>
+__device__ __forceinline__ void store_results(const FwdArgs& p, const float* results, const float* pooled,
+                                              int64_t first, int first_feature, int range) {
+  using Config = FwdConfig<kAdapters>;
+  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups, kShare = 64 / Config::kSplit;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, part = warp % Config::kParts, half = part % 2;
+  const RankSlice& slice = p.slice[part / 2];
+  const float beta1 = slice.beta1 ? *slice.beta1 : 0.0f;
+#pragma unroll
+  for (int k = 0; k < kShare; k += 2) {
+    const int i = warp / Config::kParts * kShare + k;
+    const int row = half * 32 + i / 32 * 16 + i / 2 % 2 * 8 + g, j = i / 4 % 8 * 8 + 2 * q;
+    float sum[2] = {};
+#pragma unroll
+    for (int r = 0; r < Config::kSplit; ++r)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) sum[e] += results[((r * Config::kParts + part) * 64 + i + e) * kWarp + lane];
+    if (first + row >= p.rows || j >= slice.width) continue;
+    if (p.splits > 1) {
+      float* out = p.partial + (int64_t{blockIdx.y} * p.rows + first + row) * kWidth + part / 2 * kSliceRanks + j;
+      *reinterpret_cast<float2*>(out) = make_float2(sum[0], sum[1]);
+      continue;
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (j + e >= slice.width) continue;
+      float value = p.mask.scale * sum[e];
+      if (p.px && slice.beta1) {
+        const int column = slice.first + j + e;
+        const float mean = p.pool ? pooled_sum<Config::kSplit>(pooled + row * Config::kPoolPitch, p.map.group(column),
+                                                               first_feature, range, p.map.slice) /
+                                        static_cast<float>(p.map.slice)
+                                  : to_f(p.px[(first + row) * p.px_stride + column]);
+        value += beta1 * mean;
+      }
+      p.u[(first + row) * p.u_stride + slice.column + j + e] = from_f<__nv_bfloat16>(value);
+    }
+  }
+}
+
+// Writes px, or the block's share of the sums it is made of.
+template <int kAdapters>
+__device__ __forceinline__ void store_pooled(const FwdArgs& p, const float* pooled, int64_t first, int first_feature,
+                                             int range) {
+  using Config = FwdConfig<kAdapters>;
+  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
+  const int width = p.splits > 1 ? p.map.groups : p.store_pool ? p.rank : 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * width; i += Config::kThreads) {
+    const int row = i / width, j = i - row * width, t = p.splits > 1 ? j : p.map.group(j);
+    if (first + row >= p.rows) continue;
+    const float sum =
+        pooled_sum<Config::kSplit>(pooled + row * Config::kPoolPitch, t, first_feature, range, p.map.slice);
+    if (p.splits > 1)
+      p.partial[(int64_t{blockIdx.y} * p.rows + first + row) * kWidth + kAdapters * kSliceRanks + t] = sum;
+    else p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(sum / static_cast<float>(p.map.slice));
+  }
+}
+
 template <int kAdapters>
 __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropout_fwd_kernel(FwdArgs p) {
   using Config = FwdConfig<kAdapters>;
-  constexpr int kChunks = Config::kChunks, kSplit = Config::kSplit, kPitch = Config::kPoolPitch;
+  constexpr int kChunks = Config::kChunks, kPitch = Config::kPoolPitch;
+  constexpr int kTiles =
+      kAdapters == 1 ? 2 : 1;  // of 16 rows that a warp adds up for px: the first two adapters share them
   extern __shared__ __align__(16) unsigned char shared_memory[];
   TableRow* table = reinterpret_cast<TableRow*>(shared_memory + Config::kStages * Config::kStageBytes);
   float* pooled = reinterpret_cast<float*>(shared_memory + Config::kStages * Config::kStageBytes + Config::kTableBytes);
   const int64_t first = int64_t{blockIdx.x} * kRows;
   const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
+  const int range = p.features_per_split / Config::kSplit;  // of a warp, a multiple of 32
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int half = warp % 2, adapter = warp / 2 % kAdapters, split = warp / (2 * kAdapters);
+  const int half = warp % 2, adapter = warp / 2 % kAdapters, split = warp / Config::kParts;
   const int id = p.slice[adapter].id, width = p.slice[adapter].width;
 
   fill_row_table(table, first, kRows, p.rows, p.mask);
-  for (int i = static_cast<int>(threadIdx.x); i < kSplit * kRows * kPitch; i += Config::kThreads) pooled[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPitch; i += Config::kThreads) pooled[i] = 0;
   __syncthreads();
   const uint32_t stages = smem_address(shared_memory);
-  const StageLoader<kAdapters> loader(p, table, first);
-  const int count = (min(p.cols - first_feature, p.features_per_split) + Config::kDepth - 1) / Config::kDepth;
+  const StageLoader<kAdapters> loader(p, table, first, first_feature, range);
+  const int count = range / 32;
 #pragma unroll
   for (int s = 0; s < Config::kStages - 1; ++s) {
-    if (s < count) loader.load(stages + s * Config::kStageBytes, first_feature + s * Config::kDepth, p.cols);
+    if (s < count) loader.load(stages + s * Config::kStageBytes, s, p.cols);
     cp_async_commit();
   }
   const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
-  DropoutRow rows[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) rows[i] = table[half * 32 + i * 8 + g].mask;
   float acc[2][8][4] = {};
+  RowSums<kPitch> row_sums[kTiles];
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m)
+    row_sums[m].sums = pooled + (half * 32 + (kAdapters == 1 ? m : min(adapter, 1)) * 16) * kPitch + split;
+  const bool sums = p.pool && adapter < 2;
+  const int warp_feature = first_feature + split * range;
+  int base = p.slice_of(warp_feature);  // of the window of slices
 
   int slot = 0, free_slot = Config::kStages - 1;
   for (int s = 0; s < count; ++s) {
     cp_async_wait<Config::kStages - 2>();
     __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
     if (s + Config::kStages - 1 < count)
-      loader.load(stages + free_slot * Config::kStageBytes, first_feature + (s + Config::kStages - 1) * Config::kDepth,
-                  p.cols);
+      loader.load(stages + free_slot * Config::kStageBytes, s + Config::kStages - 1, p.cols);
     cp_async_commit();
     const unsigned char* tile = shared_memory + slot * Config::kStageBytes;
     free_slot = slot;
     slot = slot + 1 == Config::kStages ? 0 : slot + 1;
 
-    const int chunk = split * 4 + q, c = first_feature + s * Config::kDepth + chunk * 8;
+    const int chunk = split * 4 + q, c = warp_feature + s * 32 + q * 8;
     uint32_t x[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) load_shared_16(x[i], tile + tile_byte<kChunks>(half * 32 + i * 8 + g, chunk));
-    if (p.pool) {
+    if (sums) {
+      const int last = warp_feature + s * 32 + 31;
+      if (p.slice_of(last) >= base + 8) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
-        if (m % kAdapters == adapter)
-          add_row_sums(pooled + (split * kRows + half * 32 + m * 16) * kPitch, kPitch, x[2 * m], x[2 * m + 1], c, p);
+        for (int m = 0; m < kTiles; ++m) row_sums[m].flush(base, min(p.slice_of(last - 32), p.map.groups - 1));
+        base = p.slice_of(last - 31);
+      }
+      uint32_t ones[4];
+      slice_columns(ones, c, p.slice_of);
+      if constexpr (kTiles == 2) {
+        row_sums[0].add(x[0], x[1], ones), row_sums[1].add(x[2], x[3], ones);
+      } else if (adapter == 0) row_sums[0].add(x[0], x[1], ones);
+      else row_sums[0].add(x[2], x[3], ones);
     }
     const DropoutColumn column = dropout_column(c, id, seed);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) drop_chunk(x[i], rows[i], column, seed, p.mask.kept);
+    for (int i = 0; i < 4; ++i) drop_chunk(x[i], table[half * 32 + i * 8 + g].mask, column, seed, p.mask.kept);
     // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
     const auto multiply = [&](int n) {
       uint32_t b[4];
@@ -255,51 +284,20 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
       for (int n = 4; n < 8; ++n) multiply(n);
     }
   }
+  if (sums) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+      row_sums[m].flush(base, min(p.slice_of(warp_feature + range - 1), p.map.groups - 1));
+  }
   cp_async_wait<0>();
   __syncthreads();
 
-  // The splits meet: acc in the stages' place, the row sums in the first split's.
-  float* partial = reinterpret_cast<float*>(shared_memory) + warp % (2 * kAdapters) * 64 * kWarp + lane;
-  if (split > 0) {
-    float* mine = partial + (split - 1) * 2 * kAdapters * 64 * kWarp;
+  float* results = reinterpret_cast<float*>(shared_memory);  // in the stages' place
 #pragma unroll
-    for (int i = 0; i < 64; ++i) mine[i * kWarp] = acc[i / 32][i / 4 % 8][i % 4];
-  }
-  if (p.pool)
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kPitch; i += Config::kThreads) {
-      float sum = pooled[i];
-#pragma unroll
-      for (int s = 1; s < kSplit; ++s) sum += pooled[s * kRows * kPitch + i];
-      pooled[i] = p.splits > 1 ? sum : sum / static_cast<float>(p.map.slice);
-    }
+  for (int i = 0; i < 64; ++i) results[(warp * 64 + i) * kWarp + lane] = acc[i / 32][i / 4 % 8][i % 4];
   __syncthreads();
-  if (p.splits > 1) return store_partial<kAdapters>(p, acc, partial, pooled, first);
-  if (p.store_pool)
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * p.rank; i += Config::kThreads) {
-      const int row = i / p.rank, j = i - row * p.rank;
-      if (first + row < p.rows)
-        p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(pooled[row * kPitch + p.map.group(j)]);
-    }
-  if (split > 0) return;
-#pragma unroll
-  for (int s = 1; s < kSplit; ++s)
-#pragma unroll
-    for (int i = 0; i < 64; ++i) acc[i / 32][i / 4 % 8][i % 4] += partial[((s - 1) * 2 * kAdapters * 64 + i) * kWarp];
-  const RankSlice& slice = p.slice[adapter];
-  const float beta1 = slice.beta1 ? *slice.beta1 : 0.0f;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    const int row = half * 32 + i / 32 * 16 + i / 2 % 2 * 8 + g, j = i / 4 % 8 * 8 + 2 * q + i % 2;
-    if (first + row >= p.rows || j >= width) continue;
-    float value = p.mask.scale * acc[i / 32][i / 4 % 8][i % 4];
-    if (p.px && slice.beta1) {
-      const int column = slice.first + j;
-      const float mean =
-          p.pool ? pooled[row * kPitch + p.map.group(column)] : to_f(p.px[(first + row) * p.px_stride + column]);
-      value += beta1 * mean;
-    }
-    p.u[(first + row) * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
-  }
+  if (p.pool) store_pooled<kAdapters>(p, pooled, first, first_feature, range);
+  store_results<kAdapters>(p, results, pooled, first, first_feature, range);
 }
 
 template <int kAdapters>
@@ -327,10 +325,11 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
   const int64_t rank = u.cols / masks.count;
   const MaskArgs mask = mask_args(masks);
   const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(a) && x.cols % 8 == 0 && x.cols > 0 &&
-                     x.cols < (1 << 21) && kRows * x.stride < INT32_MAX && a.rows * a.stride < INT32_MAX;
+                     x.cols < INT32_MAX / 2 && kRows * x.stride < INT32_MAX && a.rows * a.stride < INT32_MAX;
   const IecMap map(std::max<int64_t>(x.cols, 1), rank, tile);
   // Two features of one register must be of one slice, and the slices of 32 features fewer than eight.
-  const bool pool = px && tiles && map.slice % 2 == 0 && map.slice >= 8 && map.groups <= kFusedGroups;
+  const bool pool = px && tiles && map.slice % 2 == 0 && map.slice >= 8 && map.groups <= kFusedGroups &&
+                    x.cols + 32 * 16 < SliceOf::kMaxFeatures;  // what is computed beyond the row's end counts too
   if (px && !pool) lora_pool_simple(px, x, mask, tile, stream_);
   if (!tiles) return lora_dropout_fwd_simple(u, px, x, a, beta1, masks, stream_);
   FwdArgs p{.u = static_cast<__nv_bfloat16*>(u.data),
@@ -352,7 +351,7 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .splits = 1,
             .features_per_split = static_cast<int>(x.cols),
             .partial = static_cast<float*>(workspace(kPartialBytes)),
-            .inv_slice = 1.0f / static_cast<float>(map.slice),
+            .slice_of = SliceOf(std::max(map.slice, 2)),
             .map = map};
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/dropout.h"
+#include "kernels/kernel_choice.h"
 #include "tests/cases/lora_dropout.h"
 
 namespace irq {
@@ -9,6 +10,49 @@ namespace irq {
 IRQ_OP_TESTS(LoraDropout, lora_dropout_cases());
 
 namespace {
+
+// A Hopper GPU takes kernels of its own; those for sm_80 must be right there too.
+std::vector<OpCase> sm80_cases() {
+  std::vector<OpCase> cases = lora_dropout_cases();
+  for (OpCase& c : cases)
+    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
+      use_only_sm80_kernels(true);
+      run(b, t);
+      use_only_sm80_kernels(false);
+    };
+  return cases;
+}
+IRQ_OP_TESTS(LoraDropoutSm80, sm80_cases());
+
+// At the widths of a 7B: many blocks, ranges and splits, where the CPU would take too long.
+TEST(LoraDropoutCuda, BothKernelsAgreeOnLargeShapes) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  for (const LoraDropoutShape& s : {LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 3},
+                                    LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 2, .beta = 1},
+                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1}})
+    for (OpCase c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
+      const HostArgs args = make_inputs(c);
+      const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+      use_only_sm80_kernels(true);
+      const HostArgs second = run_case(c, cuda_backend(DType::BF16), args);
+      use_only_sm80_kernels(false);
+      for (size_t i = 0; i < c.args.size(); ++i) {
+        if (c.args[i].role == Role::in) continue;
+        EXPECT_LE(relative_l2(first[i], second[i]), 5e-3)  // the same terms in another order; one rounding to bf16 each
+            << c.name << ": " << c.args[i].name;
+      }
+    }
+}
+
+TEST(LoraDropoutCuda, SameBitsEveryTime) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  const LoraDropoutShape s = {.n = 700, .h = 1024, .r = 64, .count = 3};
+  for (const OpCase& c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
+    const HostArgs args = make_inputs(c);
+    const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(first, run_case(c, cuda_backend(DType::BF16), args)) << c.name;
+  }
+}
 
 TEST(DropoutHalves, GiveTheDrawsOfDropout) {
   Rng rng(5);

@@ -11,6 +11,7 @@
 #include <limits>
 #include <new>
 
+#include "kernels/kernel_choice.h"
 #include "src/core/bus_error.h"
 #include "src/core/interrupt.h"
 #include "src/train/dist.h"
@@ -263,7 +264,7 @@ void Cli::declare_common() {
   const auto common = [&](const char* name) { entry(name).option->group("Every tool"); };
   option("--device", &device_, "where to compute", {"auto", "cpu", "cuda"});
   common("--device");
-  option("--kernels", &kernels_, "sm80: without Hopper-only kernels; there are none so far, so it changes nothing",
+  option("--kernels", &kernels_, "sm80: without the kernels that only a Hopper GPU has (attention backward)",
          {"auto", "sm80"});
   common("--kernels");
   option("--precision", &precision_, "of activations and unpacked weights; auto: bf16 on a GPU, f32 on a CPU",
@@ -348,6 +349,7 @@ std::unique_ptr<CheckedBackend> Cli::backend() {
     throw Error("--precision bf16 needs a GPU", Exit::usage).line("expected", "f32 or auto on a CPU");
   if (precision_ == "f32" && made->precision().storage != DType::F32)
     made = make_backend(made->device(), Precision{DType::F32, DType::F32});
+  use_only_sm80_kernels(kernels_ == "sm80");
   std::string line = tool_ + " " + kVersion;
   const auto add = [&](const std::string& item) {  // on a new line where it does not fit into 80 columns
     const size_t used = line.size() - (line.rfind('\n') + 1);

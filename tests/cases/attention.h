@@ -168,6 +168,8 @@ inline std::vector<OpCase> attention_cases() {
   shapes.push_back(long_decode_attention(64, 2, 2));
   shapes.push_back(long_decode_attention(128, 6, 2));
   shapes.push_back(long_decode_attention(128, 8, 1));
+  shapes.push_back(packed_attention("blocks", 64, 2, 1, {200, 321}, 5));  // several blocks of queries and of keys
+  shapes.push_back(packed_attention("blocks", 128, 4, 2, {321, 129}, 5));
   shapes.push_back(packed_attention("packed", 48, 2, 1, {33, 70}));
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes
   shapes.push_back(packed_attention("no_rows", 64, 2, 2, {0}));

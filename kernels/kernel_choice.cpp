@@ -1,0 +1,11 @@
+#include "kernels/kernel_choice.h"
+
+namespace irq {
+namespace {
+bool only_sm80 = false;
+}
+
+void use_only_sm80_kernels(bool on) { only_sm80 = on; }
+bool only_sm80_kernels() { return only_sm80; }
+
+}  // namespace irq

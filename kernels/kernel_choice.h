@@ -1,0 +1,10 @@
+// Which of several kernels for the same op runs, where a newer GPU has kernels of its own.
+#pragma once
+
+namespace irq {
+
+// For the whole process; --kernels sets it. On: only kernels that an sm_80 has too. Off at first. Set it between ops.
+void use_only_sm80_kernels(bool on);
+bool only_sm80_kernels();
+
+}  // namespace irq
