@@ -97,6 +97,17 @@ struct ChoiceModel : testing::Test {
   }
 };
 
+// A batch of fewer rows or labels may need more memory than a larger one, so that each size stands in the plan.
+TEST(ChoicePlan, HoldsEverySizeOfBatch) {
+  const Continuation long_context{{1, 2, 3, 4, 5, 6, 7, 8}, 1}, long_answer{{1, 2, 3, 4}, 3};
+  const QuestionGroup group = grouped({{long_context}, {long_answer}, {long_context}});
+  Workload work;
+  add_scoring(work, {&group}, 7, Device::CPU);  // seven rows a batch: one question each
+  ASSERT_EQ(work.scores.size(), 2u);
+  EXPECT_EQ(work.scores[0], (StepShape{3, 3, 1}));
+  EXPECT_EQ(work.scores[1], (StepShape{7, 1, 1}));
+}
+
 TEST_F(ChoiceModel, ScoresAreThoseOfEachChoiceAlone) {
   session = std::make_unique<ModelSession>(*backend, bin);
   session->load({{.evaluate = {}, .logits = {{128, 128, 8}}, .positions = 80, .cache_tokens = 0}});

@@ -83,7 +83,8 @@ TEST(VariantsFlag, SaysWhatItNeeds) {
 
 // The bench itself compares the shifts of the engine's search with the loop's, bit for bit, and fails if one differs.
 TEST(BenchPlainLoop, FindsTheSameShifts) {
-  const CommandResult r = run_command("irq_bench", {"icq_search", "--device", "cpu", "--repeats", "1", "--csv"});
+  const CommandResult r =
+      run_command("irq_bench", {"icq_search", "--shape", "fp32=0", "--device", "cpu", "--repeats", "1", "--csv"});
   ASSERT_EQ(r.status, 0) << r.err;
   const auto rows = table(r.out);
   ASSERT_EQ(rows.size(), 3u);  // 4, 3 and 2 bits

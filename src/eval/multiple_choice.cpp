@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "src/core/interrupt.h"
 
@@ -219,22 +220,28 @@ std::vector<int64_t> row_budgets(Device device) {
 }
 
 void add_scoring(Workload& work, const std::vector<const QuestionGroup*>& groups, int64_t max_rows, Device device) {
-  StepShape largest{0, 0, 0};
+  // Every size of batch is planned, not the largest alone: pieces of scratch of other sizes lie otherwise, and a smaller
+  // batch may need more. The number of sequences decides about one small array.
+  std::set<StepShape> shapes;
+  int64_t sequences = 0;
   for (const QuestionGroup* group : groups) {
     const int64_t prefix = size_of_ids(group->prefix);
     for (const BatchPlan& plan : plan_batches(*group, max_rows)) {
-      largest.rows = std::max(largest.rows, padded(plan.shape.rows, device));
-      largest.labels = std::max(largest.labels, padded(plan.shape.labels, device));
-      largest.sequences = std::max(largest.sequences, plan.shape.sequences);
+      shapes.insert({padded(plan.shape.rows, device), padded(plan.shape.labels, device), 0});
+      sequences = std::max(sequences, plan.shape.sequences);
       if (prefix > 0) work.passing_rows = std::max(work.passing_rows, padded(plan.shape.rows, device));
     }
     for (const TokenQuestion& q : group->questions)
       for (const Continuation& e : q.endings)
         work.positions = std::max(work.positions, size_of_ids(q.shared) + size_of_ids(e.ids) - 1);
     work.cache_tokens = std::max(work.cache_tokens, prefix);
-    if (prefix > 0) work.logits.push_back({std::min(prefix, max_rows), 1, 1});
+    for (const int64_t piece : {std::min(prefix, max_rows), prefix % max_rows})
+      if (piece > 0) work.logits.push_back({piece, 1, 1});
   }
-  if (largest.rows > 0) work.scores.push_back(largest);
+  for (StepShape shape : shapes) {
+    shape.sequences = sequences;
+    if (shape.rows > 0) work.scores.push_back(shape);
+  }
 }
 
 std::vector<std::vector<double>> score_group(ModelSession& session, const QuestionGroup& group, int64_t max_rows,

@@ -4,7 +4,8 @@
 
 namespace irq::ops {
 namespace {
-// Rows of logits that exist at a time: 1024 x 32000 bf16 = 64 MB.
+// Rows of logits that exist at a time: 1024 x 32000 bf16 = 64 MB. One piece of scratch serves all chunks: a shorter one of its
+// own for the last would make a batch of fewer rows need more memory than one of more, and plans are made for the most rows.
 constexpr int64_t kChunkRows = 1024;
 }  // namespace
 
@@ -15,9 +16,10 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const
   const bool grads = t.recording();
   // The gradient is known as soon as the logits are, so it is taken here and the logits are gone.
   const Tensor dx = grads ? t.keep("gradient of the head's input", t.storage(), rows, in.cols) : Tensor{};
+  const Scratch scratch(t.arena(), "logits chunk", t.storage(), std::min(kChunkRows, rows), head.value.rows);
   for (int64_t begin = 0; begin < rows; begin += kChunkRows) {
     const int64_t count = std::min(kChunkRows, rows - begin);
-    const Scratch chunk(t.arena(), "logits chunk", t.storage(), count, head.value.rows);
+    const Tensor chunk = scratch->slice_rows(0, count);
     const Tensor x_chunk = in.slice_rows(begin, count);
     b.matmul(chunk, x_chunk, false, head.value, true, 1, 0, {});
     b.cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params, vocab,
@@ -38,9 +40,10 @@ void cross_entropy_head(Tape& t, Var x, const Weight& head, int64_t vocab, const
 void row_losses(Tape& t, Var x, const Tensor& head, const DeviceBatch& batch, Tensor nll) {
   IRQ_CHECK(!t.recording(), "%s", "row_losses has no gradient");
   const Tensor in = t.value(x);
+  const Scratch scratch(t.arena(), "logits chunk", t.master(), std::min(kChunkRows, in.rows), head.rows);
   for (int64_t begin = 0; begin < in.rows; begin += kChunkRows) {
     const int64_t count = std::min(kChunkRows, in.rows - begin);
-    const Scratch chunk(t.arena(), "logits chunk", t.master(), count, head.rows);
+    const Tensor chunk = scratch->slice_rows(0, count);
     t.backend().matmul(chunk, in.slice_rows(begin, count), false, head, true, 1, 0, {});
     t.backend().cross_entropy(nll.slice_cols(begin, count), chunk, batch.targets.slice_cols(begin, count), batch.params,
                               head.rows, false);

@@ -126,6 +126,7 @@ inline OpCase gptq_block_case(int bits, int group, bool float_zero, bool reorder
                  first, bits, group);
   };
   c.tolerance_f32 = kBitExact;
+  c.bytes = 9.0 * static_cast<double>(rows * count) + 2.0 * static_cast<double>(count * count);
   return c;
 }
 
@@ -157,7 +158,8 @@ inline OpCase gptq_factor_case(int64_t n) {
       {"u", Role::out, Kind::f32, n, n}, {"info", Role::out, Kind::i32, 1, 1}, {"h", Role::inout, Kind::f32, n, n, h}};
   c.run = [](Backend& b, const std::vector<Tensor>& t) { b.gptq_factor(t[0], t[1], t[2]); };
   const double size = static_cast<double>(n);
-  c.flops = size * size * size;  // a third each: the factor, the inverse from it, the inverse's factor
+  c.bytes = 8 * size *
+            size;  // what is read and written once; its n^3 FLOPs, a third each for factor, inverse and factor, bind
   return c;
 }
 
