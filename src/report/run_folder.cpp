@@ -29,14 +29,13 @@ void read_header(const Report& line, FinishedRun& run) {
   if (!run.quantize_seconds) run.quantize_seconds = optional_number(line, "quantize_seconds");
 }
 
-// The one place that knows what a method leaves. The log's last line has the say ("model" and "adapter", names of files in
-// the folder); where it says nothing: a merged and quantized model, else an adapter on the base, else a model.
-void find_result(const std::string& folder, const Report& last, FinishedRun& run) {
-  run.model = text_of(last, "model"), run.adapter = text_of(last, "adapter");
-  if (!run.model.empty() || !run.adapter.empty()) return;
-  if (file_exists(folder + "/merged.irq")) run.model = "merged.irq";
-  else if (file_exists(folder + "/adapter.lora")) run.adapter = "adapter.lora";
-  else run.model = "model.bin";
+// The one place that knows what a method leaves: the log's last line names the file. A model stands for itself (qlora-gptq
+// leaves an adapter too, from before the weights were quantized again); an adapter belongs to the base.
+void find_result(const Report& last, FinishedRun& run) {
+  const std::string result = text_of(last, "result");
+  if (result.empty()) run.finished = false;  // a line of another version: train on, and have it written again
+  else if (result.ends_with(".lora")) run.adapter = result;
+  else run.model = result;
 }
 
 }  // namespace
@@ -59,7 +58,7 @@ FinishedRun read_run(const std::string& folder) {
       (step == 0 && !run.finished ? run.loss_before : run.loss_after) = optional_number(line, "held_out_loss");
     if (!run.finished) continue;
     run.peak_bytes = line.value("peak_bytes", int64_t{0});
-    find_result(folder, line, run);
+    find_result(line, run);
   }
   return run;
 }
