@@ -5,6 +5,7 @@
 #include "src/report/cell_stages.h"
 #include "src/report/inputs.h"
 #include "src/report/markdown.h"
+#include "tests/cli_util.h"
 #include "tests/scratch_dir.h"
 
 namespace irq {
@@ -214,6 +215,28 @@ TEST(TableParts, FolderOfARun) {
   write_bytes(dir / "log.jsonl", log + "{\"step\": 2, \"finished\": true, \"result\": \"model.irq\"}\n");
   EXPECT_EQ(read_run(dir.path()).model, "model.irq");
   EXPECT_EQ(read_run(dir.path()).adapter, "");
+}
+
+TEST(TableParts, GptqTakesTheTablesDataUnlessItIsGivenSome) {
+  EXPECT_TRUE(make_row("gptq", "gptq").calibrates_on_data());
+  EXPECT_TRUE(make_row("g", "gptq", {"--group", "32"}).calibrates_on_data());
+  EXPECT_FALSE(make_row("g", "gptq", {"--calibration", "x"}).calibrates_on_data());
+  EXPECT_FALSE(make_row("int", "int").calibrates_on_data());
+  EXPECT_FALSE(make_row("qa-lora", "qa-lora").calibrates_on_data());  // irq_train does it by itself
+}
+
+TEST(TableParts, FlagsThatDecideWhatACellIsAreRefused) {
+  const auto refused = [](const std::vector<std::string>& args, const std::string& part) {
+    std::vector<std::string> all = {"missing.bin", "--data", "d.json", "--out", "t"};
+    all.insert(all.end(), args.begin(), args.end());
+    const CommandResult r = run_command("irq_table", all);
+    EXPECT_EQ(r.status, 2) << r.err;
+    EXPECT_NE(r.err.find(part), std::string::npos) << r.err;
+  };
+  refused({"--methods", "qlora", "--train", "--method icq"}, "--train: --method is decided by the table");
+  refused({"--methods", "qlora", "--set", "qlora:--bits=2"}, "qlora: --bits is decided by the table");
+  refused({"--methods", "qlora", "--set", "qlora:--seed 7"}, "--seeds 1,2,3");
+  refused({"--row", "x=nf --format int"}, "x: --format would make another row of it");
 }
 
 TEST(TableParts, HeldOutRecordsAreTheSameEveryTime) {

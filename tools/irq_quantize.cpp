@@ -166,6 +166,12 @@ void load_calibration(Arguments& a, const ModelConfig& config, Cli& cli) {
   const LoadedData data = load_data(a.calibration, tokenizer.get(), {a.length, a.length, a.length, 0, config.vocab});
   cli.note(data.describe());
   a.options.calibration = choose_calibration(data.examples, a.samples, a.length, kSyntheticSeed, a.calibration);
+  if (a.options.calibration.tokens < 4 * config.ffn)
+    cli.note(
+        strf("note: %s tokens of calibration for linears with up to %s inputs: GPTQ follows what they have in common "
+             "and may "
+             "do worse than --format int; a few times as many tokens as inputs are wanted",
+             with_commas(a.options.calibration.tokens).c_str(), with_commas(config.ffn).c_str()));
 }
 
 // The same for programs; sizes in bytes, entropies in bits per weight, times in seconds.

@@ -98,6 +98,28 @@ Row parse_row(const std::string& text) {
   return make_row(name, words[0], {words.begin() + 1, words.end()});
 }
 
+// What a cell is must stand in its name and in the table: flags that would say otherwise are refused.
+void refuse_own_flags(const std::string& where, const std::vector<std::string>& words, bool trains) {
+  static const std::vector<std::pair<const char*, const char*>> own = {
+      {"--method", "--methods, or --row NAME=METHOD"},
+      {"--bits", "--bits 4,3,2"},
+      {"--seed", "--seeds 1,2,3"},
+      {"--data", "--data, the same for all rows"},
+      {"--eval-data", "--eval-data, the same for all rows"},
+      {"--holdout", "--holdout, the same for all rows"},
+      {"--out", "--out, where every cell has its folder"},
+      {"--resume", "the same command again: it goes on by itself"},
+      {"--json", "table.json in --out"}};
+  for (const std::string& word : words) {
+    const std::string flag = word.substr(0, word.find('='));
+    for (const auto& [name, instead] : own)
+      if (flag == name) throw Error(where + ": " + flag + " is decided by the table", Exit::usage).line("try", instead);
+    if (!trains && (flag == "--format" || flag == "--icq" || flag == "--no-icq"))
+      throw Error(where + ": " + flag + " would make another row of it", Exit::usage)
+          .line("try", "one of the rows " + listed(known_kinds()));
+  }
+}
+
 std::vector<Row> parse_rows(const Arguments& a) {
   std::vector<Row> rows;
   for (const std::string& kind : split_list(a.methods)) {
@@ -123,6 +145,8 @@ std::vector<Row> parse_rows(const Arguments& a) {
       if (row.name == name)
         for (const std::string& word : split_words(text.substr(colon + 1))) row.flags.push_back(word);
   }
+  for (const Row& row : rows) refuse_own_flags(row.name, row.flags, row.method != nullptr);
+  refuse_own_flags("--train", split_words(a.train), true);
   return rows;
 }
 

@@ -92,6 +92,10 @@ Identity training_identity(const TableOptions& o, const Cell& cell, const InputH
     if (cell.row->method->lora) append(flags, o.adapter_flags);
     append(flags, o.both_flags);
   }
+  if (cell.row->calibrates_on_data()) {
+    id["data"] = in.data, id["tokenizer"] = in.tokenizer;
+    if (!in.held_out.empty()) id["held-out data"] = in.held_out;  // cut out of the data, perhaps
+  }
   append(flags, cell.row->flags);
   id["flags"] = flags_text(flags);
   return id;

@@ -65,6 +65,7 @@ void CellStages::quantize() {
   Words words = {shop_.quantize_tool, shop_.base, quantized_path(), "--bits", std::to_string(cell_.bits)};
   append(words, split_words(cell_.row->plain->flags));
   append(words, cell_.row->flags);
+  if (cell_.row->calibrates_on_data()) append(words, {"--calibration", shop_.data});
   append(words, {"--json", json});
   const ChildResult child = start(words);
   Report result = {{"command", command_}, {"wall_seconds", child.seconds}};

@@ -1,5 +1,7 @@
 #include "src/report/matrix.h"
 
+#include <algorithm>
+
 #include "src/core/check.h"
 
 namespace irq {
@@ -17,6 +19,11 @@ const std::vector<UntrainedRow>& untrained_rows() {
 }
 
 bool Row::has_bits() const { return method ? method->quantized() : plain->quantized(); }
+
+bool Row::calibrates_on_data() const {
+  if (plain == nullptr || std::string(plain->flags).find("gptq") == std::string::npos) return false;
+  return std::none_of(flags.begin(), flags.end(), [](const std::string& f) { return f.starts_with("--calibration"); });
+}
 
 std::vector<std::string> known_kinds() {
   std::vector<std::string> names;

@@ -24,6 +24,8 @@ struct Row {
   std::vector<std::string> flags;       // of irq_train or irq_quantize, for this row alone
   std::string kind() const { return method ? method->name : plain->name; }
   bool has_bits() const;
+  // GPTQ without training, and no --calibration among the flags: the table's own training data serves.
+  bool calibrates_on_data() const;
 };
 
 // Every name that a row can have by itself: the methods of irq_train and the rows without training.
