@@ -212,7 +212,10 @@ TEST(TableParts, FolderOfARun) {
   EXPECT_EQ(run.model + "|" + run.adapter + "|" + run.quantized, "|adapter.lora|q.irq");
   // qlora-gptq: the adapter lies beside what came of it.
   write_bytes(dir / "adapter.lora", "");
-  write_bytes(dir / "log.jsonl", log + "{\"step\": 2, \"finished\": true, \"result\": \"model.irq\"}\n");
+  write_bytes(dir / "log.jsonl", log +
+                                     "{\"step\": 2, \"finished\": true, \"requantize_seconds\": 1.25, "
+                                     "\"result\": \"model.irq\"}\n");
+  EXPECT_EQ(read_run(dir.path()).requantize_seconds, 1.25);
   EXPECT_EQ(read_run(dir.path()).model, "model.irq");
   EXPECT_EQ(read_run(dir.path()).adapter, "");
 }

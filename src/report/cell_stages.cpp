@@ -115,6 +115,7 @@ void CellStages::train() {
                    {"device", run.device},
                    {"quantized", run.quantized},
                    {"quantize_seconds", optional_json(run.quantize_seconds)},
+                   {"requantize_seconds", run.requantize_seconds},
                    {"model", run.model},
                    {"adapter", run.adapter}};
   if (!run.adapter.empty()) result["adapter_bytes"] = size_of_file(run_folder() + "/" + run.adapter);

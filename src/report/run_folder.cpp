@@ -58,6 +58,7 @@ FinishedRun read_run(const std::string& folder) {
       (step == 0 && !run.finished ? run.loss_before : run.loss_after) = optional_number(line, "held_out_loss");
     if (!run.finished) continue;
     run.peak_bytes = line.value("peak_bytes", int64_t{0});
+    run.requantize_seconds = optional_number(line, "requantize_seconds").value_or(0);
     find_result(line, run);
   }
   return run;

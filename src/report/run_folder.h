@@ -19,6 +19,7 @@ struct FinishedRun {
   std::string device, base_hash;
   std::string quantized;                   // name of the quantized base's file; "" where there is none
   std::optional<double> quantize_seconds;  // where this run made that file
+  double requantize_seconds = 0;           // of what the run quantized again at its end
   // What is to be evaluated: `model` with `adapter` ("": none) on it. Names of files in the run's folder; model "" is the
   // base that was trained on (`quantized`, or the base as it was given).
   std::string model, adapter;

@@ -285,9 +285,11 @@ int Finetune::run() {
   if (method_.requantize && trained >= 0) note(strf("held-out loss with the adapter: %.4f", trained));
   const double after = method_.requantize ? requantize() : trained;
   if (log_)
-    log_->write(strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld, \"result\": %s}",
-                     state_.step, after < 0 ? "null" : json_number(after).c_str(), peak,
-                     json_text(result_name()).c_str()));
+    log_->write(
+        strf("{\"step\": %ld, \"finished\": true, \"held_out_loss\": %s, \"peak_bytes\": %ld, "
+             "\"requantize_seconds\": %s, \"result\": %s}",
+             state_.step, after < 0 ? "null" : json_number(after).c_str(), peak,
+             json_number(requantize_seconds_).c_str(), json_text(result_name()).c_str()));
   if (after >= 0)
     std::printf("held-out loss %.4f -> %.4f (%zu examples)\n", state_.loss_before, after, held_out_.examples.size());
   if (trained > state_.loss_before)

@@ -71,6 +71,7 @@ double Finetune::requantize() {
   ProgressBar bar("merge and quantize", config_.layers * 7, "matrices", o_.quiet);
   const QuantizeSummary s = quantize_as_asked(
       backend_, merged, path, options, [&](int64_t done, int64_t, const std::string& name) { bar.update(done, name); });
+  requantize_seconds_ = s.seconds;
   bar.finish(strf("merged and quantized: %s, %d bits, %.1f s", path.c_str(), *o_.bits, s.seconds));
   if (const std::string carried = carry_tokenizer(o_.base, path); !carried.empty()) note(carried);
   if (eval_batches_.empty()) return -1;

@@ -113,6 +113,7 @@ class Finetune {
   std::optional<InitialAdapter> initial_;  // its tensors only until they are loaded
   std::optional<AdapterFile> loftq_;       // L and R of --method loftq, until they are loaded
   uint64_t base_hash_ = 0, data_hash_ = 0;
+  double requantize_seconds_ = 0;                                       // of --method qlora-gptq, at its end
   double quantize_seconds_ = std::numeric_limits<double>::quiet_NaN();  // of this run; NaN: nothing was to be quantized
   int64_t steps_ = 0;
   LoadedData train_, held_out_;
