@@ -74,7 +74,7 @@ void check_integers(const Arguments& a) {
 // OUT.lora is LoftQ's to write, unless it is an adapter that somebody trained.
 void check_adapter_path(const Arguments& a, const ModelConfig& config) {
   const std::string path = loftq_adapter_path(a.out);
-  const int64_t narrowest = std::min({config.dim, config.kv_width(), config.ffn});
+  const int64_t narrowest = narrowest_linear(config);
   if (a.loftq_rank % 8 != 0 || a.loftq_rank > narrowest)
     throw Error(strf("--loftq %ld: this rank cannot be trained", a.loftq_rank), Exit::usage)
         .line("expected", strf("a multiple of 8, at most %ld, the narrowest linear of this model", narrowest));

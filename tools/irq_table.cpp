@@ -150,10 +150,6 @@ std::vector<Row> parse_rows(const Arguments& a) {
   return rows;
 }
 
-void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
-  to.insert(to.end(), more.begin(), more.end());
-}
-
 void forward_flags(const Cli& cli, Arguments& a) {
   TableOptions& t = a.table;
   for (const Forwarded& f : a.forwarded)

@@ -1,5 +1,7 @@
 #include "src/io/adapter_fold.h"
 
+#include <algorithm>
+
 #include "kernels/iec.h"
 
 namespace irq {
@@ -70,6 +72,22 @@ std::vector<float> folded(const Tensor& w, float beta, bool tile) {
 }
 
 }  // namespace
+
+void product_row(const FoldedAdapter& f, int64_t row, int64_t in, float scale, float* out) {
+  constexpr int64_t kTile = 256;  // columns of A~ that stay in the cache while all rows of B~ pass
+  const float* b = f.b.data() + row * f.rank;
+  for (int64_t begin = 0; begin < in; begin += kTile) {
+    const int64_t count = std::min(kTile, in - begin);
+    float* to = out + begin;
+    std::fill(to, to + count, 0.0f);
+    for (int64_t k = 0; k < f.rank; ++k) {
+      const float w = b[k];
+      const float* a = f.a.data() + k * in + begin;
+      for (int64_t i = 0; i < count; ++i) to[i] += w * a[i];
+    }
+    for (int64_t i = 0; i < count; ++i) to[i] *= scale;
+  }
+}
 
 FoldedAdapter fold_adapter(AdapterReader& adapter, const std::string& linear, const LinearShape& shape) {
   const AdapterFile& info = adapter.info();

@@ -19,6 +19,9 @@ struct FoldedAdapter {
 // Of one linear, "layers.3.wq". An Error that names the tensor if A or B is missing or has another shape.
 FoldedAdapter fold_adapter(AdapterReader& adapter, const std::string& linear, const LinearShape& shape);
 
+// Row `row` of s B~ A~ into out (in): for each column the sum over the ranks in ascending order, in F32. s: alpha / R.
+void product_row(const FoldedAdapter& f, int64_t row, int64_t in, float scale, float* out);
+
 // The same with A~ per group of L = `group` features of the base: a~ (R, groups), what each feature of a group is multiplied by.
 // An Error unless A~ is constant within every group, that is unless IEC's slices are whole numbers of them (fidelity 5.6);
 // with `nearest` its mean over the group instead, the nearest such matrix.

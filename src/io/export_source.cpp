@@ -12,7 +12,6 @@ namespace irq {
 namespace {
 
 constexpr int64_t kPieceBytes = int64_t{8} << 20;
-constexpr int64_t kTile = 256;  // columns of A~ that stay in the cache while all rows of B~ pass
 
 // Users merge a LoRA of a quantized model into the 16-bit original and wonder where the accuracy went.
 constexpr const char* kWhyMerge =
@@ -57,26 +56,11 @@ struct ExportSource::Opened {
   // Row r of what is exported, and by how much it differs from w.
   void merge(int64_t r, const float* w, float* out, float* change) const {
     if (rescaled.empty()) {
-      product(r, change);
+      product_row(lora, r, cols, scale, change);
       for (int64_t i = 0; i < cols; ++i) out[i] = w[i] + change[i];
     } else {
       std::copy_n(rescaled.data() + r * cols, cols, out);
       for (int64_t i = 0; i < cols; ++i) change[i] = out[i] - w[i];
-    }
-  }
-  // The row of s B~ A~: for each column the sum over k in ascending order, in F32.
-  void product(int64_t r, float* out) const {
-    const float* b = lora.b.data() + r * lora.rank;
-    for (int64_t begin = 0; begin < cols; begin += kTile) {
-      const int64_t count = std::min(kTile, cols - begin);
-      float* to = out + begin;
-      std::fill(to, to + count, 0.0f);
-      for (int64_t k = 0; k < lora.rank; ++k) {
-        const float w = b[k];
-        const float* a = lora.a.data() + k * cols + begin;
-        for (int64_t i = 0; i < count; ++i) to[i] += w * a[i];
-      }
-      for (int64_t i = 0; i < count; ++i) to[i] *= scale;
     }
   }
 };

@@ -1,5 +1,6 @@
 #include "src/model/config.h"
 
+#include <algorithm>
 #include <map>
 
 #include "src/core/check.h"
@@ -15,6 +16,8 @@ std::array<LinearShape, 7> layer_linears(const ModelConfig& c) {
            {"w_up", c.ffn, c.dim},
            {"w_down", c.dim, c.ffn}}};
 }
+
+int64_t narrowest_linear(const ModelConfig& c) { return std::min({c.dim, c.kv_width(), c.ffn}); }
 
 int64_t linear_weights(const ModelConfig& c) {
   int64_t n = 0;

@@ -31,6 +31,7 @@ struct LinearShape {
   int64_t out, in;
 };
 std::array<LinearShape, 7> layer_linears(const ModelConfig& c);
+int64_t narrowest_linear(const ModelConfig& c);  // the least of all widths: the largest rank that an adapter may have
 int64_t linear_weights(const ModelConfig& c);    // weights in all layers' linears: 6,476,005,376 for 7B
 int64_t total_parameters(const ModelConfig& c);  // 6,738,415,616 for 7B
 

@@ -39,10 +39,6 @@ std::string hash_of_tokenizer(const std::string& model) {
   return all.empty() ? "none" : all;
 }
 
-void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
-  to.insert(to.end(), more.begin(), more.end());
-}
-
 std::string quoted_difference(const std::string& key, const Identity& in) {
   const auto it = in.find(key);
   return key + ": " + (it == in.end() ? "none" : it->second);

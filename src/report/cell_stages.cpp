@@ -14,10 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
-  to.insert(to.end(), more.begin(), more.end());
-}
-
 Report optional_json(const std::optional<double>& x) { return x ? Report(*x) : Report(nullptr); }
 
 Report read_json(const std::string& path) {

@@ -58,6 +58,10 @@ std::vector<Cell> make_cells(const std::vector<Row>& rows, const std::vector<int
   return cells;
 }
 
+void append(std::vector<std::string>& to, const std::vector<std::string>& more) {
+  to.insert(to.end(), more.begin(), more.end());
+}
+
 std::vector<std::string> split_words(const std::string& text) {
   std::vector<std::string> words;
   std::string word;

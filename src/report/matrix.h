@@ -43,6 +43,7 @@ struct Cell {
 std::vector<Cell> make_cells(const std::vector<Row>& rows, const std::vector<int>& bits,
                              const std::vector<int64_t>& seeds);
 
+void append(std::vector<std::string>& to, const std::vector<std::string>& more);
 // "--a 'b c' d" -> words, by a shell's rules for quotes and backslashes, nothing else of it. Throws a usage Error where a
 // quote is not closed.
 std::vector<std::string> split_words(const std::string& text);

@@ -106,7 +106,7 @@ void Finetune::resolve() {
                                     : strf("--rank %ld does not fit", *o_.rank);
   if (method_.lora && *o_.rank % 8 != 0)
     throw Error(rank, Exit::usage).line("expected", "a multiple of 8: the adapters extend 16-byte aligned rows");
-  const int64_t narrowest = std::min({config_.dim, config_.kv_width(), config_.ffn});
+  const int64_t narrowest = narrowest_linear(config_);
   if (method_.lora && *o_.rank > narrowest)
     throw Error(rank, Exit::usage).line("expected", strf("at most %ld, the narrowest linear of this model", narrowest));
   if (method_.lora) parse_targets(*o_.targets);  // complains about a name that is no linear

@@ -1,6 +1,4 @@
 // --method qlora-gptq: the trained adapter merged into the 16-bit base, and that quantized to integers.
-#include <algorithm>
-
 #include "src/core/hash.h"
 #include "src/core/progress.h"
 #include "src/io/adapter_fold.h"
@@ -36,12 +34,7 @@ class MergedBase final : public BaseSource {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < w.rows; ++row) {
       float* to = merged_.data() + row * w.cols;
-      std::fill(to, to + w.cols, 0.0f);
-      for (int64_t k = 0; k < f.rank; ++k) {
-        const float b = scale * f.b[static_cast<size_t>(row * f.rank + k)];
-        const float* a = f.a.data() + k * w.cols;
-        for (int64_t i = 0; i < w.cols; ++i) to[i] += b * a[i];
-      }
+      product_row(f, row, w.cols, scale, to);
       for (int64_t i = 0; i < w.cols; ++i) to[i] += value_at(w.data, w.dtype, row * w.cols + i);
     }
     return make_view(merged_.data(), DType::F32, w.rows, w.cols, w.name);
@@ -61,11 +54,7 @@ double Finetune::requantize() {
   release_training();
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = false;
-  options.format = base_format(*o_.format);
-  options.integers.group = parse_group(*o_.group);
-  if (options.format == BaseFormat::gptq)
-    options.calibration =
-        choose_calibration(train_.examples, kCalibrationSamples, kCalibrationLength, o_.seed, train_.path);
+  choose_integers(options);
   MergedBase merged(*base_, out("adapter.lora"));
   const std::string path = out("model.irq");
   ProgressBar bar("merge and quantize", config_.layers * 7, "matrices", o_.quiet);

@@ -74,6 +74,7 @@ class Finetune {
   void plan_batches();
   void quantize();
   QuantizeOptions quantize_options() const;
+  void choose_integers(QuantizeOptions& options) const;
 
   // finetune_requantize.cpp: --method qlora-gptq, after training
   double requantize();  // returns the held-out loss of what it leaves

@@ -196,23 +196,28 @@ void Finetune::plan_batches() {
   flush();
 }
 
+// What --format and --group ask for; GPTQ calibrates on the run's own training examples.
+void Finetune::choose_integers(QuantizeOptions& options) const {
+  options.format = base_format(*o_.format);
+  options.integers.group = parse_group(*o_.group);
+  if (options.format == BaseFormat::gptq)
+    options.calibration =
+        choose_calibration(train_.examples, kCalibrationSamples, kCalibrationLength, o_.seed, train_.path);
+}
+
 QuantizeOptions Finetune::quantize_options() const {
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = method_.icq;
   options.spec = icq_spec(o_.lambda, o_.n, o_.entropy, o_.icq);
   if (method_.loftq) options.loftq = loftq_spec();
-  options.format = method_.requantize ? BaseFormat::nf : base_format(*o_.format);
-  if (options.format == BaseFormat::nf) return options;
-  options.integers.group = parse_group(*o_.group);
+  if (method_.requantize || base_format(*o_.format) == BaseFormat::nf) return options;
+  choose_integers(options);
   if (method_.icq) {
     options.integers.search = IntSearch::clip;
     options.integers.range = o_.lambda;
     const bool given = std::find(o_.given.begin(), o_.given.end(), "--n") != o_.given.end();
     if (given) options.integers.n = o_.n;
   }
-  if (options.format == BaseFormat::gptq)
-    options.calibration =
-        choose_calibration(train_.examples, kCalibrationSamples, kCalibrationLength, o_.seed, train_.path);
   return options;
 }
 
