@@ -48,7 +48,8 @@ class Backend {
   Precision precision() const { return precision_; }
   virtual std::string describe() const = 0;  // "CPU, 2 threads" | "NVIDIA H100 80GB HBM3, sm_90, 85.0 GB"
 
-  // Device memory. allocate throws an Error when there is not enough. free_bytes: what could be allocated now.
+  // Device memory. allocate throws an Error when there is not enough. free_bytes: what could be allocated now. release
+  // never throws.
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* memory) = 0;
   virtual int64_t free_bytes() const = 0;
