@@ -6,6 +6,7 @@
 
 #include "bench/op_bench.h"
 #include "bench/random_model.h"
+#include "kernels/device_memory.h"
 #include "src/eval/decoder.h"
 #include "src/io/load_model.h"
 
@@ -126,12 +127,8 @@ void run_decode_bench(CheckedBackend& backend, const DecodeBenchOptions& o) {
   const int64_t capacity = (o.context + o.steps + o.warmup + 64 + 63) / 64 * 64;
   const ModelPlan plan = model_plan(o, capacity);
   const int64_t planned = planned_bytes(backend, o, plan);
-  struct Memory {
-    Backend& backend;
-    void* data;
-    ~Memory() { backend.release(data); }
-  } memory{backend, backend.allocate(planned)};
-  Arena arena(memory.data, planned, backend.device());
+  DeviceMemory memory(backend);
+  Arena arena(memory.take(planned), planned, backend.device());
   Trainer trainer(backend, arena, plan, 0);
   const KvCache cache = push_cache(arena, o.config, backend.precision().storage, capacity * o.sequences);
   for (const auto* side : {&cache.keys, &cache.values})

@@ -8,6 +8,7 @@
 
 #include "bench/op_bench.h"
 #include "bench/random_model.h"
+#include "kernels/device_memory.h"
 #include "src/model/flops.h"
 
 namespace irq {
@@ -163,12 +164,8 @@ Outcome measure(CheckedBackend& backend, const StepBenchOptions& o,
   Rng rng(o.seed, 99);
   std::vector<Batch> window = random_window(o, rng, 0);
   const MemoryPlan plan = plan_of(backend, o, meter, window);
-  struct Memory {
-    Backend& backend;
-    void* data;
-    ~Memory() { backend.release(data); }
-  } memory{backend, backend.allocate(plan.peak_bytes)};
-  Arena arena(memory.data, plan.peak_bytes, backend.device());
+  DeviceMemory memory(backend);
+  Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, backend.device());
   Trainer trainer(backend, arena, plan.model, plan.max_labels);
   fill_model(backend, arena, trainer.model(), random);
   std::fprintf(stderr, "random model ready after %.1f s\n",

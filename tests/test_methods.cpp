@@ -1,6 +1,7 @@
 // QA-LoRA, IR-QA-LoRA and PEQA in a whole model: every gradient by finite differences, and what must not change a result.
 #include <gtest/gtest.h>
 
+#include "kernels/device_memory.h"
 #include "src/train/memory_plan.h"
 #include "tests/model_gradients.h"
 
@@ -110,16 +111,13 @@ TEST(Methods, PlanIsThePeakToTheByte) {
   for (const ModelPlan& p : {pooled_plan(PoolKind::mean, 16, false, true),
                              pooled_plan(PoolKind::sum, 16, true, true, 0.1), scales_plan(3, 8)}) {
     const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
-    void* memory = b.allocate(plan.peak_bytes);
-    {
-      Arena arena(memory, plan.peak_bytes, Device::CPU);
-      Trainer trainer(b, arena, p, plan.max_labels);
-      trainer.model().init_rope();
-      trainer.step({batch}, 1, frozen());
-      trainer.evaluate(batch);
-      EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
-    }
-    b.release(memory);
+    DeviceMemory memory(b);
+    Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, Device::CPU);
+    Trainer trainer(b, arena, p, plan.max_labels);
+    trainer.model().init_rope();
+    trainer.step({batch}, 1, frozen());
+    trainer.evaluate(batch);
+    EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
   }
 }
 

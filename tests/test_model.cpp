@@ -1,6 +1,7 @@
 // Whole-model checks, on the CPU: the calculus by finite differences in F64, and everything that must not change a result.
 #include <gtest/gtest.h>
 
+#include "kernels/device_memory.h"
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
 #include "src/train/memory_plan.h"
@@ -189,16 +190,13 @@ TEST(Model, PlanIsThePeakToTheByte) {
       p.pad_row = dropout > 0;
       Backend& b = cpu_backend(DType::F32);
       const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
-      void* memory = b.allocate(plan.peak_bytes);
-      {
-        Arena arena(memory, plan.peak_bytes, Device::CPU);
-        Trainer trainer(b, arena, p, plan.max_labels);
-        trainer.model().init_rope();
-        trainer.step({batch}, 1, frozen());
-        trainer.evaluate(batch);
-        EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
-      }
-      b.release(memory);
+      DeviceMemory memory(b);
+      Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, Device::CPU);
+      Trainer trainer(b, arena, p, plan.max_labels);
+      trainer.model().init_rope();
+      trainer.step({batch}, 1, frozen());
+      trainer.evaluate(batch);
+      EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/device_memory.h"
 #include "src/core/rng.h"
 #include "src/train/trainer.h"
 #include "tests/op_case.h"
@@ -64,14 +65,14 @@ inline std::vector<double> normals(uint64_t seed, uint64_t id, int64_t n, double
 // gradient is exercised).
 struct TinyModel {
   Backend& backend;
-  void* memory;
+  DeviceMemory memory;
   Arena arena;
   std::unique_ptr<Trainer> trainer;
 
   explicit TinyModel(Backend& b, const ModelPlan& plan, int64_t capacity = int64_t{64} << 20)
       : backend(b),
-        memory(b.allocate(capacity)),
-        arena(memory, capacity, b.device()),
+        memory(b),
+        arena(memory.take(capacity), capacity, b.device()),
         trainer(std::make_unique<Trainer>(b, arena, plan, 1024)) {
     Llama& m = trainer->model();
     m.init_rope();
@@ -118,7 +119,6 @@ struct TinyModel {
       backend.upload(*part.tensor, bytes.data());
     }
   }
-  ~TinyModel() { backend.release(memory); }
   Llama& model() { return trainer->model(); }
   std::vector<double> grads() { return get(backend, model().params().grads()); }
   std::vector<double> values() { return get(backend, model().params().values()); }

@@ -44,12 +44,6 @@ ModelSession::ModelSession(Backend& backend, const std::string& model_path, cons
   require_integer_base(*adapter_, quantized_.get(), adapter_path_);
 }
 
-ModelSession::~ModelSession() {
-  decoder_.reset();
-  trainer_.reset();
-  if (memory_ != nullptr) backend_.release(memory_);
-}
-
 const ModelConfig& ModelSession::config() const { return quantized_ ? quantized_->config() : base_->config(); }
 
 std::string ModelSession::describe() const {
@@ -124,7 +118,7 @@ std::vector<Residency> ModelSession::residencies(const std::vector<Workload>& ch
 }
 
 size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgress& progress, int64_t budget_bytes) {
-  IRQ_CHECK(memory_ == nullptr && !choices.empty(), "%s is loaded once", path_.c_str());
+  IRQ_CHECK(!arena_ && !choices.empty(), "%s is loaded once", path_.c_str());
   const int64_t free = backend_.free_bytes();
   const int64_t spare = backend_.device() == Device::CUDA ? int64_t{256} << 20 : free / 10;
   const int64_t budget = budget_bytes > 0 ? budget_bytes : free - spare;
@@ -136,8 +130,7 @@ size_t ModelSession::load(const std::vector<Workload>& choices, const ByteProgre
     }
   if (chosen == choices.size()) throw_too_large(plan_, budget);
 
-  memory_ = backend_.allocate(plan_.peak_bytes);
-  arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
+  arena_ = std::make_unique<Arena>(memory_.take(plan_.peak_bytes), plan_.peak_bytes, backend_.device());
   trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
   cache_ = push_cache(*arena_, config(), backend_.precision().storage, choices[chosen]);
   Llama& model = trainer_->model();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/device_memory.h"
 #include "src/eval/decoder.h"
 #include "src/io/checkpoint.h"
 #include "src/train/memory_plan.h"
@@ -33,7 +34,6 @@ class ModelSession {
   // or if the adapter was trained on another base.
   ModelSession(Backend& backend, const std::string& model_path, const std::string& adapter_path = "",
                uint64_t seed = 42);
-  ~ModelSession();
   ModelSession(const ModelSession&) = delete;
   ModelSession& operator=(const ModelSession&) = delete;
 
@@ -78,7 +78,7 @@ class ModelSession {
   std::unique_ptr<IrqReader> quantized_;
   std::unique_ptr<AdapterFile> adapter_;  // null without one
   MemoryPlan plan_;
-  void* memory_ = nullptr;
+  DeviceMemory memory_{backend_};
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<Trainer> trainer_;  // the forward pass; nothing trains
   KvCache cache_;

@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "kernels/device_memory.h"
 #include "src/core/rng.h"
 
 namespace irq {
@@ -11,12 +12,6 @@ namespace {
 
 constexpr int64_t kSpareBytes = int64_t{128} << 20;  // what others may need meanwhile
 constexpr int64_t kPattern = int64_t{1} << 16;       // values made on the host; the rest repeats them
-
-struct Memory {
-  Backend& backend;
-  void* data;
-  ~Memory() { backend.release(data); }
-};
 
 void fill_randomly(Backend& backend, const Tensor& t) {
   const int64_t n = std::min(kPattern, t.numel());
@@ -41,11 +36,9 @@ double square_matmul_rate(Backend& backend, int64_t n) {
   const DType dtype = backend.precision().storage;
   const int64_t bytes = n * n * size_of(dtype);
   if (backend.free_bytes() < 3 * bytes + kSpareBytes) return 0;
-  const Memory memory{backend, backend.allocate(3 * bytes)};
+  DeviceMemory memory(backend);
   std::array<Tensor, 3> m;
-  for (size_t i = 0; i < 3; ++i)
-    m[i] = make_view(static_cast<char*>(memory.data) + static_cast<int64_t>(i) * bytes, dtype, n, n, "gemm",
-                     backend.device());
+  for (Tensor& t : m) t = memory.take(dtype, n, n, "gemm");
   fill_randomly(backend, m[1]), fill_randomly(backend, m[2]);
   std::vector<double> ms;
   for (int i = 0; i < 6; ++i)

@@ -3,34 +3,20 @@
 namespace irq {
 
 PlainLayer::PlainLayer(Backend& backend, const PlainShape& s, int64_t max_rows, Tensor cos_table, Tensor sin_table)
-    : backend_(backend), shape_(s), cos_(cos_table), sin_(sin_table) {
+    : backend_(backend), memory_(backend), shape_(s), cos_(cos_table), sin_(sin_table) {
   const DType storage = backend.precision().storage, master = backend.precision().master;
   const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-  try {
-    attn_norm_ = take(master, 1, s.dim, "attn_norm"), ffn_norm_ = take(master, 1, s.dim, "ffn_norm");
-    qkv_weight_ = take(storage, q + 2 * kv, s.dim, "wq|wk|wv"), o_weight_ = take(storage, s.dim, q, "wo");
-    gate_up_weight_ = take(storage, 2 * s.ffn, s.dim, "w_gate|w_up");
-    down_weight_ = take(storage, s.dim, s.ffn, "w_down");
-    normed_ = take(storage, max_rows, s.dim, "normalized rows"), rstd_ = take(master, 1, max_rows, "rstd");
-    qkv_ = take(storage, max_rows, q + 2 * kv, "q|k|v"), attended_ = take(storage, max_rows, q, "attention output");
-    lse_ = take(master, s.heads, max_rows, "attention lse");
-    gate_up_ = take(storage, max_rows, 2 * s.ffn, "gate|up"), hidden_ = take(storage, max_rows, s.ffn, "ffn rows");
-  } catch (...) {
-    release();
-    throw;
-  }
-}
-
-PlainLayer::~PlainLayer() { release(); }
-
-void PlainLayer::release() {
-  for (void* memory : taken_) backend_.release(memory);
-  taken_.clear();
-}
-
-Tensor PlainLayer::take(DType type, int64_t rows, int64_t cols, const char* name) {
-  taken_.push_back(backend_.allocate(rows * cols * size_of(type)));
-  return make_view(taken_.back(), type, rows, cols, name, backend_.device());
+  attn_norm_ = memory_.take(master, 1, s.dim, "attn_norm"), ffn_norm_ = memory_.take(master, 1, s.dim, "ffn_norm");
+  qkv_weight_ = memory_.take(storage, q + 2 * kv, s.dim, "wq|wk|wv"), o_weight_ = memory_.take(storage, s.dim, q, "wo");
+  gate_up_weight_ = memory_.take(storage, 2 * s.ffn, s.dim, "w_gate|w_up");
+  down_weight_ = memory_.take(storage, s.dim, s.ffn, "w_down");
+  normed_ = memory_.take(storage, max_rows, s.dim, "normalized rows"),
+  rstd_ = memory_.take(master, 1, max_rows, "rstd");
+  qkv_ = memory_.take(storage, max_rows, q + 2 * kv, "q|k|v"),
+  attended_ = memory_.take(storage, max_rows, q, "attention output");
+  lse_ = memory_.take(master, s.heads, max_rows, "attention lse");
+  gate_up_ = memory_.take(storage, max_rows, 2 * s.ffn, "gate|up"),
+  hidden_ = memory_.take(storage, max_rows, s.ffn, "ffn rows");
 }
 
 Tensor PlainLayer::weight(int linear) const {

@@ -1,9 +1,7 @@
 // One decoder layer's forward pass piece by piece, without a tape, an arena or adapters: what GPTQ needs to see the inputs of
 // every linear, with the linears before it quantized already.
 #pragma once
-#include <vector>
-
-#include "kernels/backend.h"
+#include "kernels/device_memory.h"
 
 namespace irq {
 
@@ -23,9 +21,6 @@ class PlainLayer {
  public:
   // cos_table, sin_table (T, D/2) M.
   PlainLayer(Backend& backend, const PlainShape& shape, int64_t max_rows, Tensor cos_table, Tensor sin_table);
-  ~PlainLayer();
-  PlainLayer(const PlainLayer&) = delete;
-  PlainLayer& operator=(const PlainLayer&) = delete;
 
   // Where the weights go: of linear 0 to 6 (wq wk wv wo w_gate w_up w_down) (out, in) S, and the norms (1, C) M.
   Tensor weight(int linear) const;
@@ -44,13 +39,11 @@ class PlainLayer {
   void embed(const Tensor& x, const Tensor& table, const Tensor& tokens) { backend_.embedding_fwd(x, table, tokens); }
 
  private:
-  Tensor take(DType type, int64_t rows, int64_t cols, const char* name);
-  void release();
   Tensor normalized(const Tensor& x, const Tensor& weight);
 
   Backend& backend_;
+  DeviceMemory memory_;
   PlainShape shape_;
-  std::vector<void*> taken_;
   Tensor cos_, sin_, attn_norm_, ffn_norm_, qkv_weight_, o_weight_, gate_up_weight_, down_weight_;
   Tensor normed_, rstd_, qkv_, attended_, lse_, gate_up_, hidden_;
 };

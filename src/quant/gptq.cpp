@@ -25,28 +25,17 @@ Tensor by_group(const QuantizedMatrix& q, const Tensor& t) { return t.reshape(q.
 
 }  // namespace
 
-GptqSolver::~GptqSolver() { release(); }
-
-void GptqSolver::release() {
-  for (void* memory : taken_) backend_.release(memory);
-  taken_.clear();
-}
-
-Tensor GptqSolver::take(DType type, int64_t rows, int64_t cols, const char* name) {
-  taken_.push_back(backend_.allocate(std::max<int64_t>(rows * cols * size_of(type), 256)));
-  return make_view(taken_.back(), type, rows, cols, name, backend_.device());
-}
-
 void GptqSolver::reserve(int64_t max_rows, int64_t max_cols, int64_t largest) {
-  release();
+  memory_.release();
   max_rows_ = max_rows, max_cols_ = max_cols, largest_ = largest;
-  h_all_ = take(DType::F32, 1, max_cols * max_cols, "GPTQ's H");
-  u_all_ = take(DType::F32, 1, max_cols * max_cols, "GPTQ's U");
-  bytes_all_ = take(DType::U8, 1, largest, "codes");
-  err_all_ = take(DType::F32, 1, max_rows * kBlockColumns, "errors");
-  order_all_ = take(DType::I32, 1, max_cols, "order of columns");
-  stats_all_ = take(DType::F32, 1, 2 * (largest / 8 + max_rows), "entropies");  // groups have at least 8 weights
-  info_ = take(DType::I32, 1, 1, "info");
+  h_all_ = memory_.take(DType::F32, 1, max_cols * max_cols, "GPTQ's H");
+  u_all_ = memory_.take(DType::F32, 1, max_cols * max_cols, "GPTQ's U");
+  bytes_all_ = memory_.take(DType::U8, 1, largest, "codes");
+  err_all_ = memory_.take(DType::F32, 1, max_rows * kBlockColumns, "errors");
+  order_all_ = memory_.take(DType::I32, 1, max_cols, "order of columns");
+  stats_all_ =
+      memory_.take(DType::F32, 1, 2 * (largest / 8 + max_rows), "entropies");  // groups have at least 8 weights
+  info_ = memory_.take(DType::I32, 1, 1, "info");
 }
 
 void GptqSolver::begin(int64_t cols) {
@@ -165,7 +154,7 @@ QuantizeStats GptqSolver::run(const QuantizedMatrix& out, const Tensor& w, const
   for (const int32_t column : dead_) backend_.fill(w.slice_cols(column, 1), 0);
   Tensor work = w;
   if (order_) {
-    if (!copy_all_) copy_all_ = take(DType::F32, 1, largest_, "reordered columns");
+    if (!copy_all_) copy_all_ = memory_.take(DType::F32, 1, largest_, "reordered columns");
     work = part(copy_all_, w.rows, w.cols);
     work.name = w.name;
     backend_.permute(work, w, {}, order_);

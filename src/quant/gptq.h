@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "src/quant/quantize.h"
 
 namespace irq {
@@ -23,10 +23,7 @@ struct GptqOptions {
 // per matrix a byte a weight, 128 columns of errors and a copy of it where columns are reordered.
 class GptqSolver {
  public:
-  explicit GptqSolver(Backend& backend) : backend_(backend) {}
-  ~GptqSolver();
-  GptqSolver(const GptqSolver&) = delete;
-  GptqSolver& operator=(const GptqSolver&) = delete;
+  explicit GptqSolver(Backend& backend) : backend_(backend), memory_(backend) {}
   // Room for all matrices to come, at most (max_rows, max_cols), `largest` weights.
   void reserve(int64_t max_rows, int64_t max_cols, int64_t largest);
 
@@ -49,11 +46,9 @@ class GptqSolver {
   void measure_groups(const QuantizedMatrix& out, const Tensor& w, const IntSpec& spec, int64_t first, int64_t count);
   void solve_blocks(const QuantizedMatrix& out, const Tensor& w, const IntSpec& spec, const GptqOptions& options);
   void reject_unusable(const QuantizedMatrix& out, const Tensor& w, const IntSpec& spec);
-  void release();
-  Tensor take(DType type, int64_t rows, int64_t cols, const char* name);
 
   Backend& backend_;
-  std::vector<void*> taken_;
+  DeviceMemory memory_;
   int64_t max_rows_ = 0, max_cols_ = 0, largest_ = 0;
   Tensor h_all_, u_all_, bytes_all_, err_all_, copy_all_, order_all_, stats_all_, info_;
   Tensor h_, u_, order_, entropy_plain_, entropy_;

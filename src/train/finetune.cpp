@@ -31,17 +31,21 @@ std::string unusable_tensor(Source& source) {
 
 // A run that came to nothing leaves no folder either: remove() takes empty ones only.
 Finetune::~Finetune() {
-  release_training();
+  release_memory();
   folder_lock_.reset();
   std::error_code ignored;
   for (const std::string& folder : made_folders_) std::filesystem::remove(folder, ignored);
 }
 
-void Finetune::release_training() {
+void Finetune::claim_memory() {
+  arena_ = std::make_unique<Arena>(memory_.take(plan_.peak_bytes), plan_.peak_bytes, backend_.device());
+  trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+}
+
+void Finetune::release_memory() {
   trainer_.reset();
   arena_.reset();
-  if (memory_) backend_.release(memory_);
-  memory_ = nullptr;
+  memory_.release();
 }
 
 void Finetune::note(const std::string& text) const {

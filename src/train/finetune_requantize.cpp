@@ -51,7 +51,7 @@ class MergedBase final : public BaseSource {
 
 double Finetune::requantize() {
   ModelPlan plan = model_plan();
-  release_training();
+  release_memory();
   QuantizeOptions options;
   options.bits = *o_.bits, options.icq = false;
   choose_integers(options);
@@ -72,9 +72,7 @@ double Finetune::requantize() {
   for (const Batch& b : eval_batches_) shapes.push_back(shape_of(b));
   const int64_t free = backend_.free_bytes();
   plan_ = choose_plan(backend_.device(), backend_.precision(), plan, {}, shapes, free - free / 10, {});
-  memory_ = backend_.allocate(plan_.peak_bytes);
-  arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
-  trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+  claim_memory();
   trainer_->model().init_rope();
   load_quantized(backend_, *arena_, trainer_->model(), *quantized_, {});
   return held_out_loss();

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/device_memory.h"
 #include "src/core/file.h"
 #include "src/io/initial_adapter.h"
 #include "src/io/load_model.h"
@@ -100,7 +101,8 @@ class Finetune {
   const char* result_name() const {
     return method_.full ? "model.bin" : method_.requantize ? "model.irq" : "adapter.lora";
   }
-  void release_training();  // the trainer and its memory
+  void claim_memory();    // what plan_ asks for, and a trainer in it
+  void release_memory();  // both
 
   CheckedBackend& backend_;
   TrainOptions o_;
@@ -122,7 +124,7 @@ class Finetune {
   std::vector<Batch> eval_batches_;
   std::unique_ptr<DataLoader> loader_;
   MemoryPlan plan_;
-  void* memory_ = nullptr;
+  DeviceMemory memory_{backend_};
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<RunLog> log_;  // null where a finished run is resumed and nothing is left to do

@@ -281,9 +281,7 @@ void Finetune::build() {
     plan_ = choose_plan(backend_.device(), backend_.precision(), model, train_shapes_, eval_shapes, budget, freedom);
   } catch (const Error& e) { throw with_advice(e, model, budget); }
   note(describe(plan_));
-  memory_ = backend_.allocate(plan_.peak_bytes);
-  arena_ = std::make_unique<Arena>(memory_, plan_.peak_bytes, backend_.device());
-  trainer_ = std::make_unique<Trainer>(backend_, *arena_, plan_.model, plan_.max_labels);
+  claim_memory();
   trainer_->use_graphs(o_.graphs == "on");
   require_disk();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/device_memory.h"
 #include "src/core/clock.h"
 #include "src/core/hash.h"
 #include "src/core/interrupt.h"
@@ -16,24 +17,6 @@ namespace irq {
 namespace {
 
 constexpr int64_t kChunkRows = 8192;  // rows that go through a layer at once, unless a sequence is longer
-
-// Device memory that goes with its owner.
-class DeviceMemory {
- public:
-  explicit DeviceMemory(Backend& backend) : backend_(backend) {}
-  ~DeviceMemory() {
-    for (void* memory : taken_) backend_.release(memory);
-  }
-  DeviceMemory(const DeviceMemory&) = delete;
-  Tensor take(DType type, int64_t rows, int64_t cols, const char* name) {
-    taken_.push_back(backend_.allocate(std::max<int64_t>(rows * cols * size_of(type), 256)));
-    return make_view(taken_.back(), type, rows, cols, name, backend_.device());
-  }
-
- private:
-  Backend& backend_;
-  std::vector<void*> taken_;
-};
 
 // Sequences packed into batches of at most `most` rows each.
 std::vector<Batch> pack_chunks(const std::vector<std::vector<int32_t>>& sequences, int64_t most) {

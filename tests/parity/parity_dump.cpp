@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "kernels/device_memory.h"
 #include "src/io/load_model.h"
 #include "src/io/npy.h"
 #include "src/train/trainer.h"
@@ -150,8 +151,8 @@ int run(const Options& o, Backend& backend) {
   const Batch train = pack_all(sequences), all = every_row(sequences);
 
   const int64_t bytes = measure(backend, plan, train, all);
-  void* memory = backend.allocate(bytes);
-  Arena arena(memory, bytes, backend.device());
+  DeviceMemory memory(backend);
+  Arena arena(memory.take(bytes), bytes, backend.device());
   Trainer trainer(backend, arena, plan, static_cast<int64_t>(all.label_rows.size()));
   Llama& model = trainer.model();
   model.init_rope();
@@ -170,7 +171,6 @@ int run(const Options& o, Backend& backend) {
     const Param& p = params.params()[i];
     dump(o, p.name, {p.rows, p.cols}, download(backend, params.grad_value(static_cast<int>(i))));
   }
-  backend.release(memory);
   std::printf("%s, %s: loss %.9g of %ld labels in %ld rows, %zu gradients, norm %.6g\n", backend.describe().c_str(),
               o.precision.c_str(), step.loss, step.labels, step.tokens, params.params().size(), step.grad_norm);
   return 0;
