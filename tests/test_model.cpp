@@ -17,6 +17,14 @@ TEST(ModelGradients, DropoutWithoutPooledBranch) {  // beta1 is not there, the r
   p.lora_config.u1 = false;
   check_gradients(p);
 }
+TEST(ModelGradients, OneConnectionOrNone) {  // iec-u1; and plain LoRA, as qlora, icq, loftq and lora16 train it
+  for (const bool u1 : {true, false})
+    for (const double dropout : {0.0, 0.25}) {
+      ModelPlan p = tiny_plan(true, dropout);
+      p.lora_config.u1 = u1, p.lora_config.u2 = false;
+      check_gradients(p);
+    }
+}
 TEST(ModelGradients, Full) { check_gradients(tiny_plan(false)); }
 TEST(ModelGradients, FullTied) {
   ModelPlan p = tiny_plan(false);

@@ -124,6 +124,36 @@ TEST(TableParts, AddedSeconds) {
   EXPECT_DOUBLE_EQ(added_by_icq(table, row(5)).seconds, 3);
 }
 
+// A variant with flags of its own is no row "without that technique alone"; a row without ICQ lacks ICQ's flags.
+TEST(TableParts, AddedSecondsAreNotAgainstAVariant) {
+  Sample sample;
+  sample.rows = {make_row("qlora", "qlora"), make_row("icq-mse", "icq", {"--icq-ties", "mse"}),
+                 make_row("ir-qlora", "ir-qlora"), make_row("ir-mse", "ir-qlora", {"--icq-ties", "mse"})};
+  sample.cells = make_cells(sample.rows, {4}, {1});
+  for (const char* name : {"icq-mse", "ir-mse"})
+    sample.records[std::string(name) + "-4bit-seed1"] = trained_record(6.25, 3, 10.25, "icq.irq", 0.5, 0.5);
+  const TableSummary table = sample.summary();
+  EXPECT_EQ(added_by_icq(table, table.rows.at(1)).against, "qlora");
+  EXPECT_EQ(added_by_iec(table, table.rows.at(2)).against, "");
+  EXPECT_EQ(added_by_iec(table, table.rows.at(3)).against, "icq-mse");
+  const std::string text = render_markdown(table);
+  EXPECT_NE(text.find("- Rows: `icq-mse` is `icq --icq-ties mse`; `ir-mse` is `ir-qlora --icq-ties mse`.\n"),
+            std::string::npos)
+      << text;
+}
+
+TEST(TableParts, SquaredErrorsWhereTheyWereMeasured) {
+  Sample sample;
+  sample.records["nf-4bit"]["quantize"]["error"] = 3.0778e-05;
+  sample.records["nf-icq-4bit"]["quantize"]["error"] = 0;
+  sample.records["nf-4bit"]["evaluate"]["loss"]["nll"] = 6.5;
+  const std::string text = render_markdown(sample.summary());
+  EXPECT_NE(text.find("|   Ent. | Sq. error |\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("| 3.078e-05 |\n"), std::string::npos) << text;
+  const TableSummary table = sample.summary();
+  EXPECT_EQ(table.rows.at(5).find("error"), nullptr);
+}
+
 // Both rows' spreads: sd of {10, 12} is sqrt(2), of {11.5, 15.5} sqrt(8); together sqrt(10).
 TEST(TableParts, AddedSecondsHaveASpread) {
   Sample sample;
@@ -240,6 +270,9 @@ TEST(TableParts, FlagsThatDecideWhatACellIsAreRefused) {
   refused({"--methods", "qlora", "--set", "qlora:--bits=2"}, "qlora: --bits is decided by the table");
   refused({"--methods", "qlora", "--set", "qlora:--seed 7"}, "--seeds 1,2,3");
   refused({"--row", "x=nf --format int"}, "x: --format would make another row of it");
+  refused({"--methods", "nf", "--set", "nf:--loftq 8"}, "nf: --loftq would make another row of it");
+  refused({"--methods", "nf", "--eval", "--loss d.json"}, "--eval: --loss is decided by the table");
+  refused({"--methods", "full", "--row", "full-seed1=16-bit", "--seeds", "1"}, "two cells would be called full-seed1");
 }
 
 TEST(TableParts, HeldOutRecordsAreTheSameEveryTime) {

@@ -235,6 +235,10 @@ TEST_F(Table, UsageErrors) {
   expect_part({"--train", "'--lr"}, "a quote is not closed");
   expect_part({"--epochs", "1"}, "--steps and --epochs contradict each other");
   EXPECT_FALSE(fs::exists(dir_ / "t"));
+  const CommandResult g = run_command(
+      "irq_table", {shared("model.bin"), "--eval-data", shared("data.tok"), "--methods", "gptq", "--out", dir_ / "t"});
+  EXPECT_EQ(g.status, 2) << g.err;
+  EXPECT_NE(g.err.find("gptq: GPTQ calibrates on the training data, and there is none"), std::string::npos) << g.err;
   const CommandResult r = run_command(
       "irq_table", {shared("model.bin"), "--data", shared("data.tok"), "--methods", "qlora", "--out", dir_ / "t"});
   EXPECT_NE(r.err.find("nothing can be held out of plain text or tokens"), std::string::npos) << r.err;

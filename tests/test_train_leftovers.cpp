@@ -147,7 +147,11 @@ TEST_F(TrainErrors, ResumingAFinishedRunLeavesItsLog) {
   EXPECT_EQ(read_bytes(log), text);
   write_bytes(log, text.substr(0, text.rfind("{\"step\": 2, \"finished\"")));  // killed in its last evaluation
   trained({"--steps", "2", "--out", out, "--resume"});
-  EXPECT_TRUE(read_log(log).back().contains("finished"));
+  const nlohmann::json end = read_log(log).back();
+  EXPECT_TRUE(end.contains("finished"));
+  EXPECT_EQ(end.at("peak_bytes"),
+            nlohmann::json::parse(text.substr(text.rfind("{\"step\": 2, \"finished\""))).at("peak_bytes"))
+      << "of the whole run, not of its last evaluation";
   trained({"--steps", "3", "--out", out, "--resume"});
   EXPECT_EQ(step_losses(log).size(), 3u);
 }

@@ -27,12 +27,13 @@ std::vector<Forwarded> forwarded_flags() {
           {"--epochs", "or passes over the data (default: irq_train's)", false, false},
           {"--batch", "examples per step (default: irq_train's)"},
           {"--micro-batch", "examples per forward pass (default: irq_train's)"},
-          {"--lr", "learning rate (default: by model size)", false, false, 10},
+          {"--lr", "learning rate (default: by model size; peqa 2e-5)", false, false, 10},
           {"--warmup", "steps of linear warm-up (default: none)"},
           {"--save-every", "steps between training states (default: irq_train's)"},
           {"--rank", "LoRA rank, rows with adapters (default: irq_train's)", true},
           {"--alpha", "LoRA alpha, rows with adapters (default: irq_train's)", true, false},
-          {"--dropout", "on the A branch, rows with adapters (default: by model size)", true, false, 0.95}};
+          {"--dropout", "on the A branch, rows with adapters (default: by model size; qa-lora, ir-qa-lora 0)", true,
+           false, 0.95}};
 }
 
 struct Arguments {
@@ -109,12 +110,16 @@ void refuse_own_flags(const std::string& where, const std::vector<std::string>& 
       {"--holdout", "--holdout, the same for all rows"},
       {"--out", "--out, where every cell has its folder"},
       {"--resume", "the same command again: it goes on by itself"},
-      {"--json", "table.json in --out"}};
+      {"--json", "table.json in --out"},
+      {"--loss", "--eval-data"},
+      {"--choice", "--choice of the table itself"},
+      {"--mmlu", "--mmlu of the table itself"},
+      {"--adapter", "a row that trains one"}};
   for (const std::string& word : words) {
     const std::string flag = word.substr(0, word.find('='));
     for (const auto& [name, instead] : own)
       if (flag == name) throw Error(where + ": " + flag + " is decided by the table", Exit::usage).line("try", instead);
-    if (!trains && (flag == "--format" || flag == "--icq" || flag == "--no-icq"))
+    if (!trains && (flag == "--format" || flag == "--icq" || flag == "--no-icq" || flag == "--loftq"))
       throw Error(where + ": " + flag + " would make another row of it", Exit::usage)
           .line("try", "one of the rows " + listed(known_kinds()));
   }
@@ -147,6 +152,7 @@ std::vector<Row> parse_rows(const Arguments& a) {
   }
   for (const Row& row : rows) refuse_own_flags(row.name, row.flags, row.method != nullptr);
   refuse_own_flags("--train", split_words(a.train), true);
+  refuse_own_flags("--eval", split_words(a.eval), true);
   return rows;
 }
 
@@ -183,6 +189,10 @@ int make_table(Arguments& a, Cli& cli) {
   t.rows = parse_rows(a);
   t.bits = numbers<int>("--bits", a.bits, 2, 4);
   t.seeds = numbers<int64_t>("--seeds", a.seeds, 0, INT64_MAX);
+  std::set<std::string> cells;
+  for (const Cell& cell : make_cells(t.rows, t.bits, t.seeds))
+    if (!cells.insert(cell.name).second)
+      throw usage_error("irq_table", "two cells would be called " + cell.name + "; --row NAME names a row otherwise");
   forward_flags(cli, a);
   t.quiet = cli.quiet(), t.command = cli.command(), t.version = kVersion;
   return run_table(t);

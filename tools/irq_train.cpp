@@ -38,14 +38,14 @@ int main(int argc, char** argv) {
   cli.option("--epochs", &epochs, "or passes over the data");
   cli.option("--batch", &o.batch, "examples per step");
   cli.option("--micro-batch", &o.micro_batch, "examples per forward pass (default: all of a step)");
-  cli.option("--lr", &lr, "learning rate (default: by model size)");
+  cli.option("--lr", &lr, "learning rate (default: by model size; peqa 2e-5)");
   cli.option("--warmup", &o.warmup, "steps of linear warm-up");
   cli.option("--schedule", &o.schedule, "after the warm-up", {"constant", "cosine"});
   cli.option("--clip", &clip, "largest gradient norm, 0 = none (default: 0.3; 1 for full)");
   cli.option("--init-adapter", &o.init_adapter, "start from a PEFT folder or a .lora (its rank, alpha, targets)");
   cli.option("--rank", &rank, "LoRA rank");
   cli.option("--alpha", &alpha, "LoRA alpha");
-  cli.option("--dropout", &dropout, "on the A branch (default: by model size)");
+  cli.option("--dropout", &dropout, "on the A branch (default: by model size; qa-lora, ir-qa-lora 0)");
   cli.option("--target-modules", &targets, "linears with an adapter: all, or q_proj,v_proj,...");
   cli.option("--iec-expand", &iec_expand, "how IEC widens a vector", {"interleave", "tile"});
   cli.option("--pool", &pool, "qa-lora, ir-qa-lora: what A sees of a group (default: mean; sum for ir-qa-lora)",

@@ -37,6 +37,8 @@ std::string shared_text(const Stat* stat, int decimals) {
   return stat_text(&once, decimals);
 }
 
+std::string small_text(const Stat* stat) { return stat == nullptr ? kNothing : strf("%.4g", stat->mean()); }
+
 std::string added_text(const Added& added) {
   if (added.against.empty()) return kNothing;
   const std::string spread = added.sd > 0 ? strf(" ± %.2f", added.sd) : "";
@@ -72,12 +74,16 @@ std::string accuracy_part(const TableSummary& table, const std::string& title, c
 
 std::string loss_part(const TableSummary& table) {
   if (!any(table, "loss_before") && !any(table, "loss_after")) return "";
-  MarkdownTable markdown({"Method", "#Bit", "Seeds", "Loss before", "Loss after", "Ent."});
+  const bool errors = any(table, "error");
+  std::vector<std::string> head = {"Method", "#Bit", "Seeds", "Loss before", "Loss after", "Ent."};
+  if (errors) head.push_back("Sq. error");
+  MarkdownTable markdown(head);
   for (const RowSummary& row : table.rows) {
     std::vector<std::string> cells = row_start(row);
     cells.push_back(shared_text(row.find("loss_before"), 4));
     cells.push_back(stat_text(row.find("loss_after"), 4));
     cells.push_back(shared_text(row.find("entropy"), 4));
+    if (errors) cells.push_back(small_text(row.find("error")));
     markdown.add(cells);
   }
   return "### Held-out loss (nats per scored token) and entropy of the codes (bits per weight)\n\n" + markdown.text() +
@@ -112,8 +118,25 @@ std::string time_part(const TableSummary& table) {
   return "### Times (seconds)\n\n" + markdown.text() + "\n";
 }
 
+// "icq-mse = icq --icq-ties mse; gptq: --group 32", rows with flags of their own or another name than their method's.
+std::string row_flags(const TableSummary& table) {
+  std::vector<std::string> all;
+  for (const RowSummary& row : table.rows) {
+    const Row& r = *row.row;
+    const std::string flags = join_quoted(r.flags);
+    std::string text = r.name == r.kind()
+                           ? (flags.empty() ? "" : "`" + r.name + "` with `" + flags + "`")
+                           : "`" + r.name + "` is `" + r.kind() + (flags.empty() ? "" : " " + flags) + "`";
+    if (!text.empty() && std::find(all.begin(), all.end(), text) == all.end()) all.push_back(std::move(text));
+  }
+  std::string joined;
+  for (const std::string& text : all) joined += (joined.empty() ? "- Rows: " : "; ") + text;
+  return joined.empty() ? "" : joined + ".\n";
+}
+
 std::string notes(const TableSummary& table) {
-  std::string text =
+  std::string text = row_flags(table);
+  text +=
       "- a ± b: mean and sample standard deviation over the seeds; (c): standard error of one model's accuracy over "
       "the "
       "questions, the mean over the seeds, which stays however many seeds there are. Rows without seeds train "
@@ -124,6 +147,11 @@ std::string notes(const TableSummary& table) {
     text +=
         "- Loss before: of the base after quantization and before the first step. Ent.: mean over all weights of the "
         "quantized linears.\n";
+  if (any(table, "error"))
+    text +=
+        "- Sq. error: mean over all quantized weights of (weight - its value as stored)^2; measured for rows that "
+        "train "
+        "nothing, GPTQ's apart, whose aim is another.\n";
   text +=
       "- Bits per weight: codes, scales and shifts of the quantized linears, nothing else. Bytes of the file: all of "
       "the "

@@ -47,6 +47,7 @@ Figures figures_of(const Report& record, const std::map<std::string, double>& qu
     take(f, key, part(eval, "sizes"), key);
   take(f, "eval_memory_bytes", eval, "memory_bytes");
   take(f, "quantize_seconds", quantize, "seconds");
+  if (quantize.value("error", 0.0) > 0) take(f, "error", quantize, "error");  // 0: not measured
   if (train.empty()) {
     take(f, "loss_before", part(eval, "loss"), "nll");
   } else {
@@ -81,15 +82,21 @@ void add_once(std::vector<std::string>& to, const std::string& word) {
   if (!word.empty() && std::find(to.begin(), to.end(), word) == to.end()) to.push_back(word);
 }
 
-// The row that is `row` without one technique; of several, the one with the same flags of its own, else the first.
+// Are all of `few` among `many`? A row without a technique lacks the technique's flags too, and has no others.
+bool among(const std::vector<std::string>& few, const std::vector<std::string>& many) {
+  return std::all_of(few.begin(), few.end(),
+                     [&](const std::string& f) { return std::find(many.begin(), many.end(), f) != many.end(); });
+}
+
+// The row that is `row` without one technique; of several, the one that has most of its flags.
 Added added_by(const TableSummary& table, const RowSummary& row, const char* figure,
                const std::function<bool(const RowSummary&)>& is_without) {
   const Stat* mine = row.find(figure);
   const RowSummary* without = nullptr;
   for (const RowSummary& other : table.rows) {
     if (other.bits != row.bits || other.find(figure) == nullptr || !is_without(other)) continue;
-    if (without == nullptr || (without->row->flags != row.row->flags && other.row->flags == row.row->flags))
-      without = &other;
+    if (!among(other.row->flags, row.row->flags)) continue;
+    if (without == nullptr || other.row->flags.size() > without->row->flags.size()) without = &other;
   }
   if (mine == nullptr || without == nullptr) return {};
   const Stat* theirs = without->find(figure);

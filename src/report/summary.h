@@ -24,7 +24,7 @@ struct RowSummary {
   std::vector<int64_t> seeds;          // of the finished cells, in their order; empty for rows without any
   std::vector<std::string> cells;      // their names
   std::vector<const Report*> records;  // of the finished cells
-  // "loss_before", "loss_after", "bits" (of the type or code of a weight), "entropy", "bits_per_weight", "linear_bytes", "file_bytes", "adapter_bytes",
+  // "loss_before", "loss_after", "bits" (of the type or code of a weight), "entropy", "error" (mean squared, of a weight), "bits_per_weight", "linear_bytes", "file_bytes", "adapter_bytes",
   // "train_peak_bytes", "eval_memory_bytes", "quantize_seconds", "train_seconds", "total_seconds", "task NAME acc",
   // "task NAME acc_se", ... acc_norm, acc_norm_se; NAME "Avg.": the plain mean over the tasks; "mmlu GROUP acc", ... acc_se;
   // GROUP "Avg.": over all questions. Fractions, not percent. What a cell lacks is not there.

@@ -126,6 +126,11 @@ void TableRun::check_inputs() const {
   const bool trains = std::any_of(o_.rows.begin(), o_.rows.end(), [](const Row& r) { return r.method != nullptr; });
   if (trains && o_.data.empty())
     throw Error("a row trains, and there is no training data", Exit::usage).line("try", "--data FILE");
+  if (o_.data.empty())
+    for (const Row& row : o_.rows)
+      if (row.calibrates_on_data())
+        throw Error(row.name + ": GPTQ calibrates on the training data, and there is none", Exit::usage)
+            .line("try", "--data FILE, or --set " + row.name + ":\"--calibration FILE\"");
   if (!o_.data.empty() && o_.eval_data.empty() && o_.holdout != 0) require_records(o_.data);
   if (o_.data.empty() && o_.eval_data.empty() && o_.choice.empty() && o_.mmlu.empty())
     throw Error("nothing to evaluate on", Exit::usage).line("try", "--data, --eval-data, --choice or --mmlu");

@@ -285,7 +285,7 @@ int Finetune::run() {
   const std::string planned = with_commas(plan_.peak_bytes), used = with_commas(arena_->peak());
   note(planned == used ? "memory: the planned " + planned + " bytes were the peak"
                        : "memory: planned " + planned + " bytes, used " + used);
-  const int64_t peak = arena_->peak();
+  const int64_t peak = plan_.peak_bytes;  // of all of the run, also where this process did only its end
   if (method_.requantize && trained >= 0) note(strf("held-out loss with the adapter: %.4f", trained));
   const double after = method_.requantize ? requantize() : trained;
   if (log_)
