@@ -10,6 +10,7 @@
 //         are loaded one step ahead. Which tile a block has is found on the device (find_query_tile), because sequence
 //         lengths live there. Rows that see no key yet have max = -inf, which must not meet another -inf in a subtraction.
 #include "kernels/attention_decode.cuh"
+#include "kernels/kernel_choice.h"
 
 namespace irq {
 namespace {
@@ -193,6 +194,10 @@ void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor
   if (q.dtype == DType::BF16 && aligned && !tiles && attention_decode_takes(a) &&
       attention_decode_scratch(a) <= kDecodeScratchBytes && int64_t{a.queries} * a.kv_heads <= kMeetings)
     return attention_decode(a, static_cast<float*>(workspace(attention_decode_scratch(a))), meetings(), stream());
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  if (tiles && hopper && (head_dim == 64 || head_dim == 128) && a.n_seqs <= kMostSeqsSm90)
+    return attention_fwd_sm90(a, meetings(), sm_count(), stream());
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) {
                           // Long sequences: 32 rows a warp halve the shared memory traffic. Short ones would leave half of such a tile empty.
                           if (a.queries > 96 * int64_t{a.n_seqs}) launch<dim, 2>(a, stream());
