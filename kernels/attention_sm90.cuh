@@ -1,19 +1,18 @@
-// What attention's kernels on sm_90a share: blocks that stay, of two warpgroups that compute and one that only copies. The
-// one that copies takes tiles of queries (or of keys) from a queue and runs ahead over the end of each, so that a block waits
-// for its first tiles but once.
+// Blocks that stay, on sm_90a: two warpgroups that compute and one that only copies. The one that copies takes tiles of queries
+// from a queue and runs ahead over the end of each, so that a block waits for its first tiles but once. Here: the order of the
+// tiles, the queue, the places that are filled and left, and how results are stored; attention_fwd_sm90.cu computes.
 #pragma once
 #include "kernels/attention.cuh"
 #include "kernels/sm90.cuh"
 
 namespace irq {
-
 namespace attention_sm90 {
 
 constexpr int kGroup = 128, kComputing = 2;  // threads of a warpgroup; warpgroups that compute
 constexpr int kThreads = (kComputing + 1) * kGroup, kComputingWarps = kComputing * kGroup / kWarp;
 constexpr int kRows = 64 * kComputing;  // queries of a tile
 constexpr int kComputingRegisters = 232, kCopyingRegisters = 40;
-constexpr int64_t kL2Share = 16 << 20;  // bytes of other operands that blocks should work on at a time
+constexpr int64_t kL2Share = 16 << 20;  // bytes of keys and values that blocks should work on at a time
 constexpr float kLog2E = 1.4426950408889634f;
 
 enum Meeting { kEveryone = 0, kCopiers, kFirstTurn, kFirstGroup = kFirstTurn + kComputing };

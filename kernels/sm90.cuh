@@ -56,20 +56,6 @@ __device__ __forceinline__ void finish_first(float x, uint32_t shared) {
       "r"(shared)
       : "memory");
 }
-// The same for arithmetic whose results are x, none of them negative.
-template <int kTiles>
-__device__ __forceinline__ void finish_first(const float (&x)[kTiles][4], uint32_t shared) {
-  uint32_t signs = 0;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) signs |= __float_as_uint(x[n][e]);
-  asm volatile(
-      "{\n.reg .pred never;\nsetp.lt.s32 never, %0, 0;\n"
-      "@never st.volatile.shared.u32 [%1], %0;\n}\n" ::"r"(signs),
-      "r"(shared)
-      : "memory");
-}
 // What this thread wrote to shared memory (cp.async too, once waited for) becomes visible to products; a barrier follows.
 __device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
@@ -133,21 +119,6 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[8][4], const uint32_t
         "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(true)));
-}
-// d (64, 64) = A B, or d + A B: A (64, 16) in registers as mma.m16n8k16 wants it, B (16, 64) panels, along.
-__device__ __forceinline__ void wgmma_registers_along(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, bool add) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-      "}, {%32,%33,%34,%35}, %36, add, 1, 1, 0;\n}\n"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
 }
 // d (64, 128) = A B, or d + A B: A (64, 16) and B (16, 128) panels, both along; B's panel has 128 rows.
 __device__ __forceinline__ void wgmma_panels(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {
