@@ -111,12 +111,13 @@ __device__ inline void for_dead_rows(const AttentionArgs& a, int part, int parts
 }
 
 // The key tiles that a tile of queries visits: all of the prefix, then its own keys up to the last one seen by row_end - 1.
-struct KeyTiles {
-  static constexpr int kKeys = 64;
+template <int kTileKeys>
+struct KeyTilesOf {
+  static constexpr int kKeys = kTileKeys;
   int prefix_tiles, count;
   int p_begin, p_end, own_begin, own_end;  // own_begin: where tile 0 would lie if the own tiles were numbered from 0
   int own_limit;                           // query i sees own rows of the buffer below own_limit + i
-  __device__ KeyTiles(const SeqRange& s, int row_end) : p_begin(s.p_begin), p_end(s.p_end) {
+  __device__ KeyTilesOf(const SeqRange& s, int row_end) : p_begin(s.p_begin), p_end(s.p_end) {
     const int own = min(max(row_end + s.lead(), 0), s.k_end - s.k_begin);
     prefix_tiles = (p_end - p_begin + kKeys - 1) / kKeys;
     count = prefix_tiles + (own + kKeys - 1) / kKeys;
@@ -128,6 +129,7 @@ struct KeyTiles {
   // Query i sees the keys of tile t below this many.
   __device__ int limit(int t, int i) const { return (prefix(t) ? p_end : own_limit + i) - first(t); }
 };
+using KeyTiles = KeyTilesOf<64>;
 
 // ---- tiles in shared memory ---------------------------------------------------------------------------------------
 // A tile is row-major bf16 with 8 elements of padding: the pitch in 16-byte units is odd, so the eight rows that ldmatrix
@@ -246,6 +248,11 @@ bool dispatch_head_dim(int head_dim, F&& f) {
     default: return false;
   }
 }
+
+// attention_fwd_sm90.cu: D = 64 and 128, bf16 with aligned rows, at most kMostSeqsSm90 sequences, on compute capability 9.0.
+// `queue`: an int that is zero before and after.
+constexpr int kMostSeqsSm90 = 512;
+void attention_fwd_sm90(const AttentionArgs& args, int* queue, int sm_count, cudaStream_t stream);
 
 // A kernel may use more than 48 KB of shared memory only after being told so.
 template <class Kernel>

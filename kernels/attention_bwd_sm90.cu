@@ -241,6 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   const float* row_values = reinterpret_cast<const float*>(memory + (1 + kStages) * kStageBytes<D>);
   load_panels<D>(k_tile, a.k, a.k_stride, kv_head * D, tile_begin, tile_end);
   load_panels<D>(v_tile, a.v, a.v_stride, kv_head * D, tile_begin, tile_end);
+  cp_async_commit();  // where no query sees these keys, no visit's group holds the copies, and results take their place
   const float c = a.scale * kLog2E;
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
 

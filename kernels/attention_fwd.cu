@@ -4,12 +4,13 @@
 //         F32 in attention_simple.cu.
 // Cost    FLOPs 4 D per (query, key) pair and head, 2 s^2 D H per causal sequence of s. Bytes 4 (N H D + K G D) at the least.
 //         D = 128, H = 32, N = 8192: sequences of 512 are 34 GFLOP and 268 MB, about 96 us (bandwidth) on an H100 at
-//         2.8 TB/s (measured: 181); 2048 x 4 are 137 GFLOP, measured 550 us, 250 TFLOP/s.
+//         2.8 TB/s (measured: 181); 2048 x 4 are 137 GFLOP, measured 507 us, 271 TFLOP/s. attention_fwd_sm90.cu: 117 and 276.
 // Tricky  A block is one tile of query rows of one head, 4 warps, each owning 16 or 32 rows from start to end: its scores, its
 //         running max and sum and its part of o never leave its registers, so the only barrier is for the K/V tiles, which
 //         are loaded one step ahead. Which tile a block has is found on the device (find_query_tile), because sequence
 //         lengths live there. Rows that see no key yet have max = -inf, which must not meet another -inf in a subtraction.
 #include "kernels/attention_decode.cuh"
+#include "kernels/kernel_choice.h"
 
 namespace irq {
 namespace {
@@ -193,6 +194,12 @@ void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor
   if (q.dtype == DType::BF16 && aligned && !tiles && attention_decode_takes(a) &&
       attention_decode_scratch(a) <= kDecodeScratchBytes && int64_t{a.queries} * a.kv_heads <= kMeetings)
     return attention_decode(a, static_cast<float*>(workspace(attention_decode_scratch(a))), meetings(), stream());
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer. Its tiles have 128 rows, and a warpgroup 64: sequences
+  // much shorter than that are left to smaller blocks.
+  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  if (tiles && hopper && (head_dim == 64 || head_dim == 128) && a.n_seqs <= kMostSeqsSm90 &&
+      a.queries > 32 * int64_t{a.n_seqs})
+    return attention_fwd_sm90(a, meetings(), sm_count(), stream());
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) {
                           // Long sequences: 32 rows a warp halve the shared memory traffic. Short ones would leave half of such a tile empty.
                           if (a.queries > 96 * int64_t{a.n_seqs}) launch<dim, 2>(a, stream());

@@ -153,7 +153,7 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
   a.op.op = a.what;
   a.op.sizes.config = config;
   a.op.sizes.rows = row_list(cli, a.rows.empty() ? (gpu ? "2048,8192" : "128") : a.rows);
-  a.op.sizes.lengths = gpu ? std::vector<int64_t>{128, 512, 2048} : std::vector<int64_t>{64};
+  a.op.sizes.lengths = gpu ? std::vector<int64_t>{128, 512, 2048, 4096} : std::vector<int64_t>{64};
   a.op.sizes.rank = a.step.rank;
   a.op.seed = a.step.seed, a.op.csv = a.step.csv;
   run_op_bench(backend, a.op);

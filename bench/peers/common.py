@@ -27,6 +27,31 @@ def milliseconds(work, repeats=20, warm_up=3):
     return statistics.median(times)
 
 
+def graph_milliseconds(work, stream=None, repeats=20):
+    """Median time on the device alone: `work` is recorded as a CUDA graph, and before each replay 256 MB are read, which empties
+    the L2 cache and gives the host time to launch, as irq_bench does it. `stream`: where what a backward undoes was computed."""
+    flush = torch.ones(1 << 26, device="cuda")
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            work()
+        times = []
+        for _ in range(repeats + 2):
+            flush.sum()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+    return statistics.median(times[2:])
+
+
 def gemm_tflops(size=8192):
     a = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
     b = torch.randn(size, size, device="cuda", dtype=torch.bfloat16)

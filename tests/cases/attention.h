@@ -174,7 +174,8 @@ inline std::vector<OpCase> attention_cases() {
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes
   shapes.push_back(packed_attention("no_rows", 64, 2, 2, {0}));
   shapes.push_back(
-      packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));  // more sequences than threads in a block
+      packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));           // more sequences than threads in a block
+  shapes.push_back(packed_attention("dead_tiles", 128, 2, 1, {70, 40}, 130));  // whole tiles of keys that no query sees
   std::vector<OpCase> cases;
   for (const AttentionShape& s : shapes) {
     cases.push_back(attention_fwd_case(s));
