@@ -6,6 +6,7 @@
 #include "tests/cases/argmax.h"
 #include "tests/cases/attention.h"
 #include "tests/cases/cross_entropy.h"
+#include "tests/cases/dequant_group.h"
 #include "tests/cases/dropout.h"
 #include "tests/cases/embedding.h"
 #include "tests/cases/global_norm.h"
@@ -182,6 +183,18 @@ void add_quantizers(Cases& cases, const ModelConfig& c) {
           cases.push_back(nfk_matmul_case(format(bits), m, s, 0));
 }
 
+// A group as a step makes it when weights are packed.
+void add_dequant_groups(Cases& cases, const ModelConfig& c, int64_t rank) {
+  for (const int bits : {4, 3, 2}) {
+    cases.push_back(dequant_group_case(
+        {.cols = c.dim, .rows = {c.q_width(), c.kv_width(), c.kv_width()}, .rank = rank, .bits = bits}));
+    if (bits < 4) continue;
+    cases.push_back(dequant_group_case({.cols = c.q_width(), .rows = {c.dim}, .rank = rank}));
+    cases.push_back(dequant_group_case({.cols = c.dim, .rows = {c.ffn, c.ffn}, .rank = rank}));
+    cases.push_back(dequant_group_case({.cols = c.ffn, .rows = {c.dim}, .rank = rank}));
+  }
+}
+
 void add_integers(Cases& cases, const ModelConfig& c) {
   const MatrixShape tall{c.ffn, c.dim, 0};
   for (const int bits : {4, 3, 2})
@@ -305,6 +318,7 @@ Cases bench_cases(const BenchSizes& sizes) {
   cases.push_back(global_norm_case(trained));
   cases.push_back(adamw_case(trained, 0.3, 0, false));
   add_quantizers(cases, c);
+  add_dequant_groups(cases, c, sizes.rank);
   add_integers(cases, c);
   add_decoding(cases, c, sizes.rank);
   cases.push_back(low_rank_case(c.dim, c.dim, sizes.rank));

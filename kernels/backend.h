@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/dequant_group.h"
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.h"
 #include "kernels/nfk_layers.h"

@@ -182,6 +182,25 @@ void CheckedBackend::int_dequant(Tensor w, QuantizedMatrix q) {
   FORWARD(int_dequant(w, q));
 }
 
+void CheckedBackend::dequant_group(Tensor ext, PackedGroup group) {
+  CHECKS;
+  IRQ_CHECK(group.parts >= 1 && group.parts <= PackedGroup::kParts, "dequant_group: %d parts", group.parts);
+  const int64_t in = group.w[0].cols, rank = group.a ? group.a.rows : 0;
+  if (group.a) check.shape("a", group.a, rank, in, Type::storage);
+  for (size_t i = 0; i < static_cast<size_t>(group.parts); ++i) {
+    const QuantizedMatrix& q = group.w[i];
+    check.quantized(q);
+    IRQ_CHECK(q.cols == in, "dequant_group: part %zu has %ld columns, part 0 %ld", i, q.cols, in);
+    const Tensor& b = group.b[i];
+    if (!b) continue;
+    check.shape("b", b, q.rows, b.cols, Type::storage);
+    IRQ_CHECK(group.column[i] >= 0 && group.column[i] + b.cols <= rank, "dequant_group: part %zu has no rank columns",
+              i);
+  }
+  check.shape("ext", ext, group.out() + rank, in + rank, Type::storage);
+  FORWARD(dequant_group(ext, group));
+}
+
 void CheckedBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta) {
   CHECKS;
   check.quantized(q);

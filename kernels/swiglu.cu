@@ -7,11 +7,17 @@
 //          column F, so packs need F itself to be aligned. expf(-g) = inf for very negative g gives s = 0: the right
 //          limit.
 #include "kernels/map.cuh"
+#include "kernels/sm80.cuh"
 
 namespace irq {
 namespace {
 
-__device__ __forceinline__ float sigmoid(float g) { return 1.f / (1.f + expf(-g)); }
+// 1 / (1 + exp(-g)) to 1 or 2 units in the last place, without the branch of a division, which keeps the elements of a thread from
+// being worked on side by side. The divisor stays finite: one step of Newton's method on infinity would give NaN.
+__device__ __forceinline__ float sigmoid(float g) {
+  const float divisor = 1.f + fminf(expf(-g), 0x1p125f), r = reciprocal_hardware(divisor);
+  return fmaf(r, fmaf(-divisor, r, 1.f), r);
+}
 
 template <class T>
 struct SwigluFwd {

@@ -1,31 +1,22 @@
 #include "src/ops/linear_group.h"
 
-#include "src/quant/quantize.h"
-
 namespace irq {
-namespace {
-
-// Writes the folded adapters into the last rows and columns of a dequantized ext.
-void place_adapters(Backend& backend, const LinearGroup& g, const Tensor& ext) {
-  backend.copy(ext.slice_rows(g.out, g.rank).slice_cols(0, g.in), g.a_folded);
-  const Tensor b_columns = ext.slice_rows(0, g.out).slice_cols(g.in, g.rank);
-  const bool diagonal = g.adapters.size() > 1 || g.adapters[0].out != g.out;
-  if (diagonal) backend.fill(b_columns, 0);
-  for (const AdapterPart& p : g.adapters)
-    backend.copy(b_columns.slice_rows(p.row, p.out).slice_cols(p.column, p.rank), p.b_folded);
-}
-
-}  // namespace
 
 Tensor DeviceWeights::acquire(const LinearGroup& g) {
   if (g.resident) return g.resident;
   const DType s = backend_.precision().storage;
   const Tensor ext = arena_.take("dequantized weights", s, g.out + g.rank, g.in + g.rank);
-  for (const LinearPart& part : g.parts) {
+  PackedGroup group;
+  group.parts = static_cast<int>(g.parts.size());
+  if (g.rank > 0) group.a = g.a_folded;
+  for (size_t i = 0; i < g.parts.size(); ++i) {
+    const LinearPart& part = g.parts[i];
     IRQ_CHECK(part.quantized, "%s of layer %d is neither packed nor resident", part.name, g.layer);
-    dequantize(backend_, ext.slice_rows(part.row, part.out).slice_cols(0, g.in), part.packed);
+    group.w[i] = part.packed;
+    for (const AdapterPart& p : g.adapters)
+      if (p.row == part.row) group.b[i] = p.b_folded, group.column[i] = p.column;
   }
-  if (g.rank > 0) place_adapters(backend_, g, ext);
+  backend_.dequant_group(ext, group);
   return ext;
 }
 
