@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <atomic>
@@ -218,6 +219,12 @@ TEST(AtomicFile, FileSizeLimit) {
   const rlimit small = {1 << 20, before.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
   expect_old_file_whole(dir / "f", "File too large");
+  // Told before anything is written, where the size is known.
+  const std::string early = error_of([&] { AtomicFile f(dir / "f", 3 << 20); });
+  EXPECT_EQ(early.find((dir / "f") + ": cannot be written: File too large\n  needs   : 3,145,728 bytes (3.15 MB)\n"
+                                     "  allowed : 1,048,576 bytes (1.05 MB) by the file size limit (ulimit -f)\n"),
+            0u)
+      << early;
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
 }
@@ -232,7 +239,28 @@ TEST(AtomicFile, FullDisk) {
   expect_old_file_whole(disk + "/f", "No space left on device");
   const std::string early = error_of([&] { AtomicFile f(disk + "/g", 2 << 20); });
   EXPECT_NE(early.find("not enough disk space"), std::string::npos);
+  // Room that a killed writer's file takes is there for the next one.
+  fs::remove(disk + "/f");
+  write_bytes(disk + "/g.tmp", std::string(900 << 10, 'x'));
+  {
+    AtomicFile g(disk + "/g", 800 << 10);
+    g.write(std::string(800 << 10, 'y'));
+    g.commit();
+  }
+  EXPECT_EQ(fs::file_size(disk + "/g"), 800u << 10);
   umount(disk.c_str());
+}
+
+// The room taken in advance is given back where less comes than was expected.
+TEST(AtomicFile, LessThanExpected) {
+  ScratchDir dir;
+  AtomicFile f(dir / "f", 8 << 20);
+  f.write(std::string(3 << 20, 'x'));
+  f.commit();
+  EXPECT_EQ(fs::file_size(dir / "f"), 3u << 20);
+  struct stat s;
+  ASSERT_EQ(stat((dir / "f").c_str(), &s), 0);
+  EXPECT_LT(s.st_blocks * 512, 4 << 20);
 }
 
 TEST(FileLock, OneHolderAtATime) {

@@ -46,7 +46,7 @@ class MappedFile {
 // NAME.tmp left by a killed one is used again.
 class AtomicFile {
  public:
-  // expected_bytes > 0: an Error at once where the disk has less free.
+  // expected_bytes > 0: an Error at once where the disk has less free, or the process may not write so much (ulimit -f).
   explicit AtomicFile(const std::string& path, int64_t expected_bytes = 0);
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -59,15 +59,19 @@ class AtomicFile {
   void commit();
 
  private:
+  void abandon();
   void flush();
   void write_all(const unsigned char* p, int64_t bytes, int64_t offset);
+  void take_room(int64_t end);
   void begin_writeback(int64_t end);
   [[noreturn]] void fail(const char* action, int error);
 
   std::string shown_path_, path_, temp_path_;
   int fd_ = -1;
-  int64_t written_ = 0;  // bytes appended, buffered ones included
-  int64_t begun_ = 0;    // of them, what the kernel has been asked to bring to the disk
+  int64_t written_ = 0;   // bytes appended, buffered ones included
+  int64_t begun_ = 0;     // of them, what the kernel has been asked to bring to the disk
+  int64_t expected_ = 0;  // bytes in the end; 0: not known
+  int64_t taken_ = 0;     // of them, those whose room is taken
   std::vector<unsigned char> buffer_;
 };
 
