@@ -22,6 +22,7 @@ bool rows_are_aligned(Tensor x);
 
 // attention_simple.cu: any even head_dim up to 256, any stride, F32 or BF16.
 constexpr int kMaxSimpleDim = 256;
+constexpr float kLog2E = 1.4426950408889634f;
 void attention_fwd_simple(const AttentionArgs& args, DType storage, cudaStream_t stream);
 void attention_bwd_simple(const AttentionArgs& args, DType storage, cudaStream_t stream);
 
@@ -247,6 +248,18 @@ bool dispatch_head_dim(int head_dim, F&& f) {
     case 128: f(std::integral_constant<int, 128>{}); return true;
     default: return false;
   }
+}
+
+// A product's result (16, 8 kTiles) of a warp, as bf16, is the next one's left operand. For the kernels on sm_90a.
+template <int kTiles>
+__device__ __forceinline__ void pack_operand(uint32_t (&p)[kTiles / 2][4], const float (&s)[kTiles][4]) {
+#pragma unroll
+  for (int kk = 0; kk < kTiles / 2; ++kk)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      p[kk][2 * e] = pack_bf16(s[2 * kk + e][0], s[2 * kk + e][1]);
+      p[kk][2 * e + 1] = pack_bf16(s[2 * kk + e][2], s[2 * kk + e][3]);
+    }
 }
 
 // attention_fwd_sm90.cu: D = 64 and 128, bf16 with aligned rows, at most kMostSeqsSm90 sequences, on compute capability 9.0.

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kTile = 64;  // rows of a block, and of the tiles it visits; 16 rows for each of 4 warps
-constexpr float kLog2E = 1.4426950408889634f;
 static_assert(KeyTiles::kKeys == kTile && kQueryTile == kTile);
 
 template <int D>
@@ -261,8 +260,7 @@ void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, T
   a.delta_stride = delta.stride;
   bool tiles = q.dtype == DType::BF16;
   for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
   if (tiles && hopper && (head_dim == 64 || head_dim == 128)) return attention_bwd_sm90(a, stream());
   const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) { launch<dim>(a, stream()); });
   if (!launched) attention_bwd_simple(a, q.dtype, stream());

@@ -20,7 +20,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTile = 64;                // rows of a block, and of the tiles it visits
 constexpr int kStages = 2, kBlocks = 2;  // of a multiprocessor
-constexpr float kLog2E = 1.4426950408889634f;
 static_assert(KeyTiles::kKeys == kTile && kQueryTile == kTile);
 
 constexpr int kPanelBytes = kTile * 128;
@@ -69,17 +68,6 @@ __device__ __forceinline__ void start_pb(float (&acc)[D / 8][4], const uint32_t 
   for (int kk = 0; kk < kTile / 16; ++kk) wgmma_registers(acc, p[kk], panel_down(b_tile + kk * 16 * 128, kPanelBytes));
   wgmma_commit();
 }
-// A product's result, as bf16, is the next one's left operand.
-__device__ __forceinline__ void pack_operand(uint32_t (&p)[kTile / 16][4], const float (&s)[kTile / 8][4]) {
-#pragma unroll
-  for (int kk = 0; kk < kTile / 16; ++kk)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      p[kk][2 * e] = pack_bf16(s[2 * kk + e][0], s[2 * kk + e][1]);
-      p[kk][2 * e + 1] = pack_bf16(s[2 * kk + e][2], s[2 * kk + e][3]);
-    }
-}
-
 // Writes a warpgroup's 64 rows; `staging` is the place of its own two tiles, which nothing reads any more.
 template <int D>
 __device__ __forceinline__ void store_group(void* x, int64_t stride, int column, int first, int end,

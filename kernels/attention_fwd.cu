@@ -17,7 +17,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kKeys = KeyTiles::kKeys;
-constexpr float kLog2E = 1.4426950408889634f;
 
 template <int D, int kTiles>
 struct FwdConfig {
@@ -194,9 +193,8 @@ void CudaBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor
   if (q.dtype == DType::BF16 && aligned && !tiles && attention_decode_takes(a) &&
       attention_decode_scratch(a) <= kDecodeScratchBytes && int64_t{a.queries} * a.kv_heads <= kMeetings)
     return attention_decode(a, static_cast<float*>(workspace(attention_decode_scratch(a))), meetings(), stream());
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer. Its tiles have 128 rows, and a warpgroup 64: sequences
-  // much shorter than that are left to smaller blocks.
-  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  // Tiles of the kernel for sm_90a have 128 rows, and a warpgroup 64: sequences much shorter than that are left to smaller blocks.
+  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
   if (tiles && hopper && (head_dim == 64 || head_dim == 128) && a.n_seqs <= kMostSeqsSm90 &&
       a.queries > 32 * int64_t{a.n_seqs})
     return attention_fwd_sm90(a, meetings(), sm_count(), stream());

@@ -13,7 +13,6 @@ constexpr int kThreads = (kComputing + 1) * kGroup, kComputingWarps = kComputing
 constexpr int kRows = 64 * kComputing;  // queries of a tile
 constexpr int kComputingRegisters = 232, kCopyingRegisters = 40;
 constexpr int64_t kL2Share = 16 << 20;  // bytes of keys and values that blocks should work on at a time
-constexpr float kLog2E = 1.4426950408889634f;
 
 enum Meeting { kEveryone = 0, kCopiers, kFirstTurn, kFirstGroup = kFirstTurn + kComputing };
 
@@ -148,17 +147,6 @@ __device__ __forceinline__ void store_panels(__nv_bfloat16* x, int64_t stride, i
           *reinterpret_cast<const uint4*>(tile + chunk / 8 * kPanel + panel_byte(warp_row + row, chunk % 8));
   }
   __syncwarp();
-}
-
-template <int kTiles>
-__device__ __forceinline__ void pack_operand(uint32_t (&p)[kTiles / 2][4], const float (&s)[kTiles][4]) {
-#pragma unroll
-  for (int kk = 0; kk < kTiles / 2; ++kk)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      p[kk][2 * e] = pack_bf16(s[2 * kk + e][0], s[2 * kk + e][1]);
-      p[kk][2 * e + 1] = pack_bf16(s[2 * kk + e][2], s[2 * kk + e][3]);
-    }
 }
 
 }  // namespace attention_sm90

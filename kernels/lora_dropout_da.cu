@@ -165,8 +165,7 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
            .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-  const bool hopper = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
   if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take

@@ -204,8 +204,7 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks m
            .mask = mask_args(masks),
            .beta = static_cast<float>(beta)};
   const std::vector<RankSlice> slices = rank_slices(masks, du.cols);
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-  const bool sm90 = properties_.major == 9 && properties_.minor == 0 && !only_sm80_kernels();
+  const bool sm90 = runs_sm90_kernels(properties_.major, properties_.minor);
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];

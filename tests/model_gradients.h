@@ -1,7 +1,8 @@
-// Gradients of a whole tiny model by finite differences in F64.
+// What is checked of a whole tiny model: its gradients, by finite differences in F64, and the memory that is planned for it.
 #pragma once
 #include <gtest/gtest.h>
 
+#include "src/train/memory_plan.h"
 #include "tests/tiny_model.h"
 
 namespace irq {
@@ -44,6 +45,19 @@ inline void check_gradients(const ModelPlan& plan) {
     loss_at(t, value);
     EXPECT_NEAR(expected, slope, 1e-7 * (1 + std::abs(slope))) << p.name;
   }
+}
+
+// A step and an evaluation of the plan on the CPU, in exactly the memory that was planned for them, reach it to the byte.
+inline void expect_plan_is_the_peak(const ModelPlan& p, const Batch& batch) {
+  Backend& b = cpu_backend(DType::F32);
+  const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
+  DeviceMemory memory(b);
+  Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, Device::CPU);
+  Trainer trainer(b, arena, p, plan.max_labels);
+  trainer.model().init_rope();
+  trainer.step({batch}, 1, frozen());
+  trainer.evaluate(batch);
+  EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
 }
 
 }  // namespace irq

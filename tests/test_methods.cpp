@@ -1,8 +1,6 @@
 // QA-LoRA, IR-QA-LoRA and PEQA in a whole model: every gradient by finite differences, and what must not change a result.
 #include <gtest/gtest.h>
 
-#include "kernels/device_memory.h"
-#include "src/train/memory_plan.h"
 #include "tests/model_gradients.h"
 
 namespace irq {
@@ -107,17 +105,9 @@ TEST(Methods, AlignmentsAgreeWhereSlicesAreWholeGroups) {
 TEST(Methods, PlanIsThePeakToTheByte) {
   const std::vector<Example> examples = tiny_examples(40);
   const Batch batch = pack_range(examples, 0, 40);
-  Backend& b = cpu_backend(DType::F32);
   for (const ModelPlan& p : {pooled_plan(PoolKind::mean, 16, false, true),
                              pooled_plan(PoolKind::sum, 16, true, true, 0.1), scales_plan(3, 8)}) {
-    const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
-    DeviceMemory memory(b);
-    Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, Device::CPU);
-    Trainer trainer(b, arena, p, plan.max_labels);
-    trainer.model().init_rope();
-    trainer.step({batch}, 1, frozen());
-    trainer.evaluate(batch);
-    EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
+    expect_plan_is_the_peak(p, batch);
   }
 }
 

@@ -1,10 +1,8 @@
 // Whole-model checks, on the CPU: the calculus by finite differences in F64, and everything that must not change a result.
 #include <gtest/gtest.h>
 
-#include "kernels/device_memory.h"
 #include "src/io/load_model.h"
 #include "src/io/synthetic.h"
-#include "src/train/memory_plan.h"
 #include "tests/model_gradients.h"
 
 namespace irq {
@@ -196,15 +194,7 @@ TEST(Model, PlanIsThePeakToTheByte) {
       ModelPlan p = tiny_plan(true, dropout);
       p.recompute = level, p.recompute_layers = p.config.layers;
       p.pad_row = dropout > 0;
-      Backend& b = cpu_backend(DType::F32);
-      const MemoryPlan plan = plan_memory(Device::CPU, b.precision(), p, {shape_of(batch)}, {shape_of(batch)});
-      DeviceMemory memory(b);
-      Arena arena(memory.take(plan.peak_bytes), plan.peak_bytes, Device::CPU);
-      Trainer trainer(b, arena, p, plan.max_labels);
-      trainer.model().init_rope();
-      trainer.step({batch}, 1, frozen());
-      trainer.evaluate(batch);
-      EXPECT_EQ(arena.peak(), plan.peak_bytes) << describe(plan);
+      expect_plan_is_the_peak(p, batch);
     }
   }
 }

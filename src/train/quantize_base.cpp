@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <future>
 
+#include "kernels/device_memory.h"
 #include "kernels/nf_codebook.h"
 #include "src/core/clock.h"
 #include "src/core/file.h"
@@ -36,20 +37,12 @@ class DeviceBuffers {
       wide = std::max(wide, s.out * s.in * size_of(DType::F32));
       packed = std::max(packed, placed_bytes(s.out, s.in, format));
     }
-    try {
-      map_ = make_view(take(256 * size_of(DType::F32)), DType::F32, 1, 256, "map", backend.device());
-      wide_ = take(wide);
-      if (in.dtype() != DType::F32) source_ = take(source);
-      packed_ = take(packed);
-    } catch (...) {
-      release();
-      throw;
-    }
+    map_ = memory_.take(DType::F32, 1, 256, "map");
+    wide_ = memory_.take(wide);
+    if (in.dtype() != DType::F32) source_ = memory_.take(source);
+    packed_ = memory_.take(packed);
     backend.upload(map_, dynamic_map().data());
   }
-  ~DeviceBuffers() { release(); }
-  DeviceBuffers(const DeviceBuffers&) = delete;
-  DeviceBuffers& operator=(const DeviceBuffers&) = delete;
 
   // The host's matrix on the device in F32 (rows, cols).
   Tensor load(const Tensor& host, const char* name) {
@@ -68,16 +61,8 @@ class DeviceBuffers {
   }
 
  private:
-  void* take(int64_t bytes) {
-    taken_.push_back(backend_.allocate(bytes));
-    return taken_.back();
-  }
-  void release() {
-    for (void* memory : taken_) backend_.release(memory);
-    taken_.clear();
-  }
   Backend& backend_;
-  std::vector<void*> taken_;
+  DeviceMemory memory_{backend_};
   Tensor map_;
   void *source_ = nullptr, *wide_ = nullptr, *packed_ = nullptr;
 };
