@@ -6,7 +6,6 @@
 namespace irq {
 
 constexpr int kDim = 128;  // of a head
-constexpr float kLog2E = 1.4426950408889634f;
 
 // Packed sequences of one length, each attending to itself causally; every query head has its own keys. The production kernel
 // takes any lengths, prefixes, and groups of heads that share keys.
