@@ -1,0 +1,102 @@
+// What  : y = beta * y + x w_hat^T for up to 32 rows of x, straight from the codes, by tensor cores.
+// Math  : y[m][r] = beta * y[m][r] + sum_b (s_b sum_{c in b} level x[m][c] + tau_b sum_{c in b} x[m][c]) over the blocks b of row r.
+//         Levels are rounded to bf16 (nfk_pairs.cuh), x is bf16 as it comes; all sums, scales and shifts are F32.
+// Shapes: x (m, cols), y (m, rows) BF16, m <= 32; w (rows, cols) NF2/3/4 codes with dq8 scales, cols % 256 = 0.
+// Cost  : k/8 + 0.03 bytes a weight: 11008 x 4096 NF4 are 24 MB = 7.9 us at 3.03 TB/s. About 1.7 instructions a weight.
+// Tricky: one thread block of 16 warps a multiprocessor, each with rows / multiprocessors rows of w (83 or 84), so that all have
+//         the same bytes. A warp has columns: 256 of all these rows, so its part of x stays in registers; what lies in DRAM
+//         in front of it runs through a ring of its own (64 to 128 KB on the way on a multiprocessor), with no barrier but those
+//         at the beginning and the end. The order of k within a block is free: lane (g, p) has the 16 codes 16p .. 16p+15 of
+//         rows g and g+8, a pair of codes is one operand register, looked up in a table with a copy for each lane. Scale and
+//         tau codes of all rows come first, in whole lines; their map lies in the same table. Partial sums are added in a
+//         fixed order.
+#include "kernels/nfk_matmul_few.cuh"
+
+#include "kernels/nfk_matmul.cuh"
+
+namespace irq {
+namespace {
+
+template <int kBits, int kTokens, int kStages>
+__global__ void __launch_bounds__(few_warps(kTokens) * kWarp, 1) few_kernel(const __grid_constant__ FewArgs a) {
+  extern __shared__ __align__(16) char memory[];
+  const uint32_t begin = smem_address(memory);
+  if (begin > kFewTable) __trap();
+  FewBlock<kBits, kTokens, kStages>{a}.run();
+}
+
+bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+int64_t rounded(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
+
+// For a grid of `grid` thread blocks; the ring begins behind it.
+FewLayout layout(const PackedView& q, int64_t grid, int tokens) {
+  const int warps = few_warps(tokens);
+  const int64_t rows = ceil_div(q.rows, grid), blocks = q.cols / kBlock;
+  FewLayout at{};
+  at.rows = static_cast<int>(q.rows / grid), at.more = static_cast<int>(q.rows % grid);
+  // Eight rows of codes start in different banks, if need be through 16 bytes between them.
+  at.padded_units = static_cast<int>(blocks % 32 == 0 ? blocks / 16 : 0);
+  at.pitch = static_cast<int>(blocks + (at.padded_units ? 16 : 0));
+  int64_t end = kFewTable + kFewTableBytes;
+  const auto take = [&](int64_t bytes) {
+    const int64_t begin = end;
+    end += rounded(bytes, 128);
+    return static_cast<int>(begin);
+  };
+  const int64_t codes = rounded(rows, kFewTile) * at.pitch + 32, groups = (rounded(rows, kFewTile) * blocks / kScaleGroup + 2) * 8;
+  at.scales = take(codes), at.shifts = q.tau_codes ? take(codes) : at.scales;
+  at.groups = take(groups);
+  at.partial_rows = static_cast<int>(rounded(rows, kFewTile));
+  at.partial = take(int64_t{warps} * at.partial_rows * tokens * 4);
+  at.ring = static_cast<int>(end);
+  const int chunks = static_cast<int>(blocks / kFewChunk);
+  at.turns = chunks / warps, at.last = chunks % warps;
+  if (at.last) at.sharing = warps / at.last, at.reciprocal = 65536 / at.last + 1;
+  return at;
+}
+
+template <int kBits, int kTokens, int kStages>
+bool launch(FewArgs& a, int64_t grid, int64_t shared_bytes, cudaStream_t stream) {
+  constexpr int kWarps = few_warps(kTokens);
+  a.at.total = a.at.ring + kWarps * kStages * FewShape<kBits>::kStage;
+  if (a.at.total > shared_bytes) return false;
+  const auto kernel = few_kernel<kBits, kTokens, kStages>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.at.total));
+  launch_early(kernel, static_cast<unsigned>(grid), kWarps * kWarp, a.at.total, stream, a);
+  return true;
+}
+
+}  // namespace
+
+bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
+                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream) {
+  if (m < 1 || m > kFewTokens || q.rows < 1 || q.cols % (kFewChunk * kBlock) != 0 || q.scales || !aligned(q.codes, 16) ||
+      !aligned(x, 16) || x_stride % 8 != 0 || q.rows * (q.cols / kBlock) >= int64_t{1} << 31)
+    return false;
+  FewArgs a{};
+  a.q = q, a.x = x, a.x_stride = x_stride, a.y = y, a.y_stride = y_stride, a.m_count = m, a.beta = beta;
+  a.blocks = static_cast<int>(q.cols / kBlock);
+  a.unit = 1.0f / kLevelScale[bits];
+  for (int i = 0; i < 1 << bits; ++i) a.level[i] = nf_codebook(bits).level[i] * kLevelScale[bits];
+  bool done = false;
+  dispatch_bits(bits, [&](auto k) {
+    const auto run = [&](auto tokens) {
+      // More thread blocks than multiprocessors only if the rows of one do not fit.
+      for (int64_t waves = 1; !done && waves <= 16; ++waves) {
+        const int64_t grid = std::min<int64_t>(q.rows, waves * multiprocessors);
+        a.at = layout(q, grid, tokens.value);
+        done = launch<k.value, tokens.value, 4>(a, grid, shared_bytes, stream) ||
+               launch<k.value, tokens.value, 3>(a, grid, shared_bytes, stream) ||
+               launch<k.value, tokens.value, 2>(a, grid, shared_bytes, stream);
+      }
+    };
+    if (m <= 2) run(std::integral_constant<int, 2>{});
+    else if (m <= 8) run(std::integral_constant<int, 8>{});
+    else if (m <= 16) run(std::integral_constant<int, 16>{});
+    else run(std::integral_constant<int, kFewTokens>{});
+  });
+  return done;
+}
+
+}  // namespace irq
