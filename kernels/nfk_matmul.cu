@@ -147,9 +147,12 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
       int count = 16;
       for (int64_t m = 0; m < y.rows; m += count) {
         if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-          count = static_cast<int>(std::min<int64_t>(kFewTokens, y.rows - m));
-          if (nfk_matmul_few(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits, count,
-                             static_cast<float>(beta), sm_count(), shared_bytes(), stream()))
+          static const int most_few = getenv("FEW_MOST") ? atoi(getenv("FEW_MOST")) : 8;
+          const bool few = y.rows - m <= most_few;
+          count = static_cast<int>(std::min<int64_t>(few ? kFewTokens : kManyTokens, y.rows - m));
+          if ((few ? nfk_matmul_few : nfk_matmul_many)(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view,
+                                                       q.format.bits, count, static_cast<float>(beta), sm_count(),
+                                                       shared_bytes(), stream()))
             continue;
         }
         count = static_cast<int>(std::min<int64_t>(16, y.rows - m));

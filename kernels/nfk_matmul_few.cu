@@ -21,36 +21,19 @@ template <int kBits, int kTokens, int kStages>
 __global__ void __launch_bounds__(few_warps(kTokens) * kWarp, 1) few_kernel(const __grid_constant__ FewArgs a) {
   extern __shared__ __align__(16) char memory[];
   const uint32_t begin = smem_address(memory);
-  if (begin > kFewTable) __trap();
+  if (begin > kShareTable) __trap();
   FewBlock<kBits, kTokens, kStages>{a}.run();
 }
 
 bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
-int64_t rounded(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
-
-// For a grid of `grid` thread blocks; the ring begins behind it.
-FewLayout layout(const PackedView& q, int64_t grid, int tokens) {
-  const int warps = few_warps(tokens);
-  const int64_t rows = ceil_div(q.rows, grid), blocks = q.cols / kBlock;
+// Behind `end` in shared memory; for the shares of `rows` rows.
+FewLayout layout(int64_t rows, int blocks, int tokens, int64_t end) {
+  const int warps = few_warps(tokens), chunks = blocks / kFewChunk;
   FewLayout at{};
-  at.rows = static_cast<int>(q.rows / grid), at.more = static_cast<int>(q.rows % grid);
-  // Eight rows of codes start in different banks, if need be through 16 bytes between them.
-  at.padded_units = static_cast<int>(blocks % 32 == 0 ? blocks / 16 : 0);
-  at.pitch = static_cast<int>(blocks + (at.padded_units ? 16 : 0));
-  int64_t end = kFewTable + kFewTableBytes;
-  const auto take = [&](int64_t bytes) {
-    const int64_t begin = end;
-    end += rounded(bytes, 128);
-    return static_cast<int>(begin);
-  };
-  const int64_t codes = rounded(rows, kFewTile) * at.pitch + 32, groups = (rounded(rows, kFewTile) * blocks / kScaleGroup + 2) * 8;
-  at.scales = take(codes), at.shifts = q.tau_codes ? take(codes) : at.scales;
-  at.groups = take(groups);
-  at.partial_rows = static_cast<int>(rounded(rows, kFewTile));
-  at.partial = take(int64_t{warps} * at.partial_rows * tokens * 4);
-  at.ring = static_cast<int>(end);
-  const int chunks = static_cast<int>(blocks / kFewChunk);
+  at.partial = static_cast<int>(end);
+  at.partial_rows = static_cast<int>(ceil_div(rows, kFewTile) * kFewTile);
+  at.ring = at.partial + warps * at.partial_rows * tokens * 4;
   at.turns = chunks / warps, at.last = chunks % warps;
   if (at.last) at.sharing = warps / at.last, at.reciprocal = 65536 / at.last + 1;
   return at;
@@ -59,7 +42,7 @@ FewLayout layout(const PackedView& q, int64_t grid, int tokens) {
 template <int kBits, int kTokens, int kStages>
 bool launch(FewArgs& a, int64_t grid, int64_t shared_bytes, cudaStream_t stream) {
   constexpr int kWarps = few_warps(kTokens);
-  a.at.total = a.at.ring + kWarps * kStages * FewShape<kBits>::kStage;
+  a.at.total = a.at.ring + kWarps * kStages * FewBlock<kBits, kTokens, kStages>::kStage;
   if (a.at.total > shared_bytes) return false;
   const auto kernel = few_kernel<kBits, kTokens, kStages>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.at.total));
@@ -85,9 +68,12 @@ bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, 
       // More thread blocks than multiprocessors only if the rows of one do not fit.
       for (int64_t waves = 1; !done && waves <= 16; ++waves) {
         const int64_t grid = std::min<int64_t>(q.rows, waves * multiprocessors);
-        a.at = layout(q, grid, tokens.value);
-        done = launch<k.value, tokens.value, 4>(a, grid, shared_bytes, stream) ||
-               launch<k.value, tokens.value, 3>(a, grid, shared_bytes, stream) ||
+        int64_t end = 0;
+        a.share = share_layout(q, grid, end);
+        a.at = layout(ceil_div(q.rows, grid), a.blocks, tokens.value, end);
+        const int most = getenv("FEW_STAGES") ? atoi(getenv("FEW_STAGES")) : 4;
+        done = (most > 3 && launch<k.value, tokens.value, 4>(a, grid, shared_bytes, stream)) ||
+               (most > 2 && launch<k.value, tokens.value, 3>(a, grid, shared_bytes, stream)) ||
                launch<k.value, tokens.value, 2>(a, grid, shared_bytes, stream);
       }
     };

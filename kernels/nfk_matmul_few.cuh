@@ -1,8 +1,7 @@
 // The arguments and the shared memory of the kernel of nfk_matmul_few.cu, and what one of its warps does.
 #pragma once
 #include "kernels/dependent_launch.cuh"
-#include "kernels/nfk_matmul.cuh"
-#include "kernels/nfk_pairs.cuh"
+#include "kernels/nfk_matmul_share.cuh"
 
 namespace irq {
 
@@ -12,16 +11,11 @@ constexpr int kFewChunk = 4;   // blocks of 64 of each of them
 // Warps of a thread block: what the registers allow that hold the x of so many rows.
 constexpr int few_warps(int tokens) { return tokens <= 8 ? 16 : tokens <= 16 ? 12 : 8; }
 
-// Where things lie in the window of shared memory, in bytes, and how the matrix is dealt out.
 struct FewLayout {
-  int scales, shifts, pitch;  // codes of the thread block's rows; bytes from row to row
-  int padded_units;           // of 16 bytes of a row, if rows are set apart; 0: one lies right behind the other
-  int groups;                 // factors of scale and shift, in turns
   int partial, partial_rows;  // of each warp: (tokens / 8, partial_rows, 8) f32; for 2 tokens (partial_rows, 2)
   int ring, total;
-  int rows, more;  // a thread block has `rows` rows of w, the first `more` of them one more
-  // Chunks are dealt to warps in turns, one for each. In the last turn there are `last` of them, each for `sharing` warps that split
-  // its tiles; warp / last = warp * reciprocal >> 16.
+  // Chunks are dealt to warps in turns, one for each. In the last turn there are `last` of them, each for `sharing` warps that
+  // split its tiles; warp / last = warp * reciprocal >> 16.
   int turns, last, sharing, reciprocal;
 };
 struct FewArgs {
@@ -32,39 +26,17 @@ struct FewArgs {
   int64_t y_stride;
   int m_count, blocks;
   float beta, unit;
+  ShareLayout share;
   FewLayout at;
   float level[16];  // scaled
 };
-
-template <int kBits>
-struct FewShape {
-  static constexpr int kPairs = 1 << (2 * kBits);
-  static constexpr int kBlockBytes = kBlock / 8 * kBits, kRowBytes = kFewChunk * kBlockBytes;
-  static constexpr int kUnits = kRowBytes / 16;  // of 16 bytes, of a row of a piece
-  // Rows start in different banks: NF4's blocks change places within a row instead.
-  static constexpr int kPitch = kRowBytes + (kBits == 4 ? 0 : 16);
-  static constexpr int kStage = kFewTile * kPitch;
-};
-
-// One table for both kinds of codes, 256 bytes an entry: two levels for each lane, then the entry of the map of scales for each
-// lane, so that no two lanes meet in a bank. At a constant address, which a load adds for nothing.
-constexpr int kFewTable = 2048, kFewTableBytes = 256 * 256;
-__device__ __forceinline__ uint32_t few_levels(uint32_t place) {
-  uint32_t x;
-  asm("ld.shared.u32 %0, [%1+2048];" : "=r"(x) : "r"(place));
-  return x;
-}
-__device__ __forceinline__ float few_map(uint32_t place) {
-  float x;
-  asm("ld.shared.f32 %0, [%1+2176];" : "=f"(x) : "r"(place));
-  return x;
-}
 
 // kTokens: rows of x that there is room for. 2: column 2 j + m of a product is block j of token m, so that a lane's results are of
 // the one block whose scales it decodes. 8, 16, 32: column m of product t is token 8 t + m.
 template <int kBits, int kTokens, int kStages>
 struct FewBlock {
-  using S = FewShape<kBits>;
+  using S = ShareShape<kBits, kFewChunk>;
+  static constexpr int kStage = kFewTile * S::kPitch;
   static constexpr int kWarps = few_warps(kTokens), kThreads = kWarps * kWarp;
   static constexpr int kSets = kTokens <= 8 ? 1 : kTokens / 8;  // of eight columns
   static constexpr int kWidth = kTokens / kSets;                // tokens of a set
@@ -73,9 +45,8 @@ struct FewBlock {
 
   const FewArgs& a;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, p = lane % 4;
-  const int rows = a.at.rows + (static_cast<int>(blockIdx.x) < a.at.more ? 1 : 0);
-  const int row0 = static_cast<int>(blockIdx.x) * a.at.rows + min(static_cast<int>(blockIdx.x), a.at.more);
-  const int tiles = (rows + kFewTile - 1) / kFewTile;
+  const Share<kWarps> share{a.q, a.share, a.blocks};
+  const int tiles = (share.rows + kFewTile - 1) / kFewTile;
 
   // The pieces of a warp, one after the other: all tiles of a chunk before the next chunk. chunk < 0: no more.
   struct Walk {
@@ -99,20 +70,18 @@ struct FewBlock {
     const uint8_t* from;      // its first 16 bytes of codes in row 0, chunk 0
     uint32_t to;              // where they go in stage 0 (NF3: stage 0)
     uint32_t codes;           // of row g, block 0 in stage 0
-    uint32_t scales, shifts;  // codes of row g, block p
-    uint32_t group;           // row g, block 0, counted from the first group's first block
     uint32_t partial;
     uint32_t column;  // in an entry of the table
   };
   __device__ __forceinline__ Places places() const {
     const uint32_t row_bytes = a.blocks * S::kBlockBytes;
-    const uint8_t* first = a.q.codes + static_cast<int64_t>(row0) * row_bytes;
-    const uint32_t ring = a.at.ring + warp * kStages * S::kStage;
+    const uint8_t* first = a.q.codes + static_cast<int64_t>(share.row0) * row_bytes;
+    const uint32_t ring = a.at.ring + warp * kStages * kStage;
     const int row = lane / S::kUnits, unit = lane % S::kUnits;
     Places at;
     at.from = kBits == 3 ? first : first + row * row_bytes + unit * 16;
-    at.to = kBits == 3 ? ring : ring + row * S::kPitch + (kBits == 4 ? unit ^ (row & 3) * 2 : unit) * 16;
-    at.codes = ring + g * S::kPitch + (kBits == 4 ? (g & 3) * 32 + p * 8 : p * 2 * kBits);
+    at.to = kBits == 3 ? ring : ring + row * S::kPitch + S::place(row, unit) * 16;
+    at.codes = ring + g * S::kPitch + S::block_place(g, p, 0);
     at.partial = a.at.partial + (warp * kSets * a.at.partial_rows + g) * kWidth * 4 +
                  (kByBlock ? (p / 2 * 8 * kWidth + p % 2) * 4 : p * 8);
     at.column = lane * 4;
@@ -123,7 +92,7 @@ struct FewBlock {
   __device__ __forceinline__ void copy_piece(const Walk& w, const uint8_t* from, uint32_t to) const {
     const uint32_t row_bytes = a.blocks * S::kBlockBytes;
     const uint8_t* unit = from + (static_cast<uint32_t>(w.tile * kFewTile) * row_bytes + w.chunk * S::kRowBytes);
-    const int live = rows - w.tile * kFewTile;
+    const int live = share.rows - w.tile * kFewTile;
     if constexpr (kBits == 3) {  // 6 units a row
 #pragma unroll
       for (int k = 0; k < kFewTile * S::kUnits; k += kWarp) {
@@ -136,49 +105,6 @@ struct FewBlock {
 #pragma unroll
       for (int r = 0; r < kFewTile; r += kStep, unit += kStep * row_bytes)
         if (r < left) cp_async_16(to + r * S::kPitch, unit, true);
-    }
-  }
-
-  // Starts copying the scale (or tau) codes of the block's rows, in units of 16 bytes wherever they lie. Returns where they
-  // begin.
-  __device__ __forceinline__ uint32_t copy_codes(const uint8_t* codes, uint32_t to) const {
-    const uint8_t* first = codes + static_cast<int64_t>(row0) * a.blocks;
-    const int skip = static_cast<int>(reinterpret_cast<uintptr_t>(first) % 16), bytes = rows * a.blocks + skip;
-    const unsigned apart = a.at.padded_units ? a.at.padded_units : 1 << 30;
-#pragma unroll 1
-    for (int i = threadIdx.x; i * 16 < bytes; i += kThreads)
-      cp_async_some(to + i * 16 + static_cast<unsigned>(i) / apart * 16, first - skip + i * 16, min(16, bytes - i * 16));
-    return to + skip;
-  }
-  // Factor i of the scales, and of the shifts behind it: 0 if there are none.
-  __device__ __forceinline__ void copy_groups(int64_t first, int count) const {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += kThreads) {
-      const uint32_t to = a.at.groups + i * 8;
-      cp_async_4(to, a.q.scale_groups + first + i, true);
-      cp_async_4(to + 4, a.q.tau_codes ? a.q.tau_groups + first + i : a.q.scale_groups, a.q.tau_codes != nullptr);
-    }
-  }
-
-  // Entry i: the two levels of pair i (if there are as many), and map[i]. entry: map[16 warp + lane % 16].
-  __device__ __forceinline__ void fill_table(float entry) const {
-    const float level = a.level[lane % (1 << kBits)];
-#pragma unroll
-    for (int sixteen = 0; sixteen < 16; sixteen += kWarps) {
-      if (sixteen > 0) {
-        if (sixteen + warp >= 16) break;
-        entry = __ldg(a.q.map + (sixteen + warp) * 16 + lane % 16);
-      }
-#pragma unroll
-      for (int k = 0; k < 16; k += 2) {
-        const int i = k + lane / 16, pair = (sixteen + warp) * 16 + i;
-        const float first = __shfl_sync(kFullWarp, level, pair >> kBits & ((1 << kBits) - 1));
-        const float second = __shfl_sync(kFullWarp, level, pair & ((1 << kBits) - 1));
-        const float map = __shfl_sync(kFullWarp, entry, i);
-        const uint32_t v = lane % 16 < 8 ? pack_bf16(first, second) : __float_as_uint(map);
-        if (pair < S::kPairs || lane % 16 >= 8)
-          store_shared_128(kFewTable + pair * 256 + lane % 16 * 16, make_uint4(v, v, v, v));
-      }
     }
   }
 
@@ -201,6 +127,8 @@ struct FewBlock {
         in.x[t][j][4] = high.x, in.x[t][j][5] = high.y, in.x[t][j][6] = high.z, in.x[t][j][7] = high.w;
       }
     }
+  }
+  __device__ __forceinline__ void sum_x(Input& in) const {
     constexpr uint32_t kOnes = 0x3f803f80u;
     const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
 #pragma unroll
@@ -221,22 +149,6 @@ struct FewBlock {
     }
   }
 
-  // scale and shift of block p of rows g and g + 8 of a piece.
-  __device__ __forceinline__ void decode(float (&scale)[2], float (&shift)[2], const Walk& w, const Places& place,
-                                         float offset) const {
-    const uint32_t row = w.tile * kFewTile, block = w.chunk * kFewChunk;
-    const uint32_t at = row * a.at.pitch + block, group = place.group + row * a.blocks + block;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const auto entry = [&](uint32_t codes) {
-        return few_map(load_shared_8(codes + at + r * 8 * a.at.pitch) * 256u + place.column);
-      };
-      const uint2 factor = load_shared_64(a.at.groups + (group + r * 8 * a.blocks) / kScaleGroup * 8);
-      scale[r] = __fadd_rn(__fmul_rn(entry(place.scales), __uint_as_float(factor.x)), offset) * a.unit;
-      shift[r] = __fmul_rn(entry(place.shifts), __uint_as_float(factor.y));
-    }
-  }
-
   // sum[t][2 r + c]: row g + 8 r; of token 8 t + 2 p + c, or of token c (this lane's block alone). codes, column: Places, in
   // the stage.
   __device__ __forceinline__ void multiply(float (&sum)[kSets][4], uint32_t codes, uint32_t column, const Input& in,
@@ -249,10 +161,10 @@ struct FewBlock {
       float product[kSets][4] = {};
       const auto step = [&](auto s) {
         constexpr int i = 2 * s.value;
-        const uint32_t w[4] = {few_levels(now[0].template wide_address<i>(column)),
-                               few_levels(now[1].template wide_address<i>(column)),
-                               few_levels(now[0].template wide_address<i + 1>(column)),
-                               few_levels(now[1].template wide_address<i + 1>(column))};
+        const uint32_t w[4] = {share_levels(now[0].template wide_address<i>(column)),
+                               share_levels(now[1].template wide_address<i>(column)),
+                               share_levels(now[0].template wide_address<i + 1>(column)),
+                               share_levels(now[1].template wide_address<i + 1>(column))};
 #pragma unroll
         for (int t = 0; t < kSets; ++t)
           mma_m16n8k16(kByBlock ? apart[s.value % 2] : product[t], w, in.x[t][j][i], in.x[t][j][i + 1]);
@@ -310,29 +222,10 @@ struct FewBlock {
     }
   }
 
-  // Starts all copies that find room, and makes the table and an empty sum meanwhile.
-  __device__ __forceinline__ void begin(Places& place, Walk& ahead, float& offset) const {
-    const int64_t block0 = static_cast<int64_t>(row0) * a.blocks;
-    const int before = static_cast<int>(block0 % kScaleGroup);  // blocks of the first group
-    place.scales = copy_codes(a.q.scale_codes, a.at.scales);
-    place.shifts = a.q.tau_codes ? copy_codes(a.q.tau_codes, a.at.shifts) : place.scales;
-    place.scales = kept(place.scales + g * a.at.pitch + p), place.shifts = kept(place.shifts + g * a.at.pitch + p);
-    place.group = kept(before + g * a.blocks);
-    copy_groups(block0 / kScaleGroup, (before + rows * a.blocks - 1) / kScaleGroup + 1);
-    cp_async_commit();
-#pragma unroll 1
-    for (int k = 0; k < kStages; ++k) {
-      if (ahead.chunk >= 0) copy_piece(ahead, place.from, place.to + k * S::kStage);
-      cp_async_commit();
-      advance(ahead);
-    }
-    const float entry = __ldg(a.q.map + warp * 16 + lane % 16);
-    offset = __ldg(a.q.scale_offset);
-    let_next_kernel_begin();
+  __device__ __forceinline__ void clear_partial() const {
 #pragma unroll 1
     for (int i = threadIdx.x; i < kWarps * a.at.partial_rows * kTokens / 4; i += kThreads)
       store_shared_128(a.at.partial + i * 16, uint4{});
-    fill_table(entry);
   }
 
   __device__ __forceinline__ void finish() const {
@@ -341,36 +234,54 @@ struct FewBlock {
     for (int i = threadIdx.x; i < values; i += kThreads) {
       const int c = i % kWidth, line = i / kWidth, set = kSets == 1 ? 0 : line / a.at.partial_rows;
       const int row = line - set * a.at.partial_rows, m = set * kWidth + c;
-      if (m >= a.m_count || row >= rows) continue;
+      if (m >= a.m_count || row >= share.rows) continue;
       float total = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w)
         total += __uint_as_float(load_shared_32(a.at.partial + (w * values + i) * 4));
-      __nv_bfloat16& out = a.y[m * a.y_stride + row0 + row];
+      __nv_bfloat16& out = a.y[m * a.y_stride + share.row0 + row];
       out = __float2bfloat16_rn(a.beta == 0.0f ? total : fmaf(a.beta, __bfloat162float(out), total));
     }
   }
 
   __device__ __forceinline__ void run() const {
+    // What everything waits for is asked for first: it would stand behind all the codes otherwise.
+    const auto entries = share.load_entries();
+    const float offset = __ldg(a.q.scale_offset);
+    const ShareScales scales = share.copy_scales(g, p);
+    cp_async_commit();
+    let_next_kernel_begin();
     Places place = places();
     Walk ahead{};
     enter(ahead);
     Walk now = ahead;
-    float offset;
-    begin(place, ahead, offset);
-    place.from = kept(place.from), place.to = kept(place.to), place.codes = kept(place.codes);
-    place.partial = kept(place.partial), place.column = kept(place.column);
     wait_for_previous_kernel();  // x is its work; all before was on weights
     Input in;
-    int chunk_in = -1;
+    int chunk_in = now.chunk;
+    if (chunk_in >= 0) load_x(in, chunk_in);
+#pragma unroll 1
+    for (int k = 0; k < kStages; ++k) {
+      if (ahead.chunk >= 0) copy_piece(ahead, place.from, place.to + k * kStage);
+      cp_async_commit();
+      advance(ahead);
+    }
+    clear_partial();
+    share.template fill_table<kBits>(entries, a.level);
+    place.from = kept(place.from), place.to = kept(place.to), place.codes = kept(place.codes);
+    place.partial = kept(place.partial), place.column = kept(place.column);
+    if (chunk_in >= 0) sum_x(in);
     uint32_t stage = 0;  // where it begins
     cp_async_wait<kStages>();
     __syncthreads();
 #pragma unroll 1
     while (now.chunk >= 0) {
-      if (now.chunk != chunk_in) load_x(in, chunk_in = now.chunk);
+      if (now.chunk != chunk_in) load_x(in, chunk_in = now.chunk), sum_x(in);
       float scale[2], shift[2], sum[kSets][4] = {};
-      decode(scale, shift, now, place, offset);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        share.decode(scale[r], shift[r], scales, place.column, now.tile * kFewTile + 8 * r, now.chunk * kFewChunk, offset);
+        scale[r] *= a.unit;
+      }
       cp_async_wait<kStages - 1>();
       __syncwarp();
       multiply(sum, place.codes + stage, place.column, in, scale, shift);
@@ -380,7 +291,7 @@ struct FewBlock {
       advance(ahead);
       add_partial(sum, place.partial + now.tile * (kFewTile * kWidth * 4));
       advance(now);
-      stage = stage + S::kStage < kStages * S::kStage ? stage + S::kStage : 0;
+      stage = stage + kStage < kStages * kStage ? stage + kStage : 0;
     }
     __syncthreads();
     finish();

@@ -60,6 +60,11 @@ __device__ __forceinline__ uint2 load_shared_64(uint32_t shared) {
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(shared));
   return x;
 }
+__device__ __forceinline__ uint4 load_shared_128(uint32_t shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(shared));
+  return x;
+}
 __device__ __forceinline__ void store_shared_32(uint32_t shared, uint32_t x) {
   asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(shared), "r"(x) : "memory");
 }
