@@ -144,18 +144,19 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
                                                                         static_cast<float>(beta), nf_codebook(k.value));
         return;
       }
-      int count = 16;
+      int count = 0;
       for (int64_t m = 0; m < y.rows; m += count) {
+        const int64_t left = y.rows - m;
         if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-          static const int most_few = getenv("FEW_MOST") ? atoi(getenv("FEW_MOST")) : 8;
-          const bool few = y.rows - m <= most_few;
-          count = static_cast<int>(std::min<int64_t>(few ? kFewTokens : kManyTokens, y.rows - m));
-          if ((few ? nfk_matmul_few : nfk_matmul_many)(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view,
-                                                       q.format.bits, count, static_cast<float>(beta), sm_count(),
-                                                       shared_bytes(), stream()))
-            continue;
+          const auto shared_out = [&](auto matmul, int most) {
+            count = static_cast<int>(std::min<int64_t>(most, left));
+            return matmul(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits, count,
+                          static_cast<float>(beta), sm_count(), shared_bytes(), stream());
+          };
+          if (left > kFewTokens && shared_out(nfk_matmul_many, kManyTokens)) continue;
+          if (shared_out(nfk_matmul_few, kFewTokens)) continue;
         }
-        count = static_cast<int>(std::min<int64_t>(16, y.rows - m));
+        count = static_cast<int>(std::min<int64_t>(16, left));
         launch_tile<k.value>(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, count,
                              static_cast<float>(beta), stream());
       }

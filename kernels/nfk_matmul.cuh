@@ -14,7 +14,7 @@ void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x,
                      int bits, int m, float beta, cudaStream_t stream);
 
 // The same for m <= kFewTokens by nfk_matmul_few.cu and for m <= kManyTokens by nfk_matmul_many.cu; false if they do not take it.
-constexpr int kFewTokens = 32, kManyTokens = 64;
+constexpr int kFewTokens = 16, kManyTokens = 64;
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
                     int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
 bool nfk_matmul_many(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,

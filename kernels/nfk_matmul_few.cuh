@@ -5,11 +5,13 @@
 
 namespace irq {
 
-constexpr int kFewTile = 16;   // rows of w in a piece
-constexpr int kFewChunk = 4;   // blocks of 64 of each of them
+constexpr int kFewTile = 16;  // rows of w in a piece
+constexpr int kFewChunk = 4;  // blocks of 64 of each of them
 
+constexpr int kFewStages =
+    2;  // pieces of a warp on the way: 48 to 64 KB on a multiprocessor. More only make others wait.
 // Warps of a thread block: what the registers allow that hold the x of so many rows.
-constexpr int few_warps(int tokens) { return tokens <= 8 ? 16 : tokens <= 16 ? 12 : 8; }
+constexpr int few_warps(int tokens) { return tokens <= 8 ? 16 : 12; }
 
 struct FewLayout {
   int partial, partial_rows;  // of each warp: (tokens / 8, partial_rows, 8) f32; for 2 tokens (partial_rows, 2)
@@ -32,8 +34,8 @@ struct FewArgs {
 };
 
 // kTokens: rows of x that there is room for. 2: column 2 j + m of a product is block j of token m, so that a lane's results are of
-// the one block whose scales it decodes. 8, 16, 32: column m of product t is token 8 t + m.
-template <int kBits, int kTokens, int kStages>
+// the one block whose scales it decodes. 8, 16: column m of product t is token 8 t + m.
+template <int kBits, int kTokens>
 struct FewBlock {
   using S = ShareShape<kBits, kFewChunk>;
   static constexpr int kStage = kFewTile * S::kPitch;
@@ -67,16 +69,16 @@ struct FewBlock {
 
   // Where this lane reads and writes, as far as the piece does not matter.
   struct Places {
-    const uint8_t* from;      // its first 16 bytes of codes in row 0, chunk 0
-    uint32_t to;              // where they go in stage 0 (NF3: stage 0)
-    uint32_t codes;           // of row g, block 0 in stage 0
+    const uint8_t* from;  // its first 16 bytes of codes in row 0, chunk 0
+    uint32_t to;          // where they go in stage 0 (NF3: stage 0)
+    uint32_t codes;       // of row g, block 0 in stage 0
     uint32_t partial;
     uint32_t column;  // in an entry of the table
   };
   __device__ __forceinline__ Places places() const {
     const uint32_t row_bytes = a.blocks * S::kBlockBytes;
     const uint8_t* first = a.q.codes + static_cast<int64_t>(share.row0) * row_bytes;
-    const uint32_t ring = a.at.ring + warp * kStages * kStage;
+    const uint32_t ring = a.at.ring + warp * kFewStages * kStage;
     const int row = lane / S::kUnits, unit = lane % S::kUnits;
     Places at;
     at.from = kBits == 3 ? first : first + row * row_bytes + unit * 16;
@@ -119,8 +121,8 @@ struct FewBlock {
       const int token = t * 8 + (kByBlock ? g % 2 : g);
 #pragma unroll
       for (int j = 0; j < kFewChunk; ++j) {
-        const uint4* from = reinterpret_cast<const uint4*>(a.x + token * a.x_stride +
-                                                           (chunk * kFewChunk + j) * kBlock + p * 16);
+        const uint4* from =
+            reinterpret_cast<const uint4*>(a.x + token * a.x_stride + (chunk * kFewChunk + j) * kBlock + p * 16);
         const bool mine = token < a.m_count && (!kByBlock || g / 2 == j);
         const uint4 zero{}, low = mine ? from[0] : zero, high = mine ? from[1] : zero;
         in.x[t][j][0] = low.x, in.x[t][j][1] = low.y, in.x[t][j][2] = low.z, in.x[t][j][3] = low.w;
@@ -189,8 +191,8 @@ struct FewBlock {
       for (int r = 0; r < 2; ++r) scale_products(sum[0], apart[0], in.sums[0][0], r, scale[r], shift[r]);
     }
   }
-  __device__ __forceinline__ static void scale_products(float (&sum)[4], const float (&product)[4],
-                                                        const float (&x)[2], int r, float scale, float shift) {
+  __device__ __forceinline__ static void scale_products(float (&sum)[4], const float (&product)[4], const float (&x)[2],
+                                                        int r, float scale, float shift) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       sum[2 * r + c] = fmaf(scale, product[2 * r + c], sum[2 * r + c]);
@@ -207,8 +209,7 @@ struct FewBlock {
       const bool upper = p & 2, odd = p & 1;
       const float even_token = (upper ? z[2] : z[0]) + __shfl_xor_sync(kFullWarp, upper ? z[0] : z[2], 2);
       const float odd_token = (upper ? z[3] : z[1]) + __shfl_xor_sync(kFullWarp, upper ? z[1] : z[3], 2);
-      const float all =
-          (odd ? odd_token : even_token) + __shfl_xor_sync(kFullWarp, odd ? even_token : odd_token, 1);
+      const float all = (odd ? odd_token : even_token) + __shfl_xor_sync(kFullWarp, odd ? even_token : odd_token, 1);
       store_shared_32(place, add(load_shared_32(place), all));
     } else {
 #pragma unroll
@@ -237,8 +238,7 @@ struct FewBlock {
       if (m >= a.m_count || row >= share.rows) continue;
       float total = 0;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w)
-        total += __uint_as_float(load_shared_32(a.at.partial + (w * values + i) * 4));
+      for (int w = 0; w < kWarps; ++w) total += __uint_as_float(load_shared_32(a.at.partial + (w * values + i) * 4));
       __nv_bfloat16& out = a.y[m * a.y_stride + share.row0 + row];
       out = __float2bfloat16_rn(a.beta == 0.0f ? total : fmaf(a.beta, __bfloat162float(out), total));
     }
@@ -260,7 +260,7 @@ struct FewBlock {
     int chunk_in = now.chunk;
     if (chunk_in >= 0) load_x(in, chunk_in);
 #pragma unroll 1
-    for (int k = 0; k < kStages; ++k) {
+    for (int k = 0; k < kFewStages; ++k) {
       if (ahead.chunk >= 0) copy_piece(ahead, place.from, place.to + k * kStage);
       cp_async_commit();
       advance(ahead);
@@ -271,7 +271,7 @@ struct FewBlock {
     place.partial = kept(place.partial), place.column = kept(place.column);
     if (chunk_in >= 0) sum_x(in);
     uint32_t stage = 0;  // where it begins
-    cp_async_wait<kStages>();
+    cp_async_wait<kFewStages>();
     __syncthreads();
 #pragma unroll 1
     while (now.chunk >= 0) {
@@ -279,10 +279,11 @@ struct FewBlock {
       float scale[2], shift[2], sum[kSets][4] = {};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        share.decode(scale[r], shift[r], scales, place.column, now.tile * kFewTile + 8 * r, now.chunk * kFewChunk, offset);
+        share.decode(scale[r], shift[r], scales, place.column, now.tile * kFewTile + 8 * r, now.chunk * kFewChunk,
+                     offset);
         scale[r] *= a.unit;
       }
-      cp_async_wait<kStages - 1>();
+      cp_async_wait<kFewStages - 1>();
       __syncwarp();
       multiply(sum, place.codes + stage, place.column, in, scale, shift);
       __syncwarp();  // all lanes have read the stage
@@ -291,7 +292,7 @@ struct FewBlock {
       advance(ahead);
       add_partial(sum, place.partial + now.tile * (kFewTile * kWidth * 4));
       advance(now);
-      stage = stage + kStage < kStages * kStage ? stage + kStage : 0;
+      stage = stage + kStage < kFewStages * kStage ? stage + kStage : 0;
     }
     __syncthreads();
     finish();

@@ -6,9 +6,9 @@
 namespace irq {
 
 constexpr int kManyWarps = 12, kManyThreads = kManyWarps * kWarp;
-constexpr int kManyChunk = 4;                        // blocks of 64 in a stage: one for each of four warps
-constexpr int kManyColumns = kManyChunk * kBlock;    // and columns
-constexpr int kManyPitch = kManyColumns * 2 + 16;    // bytes from row to row of x: two rows and four lanes, eight places
+constexpr int kManyChunk = 4;                      // blocks of 64 in a stage: one for each of four warps
+constexpr int kManyColumns = kManyChunk * kBlock;  // and columns
+constexpr int kManyPitch = kManyColumns * 2 + 16;  // bytes from row to row of x: two rows and four lanes, eight places
 constexpr int kManyGroups = kManyWarps / kManyChunk;  // of warps, each with rows of its own
 
 struct ManyArgs {
@@ -31,7 +31,8 @@ struct ManyBlock {
   using S = ShareShape<kBits, kManyChunk>;
   const ManyArgs& a;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, p = lane % 4;
-  const int part = warp % kManyChunk, first_row = warp / kManyChunk * kTiles * 16;  // block of a chunk; rows of this warp
+  const int part = warp % kManyChunk,
+            first_row = warp / kManyChunk * kTiles * 16;  // block of a chunk; rows of this warp
   const Share<kManyWarps> share{a.q, a.at, a.blocks};
 
   // Starts copying a chunk of all rows of w and of x. Rows past the end of w stay what they were, and so do not count.
@@ -51,8 +52,8 @@ struct ManyBlock {
   }
 
   // The weights of 16 rows in this warp's block of a chunk, as bf16 operands: level * scale + shift rounded once.
-  __device__ __forceinline__ void dequantize(uint32_t (&w)[4][4], uint32_t codes, uint32_t column, const float (&scale)[2],
-                                             const float (&shift)[2]) const {
+  __device__ __forceinline__ void dequantize(uint32_t (&w)[4][4], uint32_t codes, uint32_t column,
+                                             const float (&scale)[2], const float (&shift)[2]) const {
     const Codes<kBits> now[2] = {Codes<kBits>(codes), Codes<kBits>(codes + 8 * S::kPitch)};
     const auto weights = [&](int r, uint32_t levels) {
       return pack_bf16(fmaf(__uint_as_float(levels << 16), scale[r], shift[r]),
@@ -109,9 +110,8 @@ struct ManyBlock {
         for (int k = 0; k < kSets; ++k)
 #pragma unroll
           for (int r = 0; r < 2; ++r)
-            store_shared_64(
-                a.ring + ((part * kSets + k) * values + (first_row + n * 16 + g + 8 * r) * 8 + 2 * p) * 4,
-                __float_as_uint(sum[n][k][2 * r]), __float_as_uint(sum[n][k][2 * r + 1]));
+            store_shared_64(a.ring + ((part * kSets + k) * values + (first_row + n * 16 + g + 8 * r) * 8 + 2 * p) * 4,
+                            __float_as_uint(sum[n][k][2 * r]), __float_as_uint(sum[n][k][2 * r + 1]));
     }
     __syncthreads();
 #pragma unroll 1

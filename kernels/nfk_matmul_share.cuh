@@ -45,6 +45,12 @@ __device__ __forceinline__ float share_map(uint32_t place) {
   return x;
 }
 
+inline bool share_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+// Whether shares can be taken of q, in chunks of 256 columns.
+inline bool share_takes(const PackedView& q) {
+  return q.rows > 0 && q.cols % (4 * kBlock) == 0 && !q.scales && share_aligned(q.codes) &&
+         share_aligned(q.scale_codes) && share_aligned(q.tau_codes) && q.rows * (q.cols / kBlock) < int64_t{1} << 31;
+}
 // For `grid` thread blocks; `end`: where shared memory is free, before and afterwards.
 inline ShareLayout share_layout(const PackedView& q, int64_t grid, int64_t& end) {
   const int64_t rows = ceil_div(q.rows, grid), blocks = q.cols / kBlock;
@@ -79,14 +85,17 @@ struct Share {
   const int rows = at.rows + (static_cast<int>(blockIdx.x) < at.more ? 1 : 0);
   const int row0 = static_cast<int>(blockIdx.x) * at.rows + min(static_cast<int>(blockIdx.x), at.more);
 
-  // Starts copying the scale (or tau) codes of the rows, in units of 16 bytes wherever they lie. Returns where they begin.
+  // Starts copying the scale (or tau) codes of the rows, in units of 16 bytes. Returns where they begin, behind those that
+  // share the first unit. Only the last unit may be partly another's: it goes in units of 4.
   __device__ __forceinline__ uint32_t copy_codes(const uint8_t* codes, uint32_t to) const {
     const uint8_t* first = codes + static_cast<int64_t>(row0) * blocks;
     const int skip = static_cast<int>(reinterpret_cast<uintptr_t>(first) % 16), bytes = rows * blocks + skip;
-    const unsigned apart = at.padded_units ? at.padded_units : 1 << 30;
+    const int whole = bytes / 16, tail = whole * 16 + static_cast<int>(threadIdx.x) * 4;
+    const unsigned apart = at.padded_units ? at.padded_units : 1 << 30;  // rows set apart are whole units
 #pragma unroll 1
-    for (int i = threadIdx.x; i * 16 < bytes; i += kWarps * kWarp)
-      cp_async_some(to + i * 16 + static_cast<unsigned>(i) / apart * 16, first - skip + i * 16, min(16, bytes - i * 16));
+    for (int i = threadIdx.x; i < whole; i += kWarps * kWarp)
+      cp_async_16(to + i * 16 + static_cast<unsigned>(i) / apart * 16, first - skip + i * 16, true);
+    if (tail < bytes) cp_async_4(to + tail, first - skip + tail, true);
     return to + skip;
   }
   // Starts copying all scales; the places of a row's block.
@@ -102,13 +111,14 @@ struct Share {
 #pragma unroll 1
     for (int i = threadIdx.x; i < groups; i += kWarps * kWarp) {  // a shift's factor is 0 if there are none
       cp_async_4(at.groups + i * 8, q.scale_groups + group0 + i, true);
-      cp_async_4(at.groups + i * 8 + 4, q.tau_codes ? q.tau_groups + group0 + i : q.scale_groups, q.tau_codes != nullptr);
+      cp_async_4(at.groups + i * 8 + 4, q.tau_codes ? q.tau_groups + group0 + i : q.scale_groups,
+                 q.tau_codes != nullptr);
     }
     return s;
   }
   // Scale and shift of the block that is `row` rows below and `block` blocks behind the places'. column: 4 * lane.
-  __device__ __forceinline__ void decode(float& scale, float& shift, const ShareScales& s, uint32_t column, uint32_t row,
-                                         uint32_t block, float offset) const {
+  __device__ __forceinline__ void decode(float& scale, float& shift, const ShareScales& s, uint32_t column,
+                                         uint32_t row, uint32_t block, float offset) const {
     const uint32_t codes = row * at.pitch + block;
     const auto entry = [&](uint32_t first) { return share_map(load_shared_8(first + codes) * 256u + column); };
     const uint2 factor = load_shared_64(at.groups + (s.group + row * blocks + block) / kScaleGroup * 8);

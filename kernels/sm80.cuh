@@ -23,11 +23,7 @@ __device__ __forceinline__ void cp_async_16(uint32_t shared, const void* global,
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
-// The first `bytes` of 16, zeros behind them.
-__device__ __forceinline__ void cp_async_some(uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
-}
-// cp_async_16 with 4 bytes.
+// The same with 4 bytes.
 __device__ __forceinline__ void cp_async_4(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global), "r"(valid ? 4 : 0)
                : "memory");

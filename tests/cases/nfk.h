@@ -240,8 +240,8 @@ inline std::vector<OpCase> nfk_matmul_cases() {
   const QuantFormat plain_tau{QuantKind::nf, 4, kBlock, ScaleKind::dq8, ShiftKind::tau};
   for (int bits = 2; bits <= 4; ++bits)
     for (const int64_t m : {1, 2, 4, 8, 9, 16, 17, 31, 33, 64})
-      for (const MatrixShape s :
-           {MatrixShape{300, 512, 0}, MatrixShape{33, 2816, 8}, MatrixShape{150, 4352, 0}, MatrixShape{2200, 1024, 8}}) {
+      for (const MatrixShape s : {MatrixShape{300, 512, 0}, MatrixShape{33, 2816, 8}, MatrixShape{150, 4352, 0},
+                                  MatrixShape{2200, 1024, 8}}) {
         if (s.rows == 2200 && bits + m % 3 != 4) continue;  // the large one: each number of bits with some of the m
         QuantFormat format = plain_tau;
         format.bits = bits;
