@@ -250,6 +250,7 @@ inline std::vector<OpCase> nfk_matmul_cases() {
       }
   // More rows than fit on all multiprocessors at once.
   cases.push_back(nfk_matmul_case(plain_tau, 3, {26000, 256, 0}, 0));
+  cases.push_back(nfk_matmul_case(plain_tau, 20, {26000, 256, 0}, 0));
   return cases;
 }
 
