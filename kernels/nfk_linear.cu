@@ -1,5 +1,5 @@
 // What  : a group of packed linears for few rows (decoding) in one launch: RMSNorm before, adapters beside, residual, SwiGLU
-//         or RoPE and the write into the KV cache behind. Also nfk_matmul for up to 8 rows.
+//         or RoPE and the write into the KV cache behind.
 // Math  : kernels/nfk_linear.h. Each row of W by blocks of 64: s_b sum level x + tau_b sum x; levels as bf16 (nfk_pairs.cuh),
 //         sums, scales and shifts F32; u stays F32; one rounding at the end.
 // Shapes: x (m, cols), m <= 8, cols a multiple of 256; dq8 scales, with or without tau; all of x fits into shared memory.
@@ -73,18 +73,6 @@ bool launch(PackedLinearArgs a, int bits, int multiprocessors, int64_t shared_by
 int tiles_of(int64_t rows) { return static_cast<int>(ceil_div(rows, kLinearRows)); }
 
 }  // namespace
-
-bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
-                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream) {
-  if (m < 1 || m > kLinearTokens || !takes(q) || !aligned(x, 16) || x_stride % 8 != 0) return false;
-  PackedLinearArgs a{};
-  a.part[0] = q;
-  a.tiles = a.tile_end[0] = a.tile_end[1] = a.tile_end[2] = tiles_of(q.rows);
-  a.cols = static_cast<int>(q.cols), a.m_count = m;
-  a.x = x, a.x_stride = x_stride, a.y = y, a.y_stride = y_stride;
-  if (beta != 0) a.base = y, a.base_stride = y_stride, a.base_scale = beta;
-  return launch(a, bits, multiprocessors, shared_bytes, stream);
-}
 
 bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a) {
   const int64_t rows = c.x.rows;

@@ -114,8 +114,4 @@ struct LinearMemory {
 // Everything but the places of u and the counters; false if no kernel here takes the call.
 bool packed_linear_arguments(const PackedLinear& c, PackedLinearArgs& a);
 
-// y (m, rows) = beta * y + x w_hat^T by the kernel of nfk_linear.cu, if it takes it: one part, nothing around it.
-bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
-                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
-
 }  // namespace irq

@@ -1,4 +1,4 @@
-// The tensor-core kernel of nfk_matmul (nfk_matmul_bf16.cu), for nfk_matmul.cu to choose.
+// The tensor-core kernels of nfk_matmul, for nfk_matmul.cu to choose.
 #pragma once
 #include "kernels/nfk_block.cuh"
 
@@ -12,5 +12,12 @@ inline bool nfk_matmul_bf16_takes(const PackedView& q, int bits) {
 // y (m, rows) = beta * y + x (m, cols) w_hat^T for m <= 16, of a q that it takes; x and its stride aligned to 16 bytes.
 void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
                      int bits, int m, float beta, cudaStream_t stream);
+
+// The same for m <= kFewTokens by nfk_matmul_few.cu and for m <= kManyTokens by nfk_matmul_many.cu; false if they do not take it.
+constexpr int kFewTokens = 16, kManyTokens = 64;
+bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
+                    int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
+bool nfk_matmul_many(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
+                     int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
 
 }  // namespace irq

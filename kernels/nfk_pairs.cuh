@@ -17,6 +17,7 @@ struct Codes<4> {
   uint2 bytes;
   Codes() = default;
   __device__ __forceinline__ explicit Codes(const uint8_t* p) : bytes(*reinterpret_cast<const uint2*>(p)) {}
+  __device__ __forceinline__ explicit Codes(uint32_t shared) : bytes(load_shared_64(shared)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
     return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4);
@@ -35,6 +36,8 @@ struct Codes<3> {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(p);
     a = halves[0], b = halves[1], c = halves[2];
   }
+  __device__ __forceinline__ explicit Codes(uint32_t shared)
+      : a(load_shared_16(shared)), b(load_shared_16(shared + 2)), c(load_shared_16(shared + 4)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
     const uint32_t v = i < 4 ? __byte_perm(a, b, 0x3014) : __byte_perm(b, c, 0x3145);  // 24 bits, first code on top
@@ -52,6 +55,7 @@ struct Codes<2> {
   uint32_t v;
   Codes() = default;
   __device__ __forceinline__ explicit Codes(const uint8_t* p) : v(*reinterpret_cast<const uint32_t*>(p)) {}
+  __device__ __forceinline__ explicit Codes(uint32_t shared) : v(load_shared_32(shared)) {}
   template <int i>
   __device__ __forceinline__ uint32_t pair() const {
     return (v >> (8 * (i / 2) + (i % 2 == 0 ? 4 : 0))) & 15;

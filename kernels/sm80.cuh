@@ -41,6 +41,48 @@ __device__ __forceinline__ uint32_t load_shared_32(uint32_t shared) {
   return x;
 }
 
+__device__ __forceinline__ uint32_t load_shared_8(uint32_t shared) {
+  uint32_t x;
+  asm volatile("ld.shared.u8 %0, [%1];\n" : "=r"(x) : "r"(shared));
+  return x;
+}
+__device__ __forceinline__ uint32_t load_shared_16(uint32_t shared) {
+  uint32_t x;
+  asm volatile("{\n.reg .u16 h;\nld.shared.u16 h, [%1];\ncvt.u32.u16 %0, h;\n}\n" : "=r"(x) : "r"(shared));
+  return x;
+}
+__device__ __forceinline__ uint2 load_shared_64(uint32_t shared) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(shared));
+  return x;
+}
+__device__ __forceinline__ uint4 load_shared_128(uint32_t shared) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(shared));
+  return x;
+}
+__device__ __forceinline__ void store_shared_32(uint32_t shared, uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(shared), "r"(x) : "memory");
+}
+__device__ __forceinline__ void store_shared_64(uint32_t shared, uint32_t x, uint32_t y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};\n" ::"r"(shared), "r"(x), "r"(y) : "memory");
+}
+__device__ __forceinline__ void store_shared_128(uint32_t shared, uint4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(shared), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
+
+// x, but the compiler no longer knows how it came about: it stays in a register instead of being computed again at each use.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+template <class T>
+__device__ __forceinline__ const T* kept(const T* x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 // Four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8 and receives in r[m] the
 // elements (l / 4, 2 (l % 4)) and the one behind it of matrix m.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t shared) {

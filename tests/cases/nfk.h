@@ -235,6 +235,22 @@ inline std::vector<OpCase> nfk_matmul_cases() {
         cases.push_back(nfk_matmul_case({QuantKind::nf, bits, kBlock, m == 17 ? ScaleKind::f32 : ScaleKind::dq8,
                                          m != 3 ? ShiftKind::tau : ShiftKind::none},
                                         m, s, m == 8 ? 0.5 : 0.0));
+  // Columns in whole pieces of 256, as the kernels that keep a multiprocessor for each share of the rows want them: 2, 11, 17
+  // and 4 pieces a row, for 16 warps; rows that do not fill a tile; rows that no multiprocessor has more of than another.
+  const QuantFormat plain_tau{QuantKind::nf, 4, kBlock, ScaleKind::dq8, ShiftKind::tau};
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const int64_t m : {1, 2, 4, 8, 9, 16, 17, 31, 33, 64})
+      for (const MatrixShape s : {MatrixShape{300, 512, 0}, MatrixShape{33, 2816, 8}, MatrixShape{150, 4352, 0},
+                                  MatrixShape{2200, 1024, 8}}) {
+        if (s.rows == 2200 && bits + m % 3 != 4) continue;  // the large one: each number of bits with some of the m
+        QuantFormat format = plain_tau;
+        format.bits = bits;
+        if (m == 4 || m == 31) format.shift = ShiftKind::none;
+        cases.push_back(nfk_matmul_case(format, m, s, m == 2 || m == 16 ? 0.5 : 0.0));
+      }
+  // More rows than fit on all multiprocessors at once.
+  cases.push_back(nfk_matmul_case(plain_tau, 3, {26000, 256, 0}, 0));
+  cases.push_back(nfk_matmul_case(plain_tau, 20, {26000, 256, 0}, 0));
   return cases;
 }
 
