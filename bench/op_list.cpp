@@ -307,6 +307,7 @@ Cases bench_cases(const BenchSizes& sizes) {
                                       LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 2},
                                       LoraDropoutShape{.n = n, .h = c.dim, .r = sizes.rank, .count = 1},
                                       LoraDropoutShape{.n = n, .h = c.ffn, .r = sizes.rank, .count = 1}}) {
+      cases.push_back(dropout_masks_case(s));
       cases.push_back(lora_dropout_fwd_case(s));
       cases.push_back(lora_dropout_da_case(s));
       cases.push_back(lora_dropout_dx_case(s));

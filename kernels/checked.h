@@ -23,7 +23,7 @@ class OpChecks {
   void quantized(const QuantizedMatrix& q) const;
   void packed_linear(const PackedLinear& call) const;
   void packed_layer(const PackedLayer& layer) const;
-  void masks(const AdapterMasks& masks, int64_t rows, int64_t ranks) const;
+  void masks(const MaskBits& masks, int64_t rows, int64_t cols, int64_t ranks) const;
   void iec_table(const IecTable& table) const;                        // its entries were checked when it was built
   void scalars(const char* arg, const AdapterScalars& values) const;  // each may be absent
   void blocks(const char* arg, const Tensor& t, int64_t n) const {    // one f32 per block, or absent

@@ -8,13 +8,12 @@ namespace irq {
 #define FORWARD(...) Scope::run(*this, __func__, [&](Backend& inner) { inner.__VA_ARGS__; })
 
 // ---- LoRA under dropout -------------------------------------------------------------------------------------------
-void OpChecks::masks(const AdapterMasks& m, int64_t rows, int64_t ranks) const {
+void OpChecks::masks(const MaskBits& m, int64_t rows, int64_t cols, int64_t ranks) const {
   IRQ_CHECK(m.count >= 1 && m.count <= AdapterMasks::kMax && ranks % m.count == 0,
             "%s: %d adapters of rank %ld together", op_, m.count, ranks);
   IRQ_CHECK(m.p >= 0 && m.p < 1, "%s: probability %g, expected [0, 1)", op_, m.p);
+  shape("bits", m.bits, m.count * mask_blocks(cols), mask_bytes(rows), Type::u8);
   vector("positions", m.positions, rows, Type::i32);
-  vector("samples", m.samples, rows, Type::i32);
-  params(m.params);
 }
 
 void OpChecks::scalars(const char* arg, const AdapterScalars& values) const {
@@ -22,33 +21,48 @@ void OpChecks::scalars(const char* arg, const AdapterScalars& values) const {
     if (t) vector(arg, t, 1, Type::master);
 }
 
-void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, AdapterMasks masks,
-                                      bool tile) {
+void CheckedBackend::dropout_masks(Tensor bits, int64_t h, AdapterMasks masks) {
+  CHECKS;
+  IRQ_CHECK(masks.count >= 1 && masks.count <= AdapterMasks::kMax && h >= 0, "dropout_masks: %d adapters, %ld features",
+            masks.count, h);
+  IRQ_CHECK(masks.p >= 0 && masks.p < 1, "dropout_masks: probability %g, expected [0, 1)", masks.p);
+  const int64_t rows = masks.positions.cols;
+  check.shape("bits", bits, masks.count * mask_blocks(h), mask_bytes(rows), Type::u8);
+  check.vector("positions", masks.positions, rows, Type::i32);
+  check.vector("samples", masks.samples, rows, Type::i32);
+  check.params(masks.params);
+  FORWARD(dropout_masks(bits, h, masks));
+}
+
+void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
+                                      AdapterMasks masks, bool tile) {
   CHECKS;
   check.any("x", x, Type::storage);
   check.shape("a", a, u.cols, x.cols, Type::storage);
   check.shape("u", u, x.rows, a.rows, Type::storage);
-  check.masks(masks, x.rows, u.cols);
+  check.masks({masks.count, masks.p, bits, masks.positions}, x.rows, x.cols, u.cols);
+  check.vector("samples", masks.samples, x.rows, Type::i32);
+  check.params(masks.params);
   if (px) check.shape("px", px, x.rows, u.cols / masks.count, Type::storage);
   check.scalars("beta1", beta1);
-  FORWARD(lora_dropout_fwd(u, px, x, a, beta1, masks, tile));
+  FORWARD(lora_dropout_fwd(u, px, x, a, beta1, bits, masks, tile));
 }
 
-void CheckedBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks masks, double beta) {
+void CheckedBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks, double beta) {
   CHECKS;
   check.any("x", x, Type::storage);
   check.shape("du", du, x.rows, da.rows, Type::storage);
   check.shape("da", da, du.cols, x.cols, Type::master);
-  check.masks(masks, x.rows, du.cols);
+  check.masks(masks, x.rows, x.cols, du.cols);
   FORWARD(lora_dropout_da(da, du, x, masks, beta));
 }
 
-void CheckedBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks masks, double beta) {
+void CheckedBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, MaskBits masks, double beta) {
   CHECKS;
   check.any("dx", dx, Type::storage);
   check.shape("du", du, dx.rows, a.rows, Type::storage);
   check.shape("a", a, du.cols, dx.cols, Type::storage);
-  check.masks(masks, dx.rows, du.cols);
+  check.masks(masks, dx.rows, dx.cols, du.cols);
   FORWARD(lora_dropout_dx(dx, du, a, masks, beta));
 }
 

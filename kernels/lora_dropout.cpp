@@ -1,6 +1,7 @@
-// LoRA's A branch under dropout, and the pooled branch beside it: the masks of `dropout`, around plain products.
+// LoRA's A branch under dropout, and the pooled branch beside it: masks from their bits, around plain products.
 #include "kernels/lora_dropout.h"
 
+#include <cstring>
 #include <vector>
 
 #include "kernels/common.h"
@@ -22,34 +23,31 @@ void for_row_blocks(int64_t rows, F&& f) {
   for (int64_t n = 0; n < rows; n += kRowsAtOnce) f(Rows{n, std::min(kRowsAtOnce, rows - n)});
 }
 
-Tensor columns_of(const Tensor& u, const AdapterMasks& masks, int m) {
+Tensor columns_of(const Tensor& u, const MaskBits& masks, int m) {
   return u.slice_cols(u.cols / masks.count * m, u.cols / masks.count);
 }
-Tensor rows_of(const Tensor& a, const AdapterMasks& masks, int m) {
+Tensor rows_of(const Tensor& a, const MaskBits& masks, int m) {
   return a.slice_rows(a.rows / masks.count * m, a.rows / masks.count);
 }
 
 // f(row of the block, feature) for every element that adapter m keeps.
 template <class F>
-void for_kept(const Rows& rows, int64_t cols, const AdapterMasks& masks, int m, F&& f) {
-  const uint32_t threshold = dropout_rate(masks.p).threshold;
-  const uint32_t* seed = step_params(masks.params).seed;
-  const int32_t* position = masks.positions.as<int32_t>() + rows.begin;
-  const int32_t* sample = masks.samples.as<int32_t>() + rows.begin;
+void for_kept(const Rows& rows, int64_t cols, const MaskBits& masks, int m, F&& f) {
+  const Tensor bits = masks.only(m).bits;
 #pragma omp parallel for schedule(static)
   for (int64_t n = 0; n < rows.count; ++n) {
-    if (position[n] < 0) continue;
-    Philox4 bits{};
+    uint64_t word = 0;
     for (int64_t c = 0; c < cols; ++c) {
-      if (c % 8 == 0) bits = dropout_bits(c, position[n], sample[n], masks.ids[static_cast<size_t>(m)], seed);
-      if (dropout_draw(bits, static_cast<int>(c % 8)) >= threshold) f(n, c);
+      if (c % kMaskFeatures == 0)
+        std::memcpy(&word, bits.row<uint8_t>(c / kMaskFeatures) + 8 * (rows.begin + n), sizeof(word));
+      if (word >> mask_bit(c) & 1) f(n, c);
     }
   }
 }
 
 // x times adapter m's mask, in `memory`.
 template <class T>
-Tensor masked(std::vector<T>& memory, const Tensor& x, const Rows& rows, const AdapterMasks& masks, int m) {
+Tensor masked(std::vector<T>& memory, const Tensor& x, const Rows& rows, const MaskBits& masks, int m) {
   memory.assign(static_cast<size_t>(rows.count * x.cols), T(0));
   const Tensor in = rows.of(x);
   for_kept(rows, x.cols, masks, m,
@@ -74,8 +72,10 @@ void pool(const Tensor& px, const Tensor& x, const int32_t* position, bool tile)
 
 }  // namespace
 
-void CpuBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, AdapterMasks masks,
-                                  bool tile) {
+void CpuBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
+                                  AdapterMasks made_from, bool tile) {
+  dropout_masks(bits, x.cols, made_from);
+  const MaskBits masks{made_from.count, made_from.p, bits, made_from.positions};
   const double scale = dropout_rate(masks.p).scale;
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -92,7 +92,7 @@ void CpuBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adapt
   });
 }
 
-void CpuBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks masks, double beta) {
+void CpuBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks, double beta) {
   const double scale = dropout_rate(masks.p).scale;
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -109,7 +109,7 @@ void CpuBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks ma
   });
 }
 
-void CpuBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks masks, double beta) {
+void CpuBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, MaskBits masks, double beta) {
   dispatch_float(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T scale = static_cast<T>(dropout_rate(masks.p).scale);

@@ -1,9 +1,8 @@
-// What the CUDA kernels of LoRA under dropout share: their arguments, the masks in registers, and how a matrix of up to 64
-// ranks is cut out of any number of adapters.
+// What the CUDA kernels of LoRA under dropout share: their arguments, the masks' bits on their way to registers, and how a
+// matrix of up to 64 ranks is cut out of any number of adapters.
 //
-// One Philox call decides over eight consecutive features of a row, 16 bytes in bf16. The products are therefore arranged
-// around lanes that hold such a chunk whole: the order of the terms of a sum (K of an mma) and of the columns of a result
-// (N) is free, as long as both operands agree on it, so no mask bit ever changes its lane.
+// A word of 64 bits is a row's share of 64 features (kernels/lora_dropout.h). Bits that a lane needs together lie 16 apart,
+// so one shift and one byte permutation make the mask of two neighbouring features of bf16.
 #pragma once
 #include <vector>
 
@@ -17,66 +16,75 @@ constexpr int kSliceRanks = 64;
 
 // Up to 64 rank columns of one adapter.
 struct RankSlice {
-  int id;              // the adapter's number: picks the mask
-  int adapter;         // its place in the group
+  int adapter;         // its place in the group: picks the mask
   int column, first;   // its first column among the R, and within its adapter
   int width;           // <= 64
   const float* beta1;  // of the adapter, or null
 };
 
 struct MaskArgs {
-  const int *positions, *samples;  // (1, N)
-  const StepParams* params;
-  DropoutThreshold kept;
-  uint32_t threshold;
+  uint2* bits;           // (adapters, blocks of 64 features, pitch): a word for each row
+  int64_t pitch;         // words
+  int blocks;            // of an adapter
+  const int* positions;  // (1, N)
   float scale;
+  __device__ __forceinline__ uint2* block(int adapter, int b) const {
+    return bits + (int64_t{adapter} * blocks + b) * pitch;
+  }
 };
 
-inline MaskArgs mask_args(const AdapterMasks& masks) {
-  const DropoutRate rate = dropout_rate(masks.p);
-  return {static_cast<const int*>(masks.positions.data),
-          static_cast<const int*>(masks.samples.data),
-          static_cast<const StepParams*>(masks.params.data),
-          dropout_threshold(rate.threshold),
-          rate.threshold,
-          static_cast<float>(rate.scale)};
+inline MaskArgs mask_args(const MaskBits& masks) {
+  return {static_cast<uint2*>(masks.bits.data), masks.bits.stride / 8, static_cast<int>(masks.bits.rows / masks.count),
+          static_cast<const int*>(masks.positions.data), static_cast<float>(dropout_rate(masks.p).scale)};
 }
 
-inline std::vector<RankSlice> rank_slices(const AdapterMasks& masks, int64_t ranks, const AdapterScalars& beta1 = {}) {
+inline std::vector<RankSlice> rank_slices(const MaskBits& masks, int64_t ranks, const AdapterScalars& beta1 = {}) {
   const int rank = static_cast<int>(ranks / masks.count);
   std::vector<RankSlice> slices;
   for (int m = 0; m < masks.count; ++m)
     for (int first = 0; first < rank; first += kSliceRanks)
-      slices.push_back({masks.ids[static_cast<size_t>(m)], m, m * rank + first, first,
-                        std::min(kSliceRanks, rank - first),
+      slices.push_back({m, m * rank + first, first, std::min(kSliceRanks, rank - first),
                         static_cast<const float*>(beta1[static_cast<size_t>(m)].data)});
   return slices;
 }
 
-// A row's share of its masks and whether it is alive, for kernels that visit the rows [first, first + count) many times.
-struct alignas(16) TableRow {
-  DropoutRow mask;
-  uint32_t live;
-};
-// Filled by the whole block; a barrier must follow. Rows from `rows` on count as dead.
-__device__ __forceinline__ void fill_row_table(TableRow* table, int64_t first, int count, int64_t rows,
+// Which rows [first, first + count) are alive, for kernels that visit them many times. Filled by the whole block; a barrier
+// must follow. Rows from `rows` on count as dead.
+__device__ __forceinline__ void fill_live_rows(uint32_t* live, int64_t first, int count, int64_t rows,
                                                const MaskArgs& m) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    TableRow row{};
-    if (first + i < rows && m.positions[first + i] >= 0)
-      row = {dropout_row(m.positions[first + i], m.samples[first + i], m.params->seed), 1};
-    table[i] = row;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    live[i] = first + i < rows && m.positions[first + i] >= 0;
+}
+
+// Starts copying the words of rows [row, row + kRows) and of kBlocks blocks of features from `block` on to shared memory, that
+// of (block, row) to place block * kRows + row; no bits where there are none. row is even.
+template <int kRows, int kBlocks, int kThreads>
+__device__ __forceinline__ void load_words(uint32_t to, const MaskArgs& m, int adapter, int block, int64_t row,
+                                           int64_t rows) {
+  constexpr int kPieces = kRows / 2 * kBlocks;
+#pragma unroll
+  for (int first = 0; first < kPieces; first += kThreads) {
+    const int i = first + static_cast<int>(threadIdx.x), b = i / (kRows / 2), r = i % (kRows / 2) * 2;
+    if (kPieces % kThreads != 0 && i >= kPieces) break;
+    const bool valid = block + b < m.blocks && row + r < rows;
+    cp_async_16(to + i * 16, valid ? m.block(adapter, block + b) + row + r : m.bits, valid);
   }
 }
 
-// Zeroes the dropped ones of eight bf16 features of a row.
-__device__ __forceinline__ void drop_chunk(uint32_t (&x)[4], const DropoutRow& row, const DropoutColumn& column,
-                                           const uint32_t (&seed)[2], DropoutThreshold kept) {
-  const Philox4 bits = dropout_pair(row, column, seed);
-  x[0] &= spread_signs(dropout_kept(bits.x, kept));
-  x[1] &= spread_signs(dropout_kept(bits.y, kept));
-  x[2] &= spread_signs(dropout_kept(bits.z, kept));
-  x[3] &= spread_signs(dropout_kept(bits.w, kept));
+// The bits of chunk c (0 to 3, eight features) of the 32 features of half a word, so that those of its pair j are bits 12 + j
+// and 28 + j.
+__device__ __forceinline__ uint32_t chunk_bits(uint32_t half_word, int c) { return half_word << (12 - 4 * c); }
+
+// Zeroes the dropped ones of eight bf16 features of a row; bits: chunk_bits.
+__device__ __forceinline__ void drop_chunk(uint32_t (&x)[4], uint32_t bits) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) x[j] &= spread_signs(bits << (3 - j));
+}
+
+// sum[2 j + e] += x[2 j + e] where pair j's bit e is set; bits: chunk_bits.
+__device__ __forceinline__ void add_kept(float& low, float& high, float x_low, float x_high, uint32_t bits, int j) {
+  add_if_any(low, x_low, bits & 1u << (12 + j));
+  add_if_any(high, x_high, bits & 1u << (28 + j));
 }
 
 __device__ __forceinline__ void load_shared_16(uint32_t (&r)[4], const unsigned char* from) {
@@ -94,10 +102,8 @@ void allow_shared_bytes(Kernel kernel, int bytes) {
 // lora_dropout_simple.cu: any shape, any stride, F32 or BF16.
 void lora_pool_simple(Tensor px, Tensor x, const MaskArgs& m, bool tile, cudaStream_t stream);
 void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1,
-                             const AdapterMasks& masks, cudaStream_t stream);
-void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta,
-                            cudaStream_t stream);
-void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta,
-                            cudaStream_t stream);
+                             const MaskBits& masks, cudaStream_t stream);
+void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const MaskBits& masks, double beta, cudaStream_t stream);
+void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const MaskBits& masks, double beta, cudaStream_t stream);
 
 }  // namespace irq

@@ -2,11 +2,10 @@
 // Math:   da_m = beta da_m + s sum_n du_m[n] (mask_m[n] x[n])^T, F32 sums, s = 1 / (1 - p) after the sum.
 // Shapes: da (R, h) M, du (N, R), x (N, h) S; bf16 with rows of x and du aligned to 16 bytes, h and the rank multiples of 8;
 //         all else in lora_dropout_simple.cu.
-// Cost:   x once from DRAM (2 N h bytes) and once per adapter from L2, du once per 256 features; partial sums of S row
-//         ranges, 8 S R h bytes through L2; one Philox call of about 65 instructions per 8 elements and adapter; 2 N h R
-//         FLOPs. N = 8192: (h = 4096, R = 192) 12.6 M calls, about 55 us; (4096, 64) 27 us; (11008, 64) 72 us with their
-//         second stage. Expected, not measured.
-// Tricky: the sum runs over rows, so mma wants two rows in a register where a Philox call covers eight features of one. A
+// Cost:   x once from DRAM (2 N h bytes) and once per adapter from L2, du once per 256 features, N h / 8 bytes of mask bits an
+//         adapter; partial sums of S row ranges, 8 S R h bytes through L2; 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) about
+//         310 MB through L2, 115 us measured on sm_90 (83 by lora_dropout_da_sm90.cu); (4096, 64) 43 us; (11008, 64) 100 us.
+// Tricky: the sum runs over rows, so mma wants two rows in a register where mask bits and loads cover features of one. A
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.
 //         Row ranges are summed in order by a second kernel: the same bits every time.
@@ -28,26 +27,29 @@ __device__ __forceinline__ int du_byte(int row, int chunk) {
 
 // Starts copying rows [row, row + kRows) of the block's range; dead ones become zeros.
 __device__ __forceinline__ void load_stage(uint32_t stage, const DaArgs& p, const RankSlice& slice,
-                                           const TableRow* table, int64_t first, int row, int feature) {
+                                           const uint32_t* live, int64_t first, int row, int feature) {
   const int thread = static_cast<int>(threadIdx.x);
-  load_x(stage, p, table, first, row, feature);
+  load_x(stage, p, live, first, row, feature);
+  load_words<kRows, kFeatures / 64, kThreads>(stage + kTileBytes, p.mask, slice.adapter, feature / 64, first + row,
+                                              p.rows);
   static_assert(kThreads == kRows * kRankChunks, "one chunk of du a thread");
   const int r = thread / kRankChunks, chunk = thread % kRankChunks;
-  const bool valid = chunk * 8 < slice.width && table[row + r].live;
+  const bool valid = chunk * 8 < slice.width && live[row + r];
   cp_async_16(stage + du_byte(r, chunk),
               valid ? p.du + (first + row + r) * p.du_stride + slice.column + chunk * 8 : p.du, valid);
 }
 
 // acc[m][n]: features 8 g + 2 m and 8 g + 2 m + 1 of the warp's 64 (rows g and g + 8 of mma's result), ranks 8 n + 2 q + {0, 1}.
 __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned char* stage, uint32_t stage_address,
-                                           const TableRow* table, int row, int chunk, const DropoutColumn& column,
-                                           const uint32_t (&seed)[2], DropoutThreshold kept, int width) {
+                                           int row, int chunk, int width) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, q = lane % 4;
+  const uint32_t* words =
+      reinterpret_cast<const uint32_t*>(stage + kTileBytes) + chunk / 8 * (2 * kRows) + chunk / 4 % 2;
   uint32_t x[4][4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     load_shared_16(x[i], stage + x_byte(row + 4 * q + i, chunk));
-    drop_chunk(x[i], table[row + 4 * q + i].mask, column, seed, kept);
+    drop_chunk(x[i], chunk_bits(words[2 * (row + 4 * q + i)], chunk % 4));
   }
   uint32_t a[4][4];
   transpose_rows(a, x);
@@ -68,7 +70,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[4][8][4], const unsigned
 
 __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  TableRow* table = reinterpret_cast<TableRow*>(shared_memory + kStages * kStageBytes);
+  uint32_t* live = reinterpret_cast<uint32_t*>(shared_memory + kStages * kStageBytes);
   const int block = static_cast<int>(blockIdx.x);  // the slices of one piece of x side by side: they share it in L2
   const RankSlice& slice = p.slice[block % p.slices];
   const int feature = block / p.slices % p.feature_blocks * kFeatures;
@@ -77,28 +79,25 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_da_kernel(DaArgs p) 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, group = warp % kGroups, row = warp / kGroups * 16;
 
-  fill_row_table(table, first, p.rows_per_split, p.rows, p.mask);
+  fill_live_rows(live, first, p.rows_per_split, p.rows, p.mask);
   __syncthreads();
   const uint32_t stages = smem_address(shared_memory);
   const int count = p.rows_per_split / kRows;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < count) load_stage(stages + s * kStageBytes, p, slice, table, first, s * kRows, feature);
+    if (s < count) load_stage(stages + s * kStageBytes, p, slice, live, first, s * kRows, feature);
     cp_async_commit();
   }
-  const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
   const int chunk = group * 8 + g;
-  const DropoutColumn column = dropout_column(feature + chunk * 8, slice.id, seed);
   float acc[4][8][4] = {};
   for (int s = 0; s < count; ++s) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
     if (const int next = s + kStages - 1; next < count)
-      load_stage(stages + next % kStages * kStageBytes, p, slice, table, first, next * kRows, feature);
+      load_stage(stages + next % kStages * kStageBytes, p, slice, live, first, next * kRows, feature);
     cp_async_commit();
     const int at = s % kStages * kStageBytes;
-    accumulate(acc, shared_memory + at, stages + at, table + s * kRows, row, chunk, column, seed, p.mask.kept,
-               slice.width);
+    accumulate(acc, shared_memory + at, stages + at, row, chunk, slice.width);
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -143,11 +142,11 @@ int best_splits(int64_t rows, int64_t blocks, int64_t floats, int sm_count, int6
 
 }  // namespace
 
-void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks masks, double beta) {
+void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks, double beta) {
   if (da.numel() == 0) return;
   const int64_t most_splits = kPartialBytes / (da.numel() * int64_t{sizeof(float)}), rank = da.rows / masks.count;
   const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(du) && x.cols % 8 == 0 && x.cols < INT32_MAX &&
-                     rank % 8 == 0 && most_splits >= 1 && x.rows > 0;
+                     rank % 8 == 0 && most_splits >= 1 && x.rows > 0 && aligned16(masks.bits);
   if (!tiles) return lora_dropout_da_simple(da, du, x, masks, beta, stream_);
   DaArgs p{.partial = static_cast<float*>(workspace(kPartialBytes)),
            .x = static_cast<const __nv_bfloat16*>(x.data),
@@ -164,9 +163,9 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
            .slice = {},
            .mask = mask_args(masks)};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
-  constexpr int kTableBytes = kMaxRows * static_cast<int>(sizeof(TableRow));
+  constexpr int kLiveBytes = kMaxRows * 4;
   const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
-  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kTableBytes);
+  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kLiveBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
@@ -174,7 +173,7 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, AdapterMasks m
     const int64_t blocks = p.feature_blocks * static_cast<int64_t>(slices.size());
     const int splits = best_splits(p.rows - p.first, blocks, da.numel(), sm_count(), most_splits);
     p.rows_per_split = static_cast<int>(ceil_div(ceil_div(p.rows - p.first, splits), kRows) * kRows);
-    const int bytes = kStages * kStageBytes + p.rows_per_split * static_cast<int>(sizeof(TableRow));
+    const int bytes = kStages * kStageBytes + p.rows_per_split * 4;
     for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];

@@ -9,7 +9,8 @@ constexpr int kGroups = 4, kSplit = 2;  // warps: 64 features each, every second
 constexpr int kThreads = kGroups * kSplit * kWarp;
 constexpr int kFeatures = 64 * kGroups, kRows = 16 * kSplit, kStages = 4;
 constexpr int kChunks = kFeatures / 8, kRankChunks = kSliceRanks / 8;
-constexpr int kStageBytes = kRows * (kChunks + kRankChunks) * 16;
+constexpr int kTileBytes = kRows * (kChunks + kRankChunks) * 16;        // x, then du
+constexpr int kStageBytes = kTileBytes + kRows * (kFeatures / 64) * 8;  // then the words of the masks
 constexpr int kMaxRows = 2048;  // of a block's range: their table is in shared memory
 
 struct DaArgs {
@@ -28,13 +29,13 @@ __device__ __forceinline__ int x_byte(int row, int chunk) {
 }
 
 // Starts copying rows [row, row + kRows) of the block's range of x; dead ones become zeros.
-__device__ __forceinline__ void load_x(uint32_t stage, const DaArgs& p, const TableRow* table, int64_t first, int row,
+__device__ __forceinline__ void load_x(uint32_t stage, const DaArgs& p, const uint32_t* live, int64_t first, int row,
                                        int feature) {
   const int thread = static_cast<int>(threadIdx.x), chunk = thread % kChunks, c = feature + chunk * 8;
 #pragma unroll
   for (int i = 0; i < kRows; i += kThreads / kChunks) {
     const int r = thread / kChunks + i;
-    const bool valid = c < p.cols && table[row + r].live;
+    const bool valid = c < p.cols && live[row + r];
     cp_async_16(stage + x_byte(r, chunk), valid ? p.x + (first + row + r) * p.x_stride + c : p.x, valid);
   }
 }

@@ -2,12 +2,12 @@
 // Math:   dx = beta dx + s sum_m mask_m * (du_m A_m), F32 sums, s = 1 / (1 - p), rounded once.
 // Shapes: dx (N, h), du (N, R), a (R, h) S; bf16 with rows aligned to 16 bytes, h and the rank multiples of 8; all else in
 //         lora_dropout_simple.cu.
-// Cost:   2 N h bytes written, as many read if beta != 0; one Philox call of about 60 instructions per 8 elements and
-//         adapter; 2 N h R FLOPs. N = 8192, beta = 0: (h = 4096, R = 192) 12.6 M calls: about 45 us; (4096, 64) 67 MB: 27 us;
-//         (11008, 64) 180 MB: 70 us. With beta = 1: 58, 52 and 138 us. Expected, not measured.
+// Cost:   2 N h bytes written, as many read if beta != 0; N h / 8 bytes of mask bits an adapter, a test and an addition for each
+//         element and adapter; 2 N h R FLOPs. N = 8192, beta = 0: (h = 4096, R = 192) 67 + 13 MB, 25 us expected, 70 measured;
+//         (4096, 64) 24 and 33 us, (11008, 64) 62 and 80 us. With beta = 1 and R = 192: 102 us.
 // Tricky: A stays in registers: a warp owns 32 features and walks down the rows, 16 at a time. Its columns are permuted (on
-//         their way through shared memory) so that a lane's results are eight neighbouring features of a row: one Philox call
-//         and one 16-byte access.
+//         their way through shared memory) so that a lane's results are eight neighbouring features of a row: one shift
+//         of a word of mask bits and one 16-byte access.
 #include "kernels/kernel_choice.h"
 #include "kernels/lora_dropout_dx.cuh"
 
@@ -24,7 +24,9 @@ constexpr int kTilePitch = kFeatures * 2 + 16;       // of a slice's A on its wa
 template <int kSlices>
 struct DxConfig {
   static constexpr int kBlocks = kSlices == 1 ? 2 : 1;  // of a multiprocessor
-  static constexpr int kStageBytes = kRows * kSlices * kSliceRanks * 2;
+  static constexpr int kDuBytes = kRows * kSlices * kSliceRanks * 2;
+  static constexpr int kWordBytes = kRows * (kFeatures / 64) * 8;  // of a slice's masks
+  static constexpr int kStageBytes = kDuBytes + kSlices * kWordBytes;
   static constexpr int kTileBytes = kSliceRanks * kTilePitch;
   static constexpr int kFixedBytes =
       kStages * kStageBytes > kTileBytes ? kStages* kStageBytes : kTileBytes;  // A comes first
@@ -37,16 +39,17 @@ __device__ __forceinline__ int du_byte(int row, int slice, int chunk) {
 }
 
 template <int kSlices>
-__device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, const TableRow* table, int64_t first,
-                                           int row) {
+__device__ __forceinline__ void load_stage(uint32_t stage, const DxArgs& p, int64_t first, int row, int feature) {
   static_assert(kThreads == kRows * 8, "one chunk of every slice a thread");
   const int r = static_cast<int>(threadIdx.x) / 8, chunk = static_cast<int>(threadIdx.x) % 8;
-  const bool live = table[row + r].live != 0;
+  const bool inside = first + row + r < p.rows;  // du of dead rows counts nowhere: they have no mask bits
   const __nv_bfloat16* from = p.du + (first + row + r) * p.du_stride + chunk * 8;
 #pragma unroll
   for (int s = 0; s < kSlices; ++s) {
-    const bool valid = live && chunk * 8 < p.slice[s].width;
+    const bool valid = inside && chunk * 8 < p.slice[s].width;
     cp_async_16(stage + du_byte<kSlices>(r, s, chunk), valid ? from + p.slice[s].column : p.du, valid);
+    load_words<kRows, kFeatures / 64, kThreads>(stage + DxConfig<kSlices>::kDuBytes + s * DxConfig<kSlices>::kWordBytes,
+                                                p.mask, p.slice[s].adapter, feature / 64, first + row, p.rows);
   }
 }
 
@@ -77,8 +80,7 @@ __device__ __forceinline__ void load_adapter(uint32_t (&a)[2][4][4], unsigned ch
 // sum[half]: eight features of row g + 8 half.  sum += mask * (du A). du: the stage's address at this warp's 16 rows.
 template <int kSlices>
 __device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&a)[2][4][4], uint32_t du, int s,
-                                           const TableRow (&rows)[2], const DropoutColumn& column,
-                                           const uint32_t (&seed)[2], uint32_t threshold) {
+                                           const uint32_t (&bits)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   float acc[4][4] = {};
 #pragma unroll
@@ -90,13 +92,9 @@ __device__ __forceinline__ void add_masked(float (&sum)[2][8], const uint32_t (&
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Philox4 bits = dropout_pair(rows[half].mask, column, seed);
-    const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {  // threshold is in the upper half: the draws'
-      add_if_at_least(sum[half][2 * j], acc[j][2 * half], word[j] << 16, threshold);
-      add_if_at_least(sum[half][2 * j + 1], acc[j][2 * half + 1], word[j], threshold);
-    }
+    for (int j = 0; j < 4; ++j)
+      add_kept(sum[half][2 * j], sum[half][2 * j + 1], acc[j][2 * half], acc[j][2 * half + 1], bits[half], j);
   }
 }
 
@@ -104,13 +102,11 @@ template <int kSlices>
 __global__ void __launch_bounds__(kThreads, DxConfig<kSlices>::kBlocks) lora_dropout_dx_kernel(DxArgs p) {
   using Config = DxConfig<kSlices>;
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  TableRow* table = reinterpret_cast<TableRow*>(shared_memory + Config::kFixedBytes);
   const int block = static_cast<int>(blockIdx.x), feature = block % p.feature_blocks * kFeatures;
   const int64_t first = int64_t{block / p.feature_blocks} * p.rows_per_block;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int c = feature + static_cast<int>(threadIdx.x) / kWarp * 32 + q * 8;
 
-  fill_row_table(table, first, p.rows_per_block, p.rows, p.mask);
   uint32_t a[kSlices][2][4][4];
 #pragma unroll
   for (int s = 0; s < kSlices; ++s) load_adapter(a[s], shared_memory, p, p.slice[s], feature);  // ends with a barrier
@@ -118,38 +114,36 @@ __global__ void __launch_bounds__(kThreads, DxConfig<kSlices>::kBlocks) lora_dro
   const int count = p.rows_per_block / kRows;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < count) load_stage<kSlices>(stages + s * Config::kStageBytes, p, table, first, s * kRows);
+    if (s < count) load_stage<kSlices>(stages + s * Config::kStageBytes, p, first, s * kRows, feature);
     cp_async_commit();
   }
-  const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
-  DropoutColumn column[kSlices];
-#pragma unroll
-  for (int s = 0; s < kSlices; ++s) column[s] = dropout_column(c, p.slice[s].id, seed);
-  const uint32_t threshold = p.mask.threshold << 16;
-
   for (int stage = 0; stage < count; ++stage) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // the stage is there, and every warp has left the one before it, whose place the next load takes
     if (const int next = stage + kStages - 1; next < count)
-      load_stage<kSlices>(stages + next % kStages * Config::kStageBytes, p, table, first, next * kRows);
+      load_stage<kSlices>(stages + next % kStages * Config::kStageBytes, p, first, next * kRows, feature);
     cp_async_commit();
     const uint32_t du = stages + stage % kStages * Config::kStageBytes;
+    const uint32_t* words =
+        reinterpret_cast<const uint32_t*>(shared_memory + stage % kStages * Config::kStageBytes + Config::kDuBytes) +
+        static_cast<int>(threadIdx.x) / 64 * (2 * kRows) + static_cast<int>(threadIdx.x) / kWarp % 2;
 #pragma unroll 1
     for (int row = 0; row < kRows; row += 16) {
-      TableRow rows[2];
       Pack<__nv_bfloat16> old[2];
       __nv_bfloat16* out[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = stage * kRows + row + half * 8 + g;
-        rows[half] = table[r];
         out[half] = first + r < p.rows && c < p.cols ? p.dx + (first + r) * p.dx_stride + c : nullptr;
         if (out[half] && p.beta != 0) old[half] = *reinterpret_cast<const Pack<__nv_bfloat16>*>(out[half]);
       }
       float sum[2][8] = {};
 #pragma unroll
-      for (int s = 0; s < kSlices; ++s)  // du of a dead row is zero here, whatever its mask
-        add_masked<kSlices>(sum, a[s], du + du_byte<kSlices>(row, 0, 0), s, rows, column[s], seed, threshold);
+      for (int s = 0; s < kSlices; ++s) {
+        const uint32_t* at = words + s * (Config::kWordBytes / 4) + 2 * (row + g);
+        const uint32_t bits[2] = {chunk_bits(at[0], q), chunk_bits(at[16], q)};
+        add_masked<kSlices>(sum, a[s], du + du_byte<kSlices>(row, 0, 0), s, bits);
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (!out[half]) continue;
@@ -173,22 +167,21 @@ template <int kSlices>
 void launch(DxArgs p, int sm_count, cudaStream_t stream) {
   using Config = DxConfig<kSlices>;
   auto* kernel = &lora_dropout_dx_kernel<kSlices>;
-  allow_shared_bytes(kernel, Config::kFixedBytes + kMaxRows * static_cast<int>(sizeof(TableRow)));
+  allow_shared_bytes(kernel, Config::kFixedBytes);
   const int64_t places =
       std::max<int64_t>(1, int64_t{sm_count} * Config::kBlocks / p.feature_blocks);  // one wave, if it can be
-  const int64_t ranges = std::max(places, ceil_div(p.rows, kMaxRows));
-  p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, ranges), kRows) * kRows);
+  p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, places), kRows) * kRows);
   const auto blocks = static_cast<unsigned>(ceil_div(p.rows, p.rows_per_block) * p.feature_blocks);
-  kernel<<<blocks, kThreads, Config::kFixedBytes + p.rows_per_block* static_cast<int>(sizeof(TableRow)), stream>>>(p);
+  kernel<<<blocks, kThreads, Config::kFixedBytes, stream>>>(p);
   CUDA_LAUNCHED();
 }
 
 }  // namespace
 
-void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, AdapterMasks masks, double beta) {
+void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, MaskBits masks, double beta) {
   if (dx.numel() == 0) return;
   const bool tiles = dx.dtype == DType::BF16 && aligned16(dx) && aligned16(du) && aligned16(a) && dx.cols % 8 == 0 &&
-                     dx.cols < INT32_MAX && du.cols > 0 && du.cols / masks.count % 8 == 0;
+                     dx.cols < INT32_MAX && du.cols > 0 && du.cols / masks.count % 8 == 0 && aligned16(masks.bits);
   if (!tiles) return lora_dropout_dx_simple(dx, du, a, masks, beta, stream_);
   DxArgs p{.dx = static_cast<__nv_bfloat16*>(dx.data),
            .du = static_cast<const __nv_bfloat16*>(du.data),

@@ -1,11 +1,10 @@
 // What:   lora_dropout_dx.cu on the warpgroup products of sm_90a.
 // Math:   dx = beta dx + s sum_m mask_m * (du_m A_m), F32 sums, s = 1 / (1 - p), rounded once.
 // Shapes: as there.
-// Cost:   as there; see lora_dropout_da_sm90.cu for what a Philox call costs. N = 8192, beta = 0: (h = 4096, R = 128) 497 calls
-//         of a warp on each scheduler, about 100 cycles each with masks and sums: 28 us expected (measured: 66).
+// Cost:   as there. N = 8192, beta = 0: (h = 4096, R = 128) 42 us measured, R = 64 31 us, (11008, 64) 77 us.
 // Tricky: A warpgroup owns 64 features, whose A stays in shared memory for all of the block's rows, and takes 64 rows of du at
 //         a time. The columns of A are permuted on their way in, so that a lane's results are eight neighbouring features of a
-//         row: one Philox call and one 16-byte access. One adapter's product runs while the last one's is masked.
+//         row: one shift of a word of mask bits and one 16-byte access. One adapter's product runs while the last one's is masked.
 #include "kernels/lora_dropout_dx.cuh"
 #include "kernels/sm90.cuh"
 
@@ -15,18 +14,17 @@ using namespace lora_dx;
 
 namespace {
 
-constexpr int kGroups = 4, kThreads = 128 * kGroups, kFeatures = 64 * kGroups;
+constexpr int kGroups = 4, kThreads = 128 * kGroups;  // a warpgroup for 64 features
 constexpr int kRows = 64, kStages = 3, kPanelBytes = 64 * 128;
-constexpr int kMostRows = 4096;  // of a block's range: their table is in shared memory
-static_assert(kSliceRanks == 64 && kThreads == kRows * 8 && kMostRows % kRows == 0);
+constexpr int kWordBytes = kRows * kGroups * 8;  // of one adapter's masks in a stage
+static_assert(kSliceRanks == 64 && kThreads == kRows * 8);
 
 template <int kSlices>
 struct Config {
-  static constexpr int kStageBytes = kSlices * kPanelBytes;  // du of each adapter
-  static constexpr int kTable =
-      kSlices * kGroups * kPanelBytes + kStages * kStageBytes;  // offset, behind A and the stages
-  static constexpr int kFixedBytes = 1024 + kTable;
-  static_assert(kFixedBytes + kMostRows * static_cast<int>(sizeof(TableRow)) <= 227 * 1024);
+  static constexpr int kDuBytes = kSlices * kPanelBytes;  // of each adapter
+  static constexpr int kStageBytes = kDuBytes + (kSlices * kWordBytes + 1023) / 1024 * 1024;
+  static constexpr int kBytes = 1024 + kSlices * kGroups * kPanelBytes + kStages * kStageBytes;  // A, then the stages
+  static_assert(kBytes <= 227 * 1024);
 };
 
 // A of one adapter for the group's 64 features: rows are ranks, and of 32 features, feature 8 q + 2 j + e is column 8 j + 2 q + e.
@@ -45,21 +43,18 @@ __device__ __forceinline__ void load_adapter(unsigned char* panel, const DxArgs&
 }
 
 // Results of 64 rows and 64 features: tile 4 b + j holds, of the b-th 32 features, 8 q + 2 j + {0, 1}.
-// sum += mask * acc
-__device__ __forceinline__ void add_masked(float (&sum)[8][4], const float (&acc)[8][4], const DropoutRow (&rows)[2],
-                                           const DropoutColumn (&columns)[2], const uint32_t (&seed)[2],
-                                           uint32_t threshold) {
+// sum += mask * acc; words: of the rows g and g + 8.
+__device__ __forceinline__ void add_masked(float (&sum)[8][4], const float (&acc)[8][4], const uint2 (&words)[2],
+                                           int q) {
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-      const Philox4 bits = dropout_pair(rows[half], columns[b], seed);
-      const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
+      const uint32_t bits = chunk_bits(b == 0 ? words[half].x : words[half].y, q);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {  // threshold is in the upper half: the draws'
-        add_if_at_least(sum[4 * b + j][2 * half], acc[4 * b + j][2 * half], word[j] << 16, threshold);
-        add_if_at_least(sum[4 * b + j][2 * half + 1], acc[4 * b + j][2 * half + 1], word[j], threshold);
-      }
+      for (int j = 0; j < 4; ++j)
+        add_kept(sum[4 * b + j][2 * half], sum[4 * b + j][2 * half + 1], acc[4 * b + j][2 * half],
+                 acc[4 * b + j][2 * half + 1], bits, j);
     }
 }
 
@@ -81,12 +76,10 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
   using C = Config<kSlices>;
   extern __shared__ unsigned char unaligned_memory[];
   unsigned char* memory = unaligned_memory + (1024 - smem_address(unaligned_memory) % 1024) % 1024;
-  TableRow* table = reinterpret_cast<TableRow*>(memory + C::kTable);
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), group = thread / 128;
   const int64_t first = int64_t{block / p.feature_blocks} * p.rows_per_block;
-  const int feature = block % p.feature_blocks * kFeatures + group * 64;
+  const int first_block = block % p.feature_blocks * kGroups, feature = (first_block + group) * 64;
   const int lane = thread % kWarp, q = lane % 4, warp_row = thread % 128 / kWarp * 16 + lane / 4;
-  fill_row_table(table, first, p.rows_per_block, p.rows, p.mask);
   const uint32_t adapters = smem_address(memory) + group * kSlices * kPanelBytes;
   const uint32_t stages = smem_address(memory) + kGroups * kSlices * kPanelBytes;
 #pragma unroll
@@ -96,20 +89,20 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
   const auto load = [&](int s) {
     if (s < count) {
       const int row = thread / 8, chunk = thread % 8;
-      const bool live = table[s * kRows + row].live != 0;
+      const bool inside = first + s * kRows + row < p.rows;  // du of dead rows counts nowhere: they have no mask bits
       const __nv_bfloat16* from = p.du + (first + s * kRows + row) * p.du_stride + chunk * 8;
 #pragma unroll
       for (int m = 0; m < kSlices; ++m) {
-        const bool valid = live && chunk * 8 < p.slice[m].width;
+        const bool valid = inside && chunk * 8 < p.slice[m].width;
         cp_async_16(stages + s % kStages * C::kStageBytes + m * kPanelBytes + panel_byte(row, chunk),
                     valid ? from + p.slice[m].column : p.du, valid);
+        load_words<kRows, kGroups, kThreads>(stages + s % kStages * C::kStageBytes + C::kDuBytes + m * kWordBytes,
+                                             p.mask, p.slice[m].adapter, first_block, first + s * kRows, p.rows);
       }
     }
     cp_async_commit();
   };
   for (int s = 0; s < kStages - 1; ++s) load(s);
-  const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
-  const uint32_t threshold = p.mask.threshold << 16;
 
   for (int s = 0; s < count; ++s) {
     cp_async_wait<kStages - 2>();
@@ -127,7 +120,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
       wgmma_commit();
     };
     start(0);
-    const DropoutRow rows[2] = {table[s * kRows + warp_row].mask, table[s * kRows + warp_row + 8].mask};
+    const unsigned char* words =
+        memory + C::kBytes - 1024 - kStages * C::kStageBytes + s % kStages * C::kStageBytes + C::kDuBytes;
 #pragma unroll
     for (int m = 0; m < kSlices; ++m) {
       if (m + 1 < kSlices) {
@@ -137,9 +131,9 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
         wgmma_wait<0>();
       }
       results_are_there(acc[m % 2]);
-      const DropoutColumn columns[2] = {dropout_column(feature + q * 8, p.slice[m].id, seed),
-                                        dropout_column(feature + 32 + q * 8, p.slice[m].id, seed)};
-      add_masked(sum, acc[m % 2], rows, columns, seed, threshold);  // du of a dead row is zero here, whatever its mask
+      const uint2* at = reinterpret_cast<const uint2*>(words + m * kWordBytes) + group * kRows + warp_row;
+      const uint2 rows[2] = {at[0], at[8]};
+      add_masked(sum, acc[m % 2], rows, q);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -160,13 +154,10 @@ template <int kSlices>
 void launch(DxArgs p, int sm_count, cudaStream_t stream) {
   using C = Config<kSlices>;
   const int64_t places = std::max<int64_t>(1, sm_count / p.feature_blocks);  // one wave, if it can be
-  const int64_t ranges = std::max(places, ceil_div(p.rows, kMostRows));
-  p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, ranges), kRows) * kRows);
+  p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, places), kRows) * kRows);
   const auto blocks = static_cast<unsigned>(ceil_div(p.rows, p.rows_per_block) * p.feature_blocks);
-  allow_shared_bytes(lora_dropout_dx_sm90_kernel<kSlices>,
-                     C::kFixedBytes + kMostRows * static_cast<int>(sizeof(TableRow)));
-  lora_dropout_dx_sm90_kernel<kSlices>
-      <<<blocks, kThreads, C::kFixedBytes + p.rows_per_block* static_cast<int>(sizeof(TableRow)), stream>>>(p);
+  allow_shared_bytes(lora_dropout_dx_sm90_kernel<kSlices>, C::kBytes);
+  lora_dropout_dx_sm90_kernel<kSlices><<<blocks, kThreads, C::kBytes, stream>>>(p);
   CUDA_LAUNCHED();
 }
 

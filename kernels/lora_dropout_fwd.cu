@@ -2,46 +2,28 @@
 // Math:   px = P x;  u_m = s sum_c mask_m[c] x[c] A_m[:, c] + beta1_m px, F32 sums, s = 1 / (1 - p) after the sum.
 // Shapes: u (N, R), x (N, h), a (R, h), px (N, r) S; h a multiple of 8, rows of x and a 16-byte aligned, bf16; all else in
 //         lora_dropout_simple.cu.
-// Cost:   2 N h bytes from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), one Philox call of about 60 instructions
-//         per 8 elements and adapter, 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) 67 MB DRAM, 260 MB L2, 12.6 M calls:
-//         about 48 us; (4096, 64) 27 us; (11008, 64) 180 MB: 70 us. Expected; bench/NOTES.md has what was measured.
+// Cost:   2 N h bytes and N h / 8 an adapter for the mask bits from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), 2 N h R
+//         FLOPs. N = 8192: (h = 4096, R = 192) 67 + 13 MB DRAM, 200 MB L2, 111 us measured on sm_90 (86 by
+//         lora_dropout_fwd_sm90.cu); (4096, 64) 52 us; (11008, 64) 120 us.
 // Tricky: 64 rows a block; a warp owns 32 of them, one adapter and one of kSplit ranges of the features. A lane reads 16
-//         bytes of a row (eight features = one Philox call) from shared memory straight into an mma operand: K is permuted,
+//         bytes of a row (eight features) from shared memory straight into an mma operand: K is permuted,
 //         the same way for A. Row sums for px are one more mma, with ones for the columns of slice t in result column t % 8;
 //         its result stays in registers while a window of eight slices lasts. More warps hide more latency, which is what
 //         binds: 16 of them, or 12 for three adapters, are what the registers allow.
 #include <algorithm>
 
-#include "kernels/iec.h"
-#include "kernels/lora_dropout.cuh"
-#include "kernels/lora_dropout_pool.cuh"
+#include "kernels/kernel_choice.h"
+#include "kernels/lora_dropout_fwd.cuh"
 
 namespace irq {
+
+using namespace lora_fwd;
+
 namespace {
 
 constexpr int kRows = 64;
-constexpr int kMaxSlices = 3;
-constexpr int kFusedGroups = 64;  // of px in shared memory
-constexpr int kSplitStages = 4;   // at least, of a block whose tile is shared
-constexpr int64_t kPartialBytes = int64_t{48} << 20;
-
-struct FwdArgs {
-  __nv_bfloat16 *u, *px;
-  const __nv_bfloat16 *x, *a;
-  int64_t u_stride, px_stride, x_stride, a_stride, rows;
-  int cols, slices;
-  RankSlice slice[kMaxSlices];
-  MaskArgs mask;
-  bool pool;        // px is computed here; else it is read, if there is one
-  bool store_pool;  // by this launch
-  int rank;         // columns of px
-  // Few rows leave multiprocessors idle: then `splits` blocks share a tile of rows, each with its own features, and leave
-  // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
-  int splits, features_per_split;
-  float* partial;
-  SliceOf slice_of;
-  IecMap map;
-};
+constexpr int kSplitStages = 4;  // at least, of a block whose tile is shared
+constexpr int kFinishThreads = 256;
 
 template <int kAdapters>
 struct FwdConfig {
@@ -53,9 +35,8 @@ struct FwdConfig {
   static constexpr int kTileRows = kRows + kAdapters * kSliceRanks;  // x, then the A of each adapter
   static constexpr int kStageBytes = kTileRows * kDepth * 2;
   static constexpr int kPoolPitch = kFusedGroups + kSplit + 1;
-  static constexpr int kTableBytes = kRows * static_cast<int>(sizeof(TableRow));
   static constexpr int kPoolBytes = kRows * kPoolPitch * 4;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kTableBytes + kPoolBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kPoolBytes;
   static_assert(kSplit * kParts * 64 * kWarp * 4 <= kStages * kStageBytes, "results take the stages' place");
   static_assert(kSharedBytes <= 163 * 1024, "what a block of an sm_80 may have");
 };
@@ -79,7 +60,7 @@ struct StageLoader {
   int feature;          // of stage 0
   int offset[kCopies];  // of the row's chunk in x or a; -1: dead row or no rank, zeros
 
-  __device__ StageLoader(const FwdArgs& p, const TableRow* table, int64_t first, int first_feature, int range)
+  __device__ StageLoader(const FwdArgs& p, int64_t first, int first_feature, int range)
       : x(p.x + first * p.x_stride), a(p.a) {
     const int chunk = static_cast<int>(threadIdx.x) % kChunks;
     feature = first_feature + chunk / 4 * range + chunk % 4 * 8;
@@ -89,7 +70,8 @@ struct StageLoader {
       const RankSlice& s = p.slice[min(max(row - kRows, 0) / kSliceRanks, kAdapters - 1)];
       const int j = (row - kRows) % kSliceRanks;
       offset[i] = -1;
-      if (row < kRows && table[row].live) offset[i] = row * static_cast<int>(p.x_stride) + feature;
+      if (row < kRows && first + row < p.rows && p.mask.positions[first + row] >= 0)
+        offset[i] = row * static_cast<int>(p.x_stride) + feature;
       if (row >= kRows && row < Config::kTileRows && j < s.width)
         offset[i] = (s.column + j) * static_cast<int>(p.a_stride) + feature;
     }
@@ -109,31 +91,42 @@ struct StageLoader {
   }
 };
 
-// Adds the splits in order. Grid: rows. Block: any number of threads.
+// Adds the splits in order: a thread has four neighbouring columns of a row of u, or of px behind them.
 template <int kAdapters>
-__global__ void finish_fwd_kernel(FwdArgs p) {
-  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
-  const int64_t row = blockIdx.x;
+__global__ void __launch_bounds__(kFinishThreads) finish_fwd_kernel(FwdArgs p) {
+  constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kAdapters * kSliceRanks / 4;
+  const int quads = kQuads + (p.store_pool ? (p.rank + 3) / 4 : 0);
+  const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x, row = i / quads;
+  const int quad = static_cast<int>(i - row * quads);
+  if (row >= p.rows) return;
   const float* sums = p.partial + row * kWidth;
-  const auto total = [&](int column) {
-    float sum = 0;
-    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + column];
-    return sum;
-  };
   const auto mean = [&](int column) {
-    return total(kAdapters * kSliceRanks + p.map.group(column)) / static_cast<float>(p.map.slice);
+    float sum = 0;
+    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + kAdapters * kSliceRanks + p.map.group(column)];
+    return sum / static_cast<float>(p.map.slice);
   };
-  for (int i = static_cast<int>(threadIdx.x); i < kAdapters * kSliceRanks; i += static_cast<int>(blockDim.x)) {
-    const RankSlice& slice = p.slice[i / kSliceRanks];
-    const int j = i % kSliceRanks, column = slice.first + j;
-    if (j >= slice.width) continue;
-    float value = p.mask.scale * total(i);
-    if (p.px && slice.beta1) value += *slice.beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
-    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
-  }
-  if (p.store_pool)
-    for (int j = static_cast<int>(threadIdx.x); j < p.rank; j += static_cast<int>(blockDim.x))
+  if (quad >= kQuads) {
+    for (int j = (quad - kQuads) * 4; j < min(p.rank, (quad - kQuads) * 4 + 4); ++j)
       p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
+    return;
+  }
+  const RankSlice& slice = p.slice[quad * 4 / kSliceRanks];
+  const int first = quad * 4 % kSliceRanks;
+  if (first >= slice.width) return;
+  float value[4] = {};
+  for (int s = 0; s < p.splits; ++s) {
+    const float4 v = *reinterpret_cast<const float4*>(sums + s * p.rows * kWidth + quad * 4);
+    value[0] += v.x, value[1] += v.y, value[2] += v.z, value[3] += v.w;
+  }
+  const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const int j = first + e, column = slice.first + j;
+    if (j >= slice.width) break;
+    value[e] *= p.mask.scale;
+    if (beta1 != 0) value[e] += beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
+    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value[e]);
+  }
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where
@@ -142,7 +135,7 @@ template <int kAdapters>
 __device__ __forceinline__ void store_results(const FwdArgs& p, const float* results, const float* pooled,
                                               int64_t first, int first_feature, int range) {
   using Config = FwdConfig<kAdapters>;
-  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups, kShare = 64 / Config::kSplit;
+  constexpr int kWidth = kPartialWidth<kAdapters>, kShare = 64 / Config::kSplit;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, part = warp % Config::kParts, half = part % 2;
   const RankSlice& slice = p.slice[part / 2];
@@ -184,7 +177,7 @@ template <int kAdapters>
 __device__ __forceinline__ void store_pooled(const FwdArgs& p, const float* pooled, int64_t first, int first_feature,
                                              int range) {
   using Config = FwdConfig<kAdapters>;
-  constexpr int kWidth = kAdapters * kSliceRanks + kFusedGroups;
+  constexpr int kWidth = kPartialWidth<kAdapters>;
   const int width = p.splits > 1 ? p.map.groups : p.store_pool ? p.rank : 0;
   for (int i = static_cast<int>(threadIdx.x); i < kRows * width; i += Config::kThreads) {
     const int row = i / width, j = i - row * width, t = p.splits > 1 ? j : p.map.group(j);
@@ -204,28 +197,25 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   constexpr int kTiles =
       kAdapters == 1 ? 2 : 1;  // of 16 rows that a warp adds up for px: the first two adapters share them
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  TableRow* table = reinterpret_cast<TableRow*>(shared_memory + Config::kStages * Config::kStageBytes);
-  float* pooled = reinterpret_cast<float*>(shared_memory + Config::kStages * Config::kStageBytes + Config::kTableBytes);
+  float* pooled = reinterpret_cast<float*>(shared_memory + Config::kStages * Config::kStageBytes);
   const int64_t first = int64_t{blockIdx.x} * kRows;
   const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
   const int range = p.features_per_split / Config::kSplit;  // of a warp, a multiple of 32
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int half = warp % 2, adapter = warp / 2 % kAdapters, split = warp / Config::kParts;
-  const int id = p.slice[adapter].id, width = p.slice[adapter].width;
+  const int width = p.slice[adapter].width;
 
-  fill_row_table(table, first, kRows, p.rows, p.mask);
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kPitch; i += Config::kThreads) pooled[i] = 0;
   __syncthreads();
   const uint32_t stages = smem_address(shared_memory);
-  const StageLoader<kAdapters> loader(p, table, first, first_feature, range);
+  const StageLoader<kAdapters> loader(p, first, first_feature, range);
   const int count = range / 32;
 #pragma unroll
   for (int s = 0; s < Config::kStages - 1; ++s) {
     if (s < count) loader.load(stages + s * Config::kStageBytes, s, p.cols);
     cp_async_commit();
   }
-  const uint32_t seed[2] = {p.mask.params->seed[0], p.mask.params->seed[1]};
   float acc[2][8][4] = {};
   RowSums<kPitch> row_sums[kTiles];
 #pragma unroll
@@ -235,8 +225,20 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
   const int warp_feature = first_feature + split * range;
   int base = p.slice_of(warp_feature);  // of the window of slices
 
+  // The mask bits of the lane's rows for 32 features.
+  const uint32_t* words =
+      reinterpret_cast<const uint32_t*>(p.mask.block(p.slice[adapter].adapter, 0)) + 2 * (first + half * 32 + g);
+  const auto fetch = [&](uint32_t(&w)[4], int feature) {
+    const uint32_t* at = words + int64_t{feature / 64} * (2 * p.mask.pitch) + feature / 32 % 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      w[i] = feature < p.cols && first + half * 32 + i * 8 + g < p.rows ? __ldg(at + i * 16) : 0;
+  };
+
   int slot = 0, free_slot = Config::kStages - 1;
   for (int s = 0; s < count; ++s) {
+    uint32_t bits[4];
+    fetch(bits, warp_feature + s * 32);  // on their way while the stage is waited for
     cp_async_wait<Config::kStages - 2>();
     __syncthreads();  // stage s is there, and every warp has left stage s - 1, whose place the next load takes
     if (s + Config::kStages - 1 < count)
@@ -264,9 +266,8 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
       } else if (adapter == 0) row_sums[0].add(x[0], x[1], ones);
       else row_sums[0].add(x[2], x[3], ones);
     }
-    const DropoutColumn column = dropout_column(c, id, seed);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) drop_chunk(x[i], table[half * 32 + i * 8 + g].mask, column, seed, p.mask.kept);
+    for (int i = 0; i < 4; ++i) drop_chunk(x[i], chunk_bits(bits[i], q));
     // Unrolled without a way out, so that the loads of later ranks run ahead of the products.
     const auto multiply = [&](int n) {
       uint32_t b[4];
@@ -301,36 +302,49 @@ __global__ void __launch_bounds__(FwdConfig<kAdapters>::kThreads, 1) lora_dropou
 }
 
 template <int kAdapters>
-void launch(FwdArgs p, int sm_count, cudaStream_t stream) {
-  using Config = FwdConfig<kAdapters>;
-  allow_shared_bytes(lora_dropout_fwd_kernel<kAdapters>, Config::kSharedBytes);
-  // A block has a multiprocessor to itself: as many splits as there are multiprocessors for, each worth its start.
-  const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, Config::kDepth);
-  const int64_t splits = std::clamp<int64_t>(sm_count / tiles, 1, std::max<int64_t>(stages / kSplitStages, 1));
-  p.features_per_split = static_cast<int>(ceil_div(stages, splits)) * Config::kDepth;
-  p.splits = static_cast<int>(ceil_div(p.cols, p.features_per_split));
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits));
-  lora_dropout_fwd_kernel<kAdapters><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(p);
-  CUDA_LAUNCHED();
+void launch(FwdArgs p, bool hopper, int sm_count, cudaStream_t stream) {
+  if (hopper) {
+    lora_dropout_fwd_sm90(p, sm_count, stream);
+  } else {
+    using Config = FwdConfig<kAdapters>;
+    allow_shared_bytes(lora_dropout_fwd_kernel<kAdapters>, Config::kSharedBytes);
+    // A block has a multiprocessor to itself: as many splits as there are multiprocessors for, each worth its start.
+    const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, Config::kDepth);
+    const int64_t splits = std::clamp<int64_t>(sm_count / tiles, 1, std::max<int64_t>(stages / kSplitStages, 1));
+    p.features_per_split = static_cast<int>(ceil_div(stages, splits)) * Config::kDepth;
+    p.splits = static_cast<int>(ceil_div(p.cols, p.features_per_split));
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.splits));
+    lora_dropout_fwd_kernel<kAdapters><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(p);
+    CUDA_LAUNCHED();
+  }
   if (p.splits == 1) return;
-  finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
+  const int64_t quads = p.rows * (kAdapters * kSliceRanks / 4 + (p.store_pool ? (p.rank + 3) / 4 : 0));
+  finish_fwd_kernel<kAdapters>
+      <<<static_cast<unsigned>(ceil_div(quads, kFinishThreads)), kFinishThreads, 0, stream>>>(p);
   CUDA_LAUNCHED();
 }
 
 }  // namespace
 
-void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, AdapterMasks masks,
-                                   bool tile) {
-  if (u.numel() == 0) return;
+void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
+                                   AdapterMasks made_from, bool tile) {
+  if (u.numel() == 0) return dropout_masks(bits, x.cols, made_from);
+  const MaskBits masks{made_from.count, made_from.p, bits, made_from.positions};
   const int64_t rank = u.cols / masks.count;
   const MaskArgs mask = mask_args(masks);
   const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(a) && x.cols % 8 == 0 && x.cols > 0 &&
-                     x.cols < INT32_MAX / 2 && kRows * x.stride < INT32_MAX && a.rows * a.stride < INT32_MAX;
+                     x.cols < INT32_MAX / 2 && kRows * x.stride < INT32_MAX && a.rows * a.stride < INT32_MAX &&
+                     aligned16(masks.bits);
   const IecMap map(std::max<int64_t>(x.cols, 1), rank, tile);
   // Two features of one register must be of one slice, and the slices of 32 features fewer than eight.
   const bool pool = px && tiles && map.slice % 2 == 0 && map.slice >= 8 && map.groups <= kFusedGroups &&
                     x.cols + 32 * 16 < SliceOf::kMaxFeatures;  // what is computed beyond the row's end counts too
   if (px && !pool) lora_pool_simple(px, x, mask, tile, stream_);
+  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
+  const bool hopper = tiles && runs_sm90_kernels(properties_.major, properties_.minor);
+  const DropoutThreshold threshold = dropout_threshold(dropout_rate(masks.p).threshold);
+  const bool make_bits = hopper && threshold.either && rank <= kSliceRanks && masks.count <= kMaxSlices;
+  if (!make_bits) dropout_masks(bits, x.cols, made_from);
   if (!tiles) return lora_dropout_fwd_simple(u, px, x, a, beta1, masks, stream_);
   FwdArgs p{.u = static_cast<__nv_bfloat16*>(u.data),
             .px = static_cast<__nv_bfloat16*>(px.data),
@@ -352,14 +366,20 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .features_per_split = static_cast<int>(x.cols),
             .partial = static_cast<float*>(workspace(kPartialBytes)),
             .slice_of = SliceOf(std::max(map.slice, 2)),
-            .map = map};
+            .map = map,
+            .make_bits = make_bits,
+            .source = {.id = {},
+                       .samples = static_cast<const int*>(made_from.samples.data),
+                       .params = static_cast<const StepParams*>(made_from.params.data),
+                       .lift = threshold.lift}};
+  for (int m = 0; m < std::min(masks.count, kMaxSlices); ++m) p.source.id[m] = made_from.ids[static_cast<size_t>(m)];
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
     p.slices = static_cast<int>(std::min<size_t>(kMaxSlices, slices.size() - i));
     for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
-    if (p.slices == 1) launch<1>(p, sm_count(), stream_);
-    else if (p.slices == 2) launch<2>(p, sm_count(), stream_);
-    else launch<3>(p, sm_count(), stream_);
+    if (p.slices == 1) launch<1>(p, hopper, sm_count(), stream_);
+    else if (p.slices == 2) launch<2>(p, hopper, sm_count(), stream_);
+    else launch<3>(p, hopper, sm_count(), stream_);
     p.store_pool = false;
   }
 }

@@ -1,7 +1,7 @@
 // What:   the ops of LoRA under dropout for what the tensor-core kernels do not take: F32, odd widths, unaligned rows.
 // Math:   as in lora_dropout_{fwd,da,dx}.cu, F32 arithmetic on values as they are stored.
 // Shapes: any; any row stride.
-// Cost:   not for production: masks are made again for every 64 ranks (fwd, da), products run on plain FMAs.
+// Cost:   not for production: products run on plain FMAs.
 // Tricky: only that a tile is masked once, in shared memory, and then multiplied.
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.cuh"
@@ -11,9 +11,9 @@ namespace {
 
 constexpr int kThreads = 256, kTile = 64, kDepth = 32;  // results of a block are kTile x kTile, kDepth terms at a time
 
-__device__ __forceinline__ bool keeps(const MaskArgs& m, int64_t n, int64_t c, int id) {
-  const Philox4 bits = dropout_bits(c, m.positions[n], m.samples[n], id, m.params->seed);
-  return dropout_draw(bits, static_cast<int>(c % 8)) >= m.threshold;
+__device__ __forceinline__ bool keeps(const MaskArgs& m, int64_t n, int64_t c, int adapter) {
+  const uint2 word = m.block(adapter, static_cast<int>(c / 64))[n];
+  return (c % 64 < 32 ? word.x : word.y) >> (c % 2 * 16 + c % 32 / 2) & 1;
 }
 
 template <class T>
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
       const int r = i / kDepth, d = i % kDepth;
       const int64_t n = first + r, c = c0 + d;
       const bool in = n < rows && c < cols && m.positions[n] >= 0;
-      tile.left[d][r] = in && keeps(m, n, c, slice.id) ? to_f(x[n * x_stride + c]) : 0.0f;
+      tile.left[d][r] = in && keeps(m, n, c, slice.adapter) ? to_f(x[n * x_stride + c]) : 0.0f;
       tile.right[d][r] = r < slice.width && c < cols ? to_f(a[(slice.column + r) * a_stride + c]) : 0.0f;
     }
     __syncthreads();
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t n = n0 + d, c = first + k;
       const bool live = n < rows && m.positions[n] >= 0;
       tile.left[d][k] = live && k < slice.width ? to_f(du[n * du_stride + slice.column + k]) : 0.0f;
-      tile.right[d][k] = live && c < cols && keeps(m, n, c, slice.id) ? to_f(x[n * x_stride + c]) : 0.0f;
+      tile.right[d][k] = live && c < cols && keeps(m, n, c, slice.adapter) ? to_f(x[n * x_stride + c]) : 0.0f;
     }
     __syncthreads();
     multiply(acc, tile);
@@ -106,20 +106,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct DxSlices {
-  int ids[AdapterMasks::kMax];
-};
 // dx[n][c]: a thread for each.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     dx_kernel(T* dx, int64_t dx_stride, const T* du, int64_t du_stride, const T* a, int64_t a_stride, int64_t rows,
-              int64_t cols, int adapters, int rank, DxSlices slices, MaskArgs m, float beta) {
+              int64_t cols, int adapters, int rank, MaskArgs m, float beta) {
   const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (c >= cols) return;
   for (int64_t n = blockIdx.y; n < rows; n += gridDim.y) {
     float sum = 0;
     for (int k = 0; k < adapters; ++k) {
-      if (m.positions[n] < 0 || !keeps(m, n, c, slices.ids[k])) continue;
+      if (!keeps(m, n, c, k)) continue;
       for (int j = k * rank; j < (k + 1) * rank; ++j) sum += to_f(du[n * du_stride + j]) * to_f(a[j * a_stride + c]);
     }
     T& out = dx[n * dx_stride + c];
@@ -142,7 +139,7 @@ void lora_pool_simple(Tensor px, Tensor x, const MaskArgs& m, bool tile, cudaStr
 }
 
 void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const AdapterScalars& beta1,
-                             const AdapterMasks& masks, cudaStream_t stream) {
+                             const MaskBits& masks, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(ceil_div(x.rows, kTile));
   for (const RankSlice& slice : rank_slices(masks, u.cols, beta1)) {
     dispatch_storage(x.dtype, [&](auto zero) {
@@ -155,8 +152,7 @@ void lora_dropout_fwd_simple(Tensor u, Tensor px, Tensor x, Tensor a, const Adap
   }
 }
 
-void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& masks, double beta,
-                            cudaStream_t stream) {
+void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const MaskBits& masks, double beta, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(ceil_div(x.cols, kTile));
   for (const RankSlice& slice : rank_slices(masks, da.rows)) {
     dispatch_storage(x.dtype, [&](auto zero) {
@@ -169,18 +165,15 @@ void lora_dropout_da_simple(Tensor da, Tensor du, Tensor x, const AdapterMasks& 
   }
 }
 
-void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const AdapterMasks& masks, double beta,
-                            cudaStream_t stream) {
+void lora_dropout_dx_simple(Tensor dx, Tensor du, Tensor a, const MaskBits& masks, double beta, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(dx.cols, kThreads)),
                   static_cast<unsigned>(std::min<int64_t>(dx.rows, 65535)));
-  DxSlices slices{};
-  for (int m = 0; m < masks.count; ++m) slices.ids[m] = masks.ids[static_cast<size_t>(m)];
   dispatch_storage(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
     dx_kernel<T><<<grid, kThreads, 0, stream>>>(static_cast<T*>(dx.data), dx.stride, static_cast<const T*>(du.data),
                                                 du.stride, static_cast<const T*>(a.data), a.stride, dx.rows, dx.cols,
-                                                masks.count, static_cast<int>(du.cols / masks.count), slices,
-                                                mask_args(masks), static_cast<float>(beta));
+                                                masks.count, static_cast<int>(du.cols / masks.count), mask_args(masks),
+                                                static_cast<float>(beta));
   });
   CUDA_LAUNCHED();
 }

@@ -123,11 +123,9 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t x) {
   return mask;
 }
 
-// sum += x if draw >= threshold: a comparison and a predicated addition, where the compiler would select first.
-__device__ __forceinline__ void add_if_at_least(float& sum, float x, uint32_t draw, uint32_t threshold) {
-  asm("{\n.reg .pred keep;\nsetp.hs.u32 keep, %2, %3;\n@keep add.f32 %0, %0, %1;\n}\n"
-      : "+f"(sum)
-      : "f"(x), "r"(draw), "r"(threshold));
+// sum += x if any bit is set: a test and a predicated addition, where the compiler would select first.
+__device__ __forceinline__ void add_if_any(float& sum, float x, uint32_t bits) {
+  asm("{\n.reg .pred any;\nsetp.ne.u32 any, %2, 0;\n@any add.f32 %0, %0, %1;\n}\n" : "+f"(sum) : "f"(x), "r"(bits));
 }
 
 // 1/x in one instruction: at most 1 ulp; only for normal x and results.

@@ -59,6 +59,22 @@ __device__ __forceinline__ void finish_first(float x, uint32_t shared) {
 // What this thread wrote to shared memory (cp.async too, once waited for) becomes visible to products; a barrier follows.
 __device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+// Moves registers from the warpgroups that call the first to those that call the second: a role of a block each. The block's
+// threads have (registers of a multiprocessor / threads) each at first, and kCount is a multiple of eight.
+template <int kCount>
+__device__ __forceinline__ void give_registers_down_to() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers_up_to() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+// A barrier of kThreads threads of the block, for roles that run different code. kId: 1 to 15.
+template <int kId, int kThreads>
+__device__ __forceinline__ void named_barrier() {
+  asm volatile("bar.sync %0, %1;\n" ::"n"(kId), "n"(kThreads) : "memory");
+}
+
 // In all of them d is mma.m16n8k16's result, tile by tile of 8 columns, warp w of the group holding rows 16 w to 16 w + 15.
 // d (64, 64) = A B, or d + A B: A (64, 16) and B (16, 64) panels, both along.
 __device__ __forceinline__ void wgmma_panels(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
@@ -105,20 +121,21 @@ __device__ __forceinline__ void wgmma_panels_down(float (&d)[8][4], uint64_t a, 
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
-// d (64, 64) += A B: A (64, 16) in registers as mma.m16n8k16 wants it, B (16, 64) panels, down.
+// d (64, 64) += A B: A (64, 16) in registers as mma.m16n8k16 wants it, B (16, 64) panels, down or along.
+template <bool kDown = true>
 __device__ __forceinline__ void wgmma_registers(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
       "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-      "}, {%32,%33,%34,%35}, %36, add, 1, 1, 1;\n}\n"
+      "}, {%32,%33,%34,%35}, %36, add, 1, 1, %38;\n}\n"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
         "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
         "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
         "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(true)));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(true)), "n"(kDown ? 1 : 0));
 }
 // d (64, 128) = A B, or d + A B: A (64, 16) and B (16, 128) panels, both along; B's panel has 128 rows.
 __device__ __forceinline__ void wgmma_panels(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {

@@ -113,14 +113,19 @@ struct Result {
 struct LiveRow {
   int32_t zero = 0;
   StepParams params;
+  std::vector<uint8_t> memory;
+  Tensor index = make_view(&zero, DType::I32, 1, 1, "position and sample");
   AdapterMasks masks() {
-    const Tensor index = make_view(&zero, DType::I32, 1, 1, "position and sample");
     return {.count = 1,
             .ids = {},
             .p = 0,
             .positions = index,
             .samples = index,
             .params = make_view(&params, DType::U8, 1, sizeof(params), "params")};
+  }
+  Tensor bits(int64_t h) {
+    memory.resize(static_cast<size_t>(mask_blocks(h) * mask_bytes(1)));
+    return make_view(memory.data(), DType::U8, mask_blocks(h), mask_bytes(1), "bits");
   }
 };
 
@@ -138,10 +143,11 @@ Result run(const Example& e, bool tile, bool folded) {
 
   Mat u = times(x, transposed(folded ? a_folded : a));
   LiveRow row;
+  const MaskBits masks{1, 0, row.bits(e.h), row.index};
   Mat px(1, e.r);
   if (!folded)
-    cpu.lora_dropout_fwd(u.view("u"), px.view("px"), x.view("x"), a.view("a"), {beta1.view("beta1")}, row.masks(),
-                         tile);
+    cpu.lora_dropout_fwd(u.view("u"), px.view("px"), x.view("x"), a.view("a"), {beta1.view("beta1")}, masks.bits,
+                         row.masks(), tile);
   const Mat y = times(u, transposed(b_scaled));
 
   Mat du = times(gy, b_scaled), da = times(transposed(du), x), gv = gy;
@@ -153,8 +159,8 @@ Result run(const Example& e, bool tile, bool folded) {
     Mat pooled(e.r, e.h);
     fold(pooled.view("beta1 P"), {}, beta1.view("beta1"), 1, tile);
     dx = times(du, pooled);
-    cpu.lora_dropout_dx(dx.view("dx"), du.view("du"), a.view("a"), row.masks(), 1);
-    cpu.lora_dropout_da(da.view("dA"), du.view("du"), x.view("x"), row.masks(), 0);
+    cpu.lora_dropout_dx(dx.view("dx"), du.view("du"), a.view("a"), masks, 1);
+    cpu.lora_dropout_da(da.view("dA"), du.view("du"), x.view("x"), masks, 0);
     cpu.lora_dropout_dbeta1({dbeta1.view("dbeta1")}, du.view("du"), px.view("px"), 1, 0);
   }
   dbeta_of(dbeta2.view("dbeta2"), db.view("dB"), tile);

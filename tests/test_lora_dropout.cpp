@@ -1,6 +1,8 @@
 // LoRA under dropout: the ops against their composition of plain ones, and the masks computed in two halves.
 #include <gtest/gtest.h>
 
+#include <list>
+
 #include "kernels/dropout.h"
 #include "kernels/kernel_choice.h"
 #include "tests/cases/lora_dropout.h"
@@ -29,7 +31,8 @@ TEST(LoraDropoutCuda, BothKernelsAgreeOnLargeShapes) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const LoraDropoutShape& s : {LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 3},
                                     LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 2, .beta = 1},
-                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1}})
+                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1},
+                                    LoraDropoutShape{.n = 16384, .h = 1024, .r = 64, .count = 3}})  // many stages
     for (OpCase c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
       const HostArgs args = make_inputs(c);
       const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
@@ -102,6 +105,7 @@ struct Fixture {
   StepParams params;
   Mat x{n, h, uint64_t{1}}, a{r * count, h, uint64_t{2}}, du{n, r*count, uint64_t{3}}, beta1{1, 1, 0.7};
   Backend& cpu = cpu_backend(DType::F64);
+  std::list<std::vector<uint8_t>> memories;
 
   Fixture() { params.seed[0] = 17; }
   AdapterMasks masks(double p) {
@@ -111,6 +115,13 @@ struct Fixture {
             .positions = make_view(positions.data(), DType::I32, 1, n, "positions"),
             .samples = make_view(samples.data(), DType::I32, 1, n, "samples"),
             .params = make_view(&params, DType::U8, 1, sizeof(params), "params")};
+  }
+  MaskBits bits(double p) {
+    std::vector<uint8_t>& memory = memories.emplace_back(static_cast<size_t>(count * mask_blocks(h) * mask_bytes(n)));
+    const Tensor view = make_view(memory.data(), DType::U8, count * mask_blocks(h), mask_bytes(n), "bits");
+    const AdapterMasks k = masks(p);
+    cpu.dropout_masks(view, h, k);
+    return {count, p, view, k.positions};
   }
   // drop(x) of adapter m, with the scale.
   Mat dropped(double p, int m) {
@@ -133,9 +144,10 @@ TEST(LoraDropoutOps, AreTheirComposition) {
   Mat u(f.n, f.r * f.count), px(f.n, f.r), da(f.r * f.count, f.h), dx(f.n, f.h, uint64_t{7}), dbeta1(1, 1, 0.5);
   Mat expected_u = u, expected_px(f.n, f.r, 0.0), expected_da = da, expected_dx = dx;
   const AdapterScalars beta1{f.beta1.view("beta1"), Tensor{}};
-  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), beta1, f.masks(p), false);
-  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.masks(p), 0);
-  f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.masks(p), 0.5);
+  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), beta1, f.bits(p).bits, f.masks(p),
+                         false);
+  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(p), 0);
+  f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.bits(p), 0.5);
   f.cpu.lora_dropout_dbeta1({Tensor{}, dbeta1.view("dbeta1")}, f.du.view("du"), px.view("px"), f.count, 2);
 
   for (int64_t i = 0; i < f.n; ++i)
@@ -166,13 +178,44 @@ TEST(LoraDropoutOps, AreTheirComposition) {
   EXPECT_NEAR(dbeta1.v[0], dot, 1e-12);
 }
 
+// Every bit at its place: dropout of ones is zero where the bit is; beyond the last feature, in dead rows and in the row that
+// fills a piece up to 16 bytes there are none.
+TEST(DropoutMasks, AreDropoutsOwn) {
+  Backend& cpu = cpu_backend(DType::F64);
+  constexpr int64_t n = 5, h = 150;
+  std::vector<int32_t> positions{4, 0, -1, 9, 2}, samples{1, 7, 7, 7, 1 << 30};
+  StepParams params;
+  params.seed[0] = 3, params.seed[1] = 99;
+  AdapterMasks masks{.count = 2,
+                     .ids = {11, 6},
+                     .p = 0.3,
+                     .positions = make_view(positions.data(), DType::I32, 1, n, "positions"),
+                     .samples = make_view(samples.data(), DType::I32, 1, n, "samples"),
+                     .params = make_view(&params, DType::U8, 1, sizeof(params), "params")};
+  std::vector<uint8_t> memory(static_cast<size_t>(2 * mask_blocks(h) * mask_bytes(n)), 0xff);
+  ASSERT_EQ(memory.size(), 2u * 3 * 48);
+  cpu.dropout_masks(make_view(memory.data(), DType::U8, 6, 48, "bits"), h, masks);
+  for (int m = 0; m < 2; ++m) {
+    Mat ones(n, h, 1.0), dropped(n, h);
+    cpu.dropout(dropped.view(""), ones.view(""), masks.positions, masks.samples, masks.params,
+                masks.ids[static_cast<size_t>(m)], masks.p, 0);
+    for (int64_t row = 0; row < 6; ++row)
+      for (int64_t c = 0; c < 3 * 64; ++c) {
+        uint64_t word;
+        std::memcpy(&word, memory.data() + (m * 3 + c / 64) * 48 + row * 8, 8);
+        const bool kept = row < n && c < h && dropped.v[static_cast<size_t>(row * h + c)] != 0;
+        ASSERT_EQ((word >> mask_bit(c) & 1) != 0, kept) << "adapter " << m << ", row " << row << ", feature " << c;
+      }
+  }
+}
+
 // dx is the transpose of u: <du, u(x)> = <dx(du), x>, and so is dA: <du, u(A)> = <dA(du), A>.
 TEST(LoraDropoutOps, GradientsAreTransposes) {
   Fixture f;
   Mat u(f.n, f.r * f.count), dx(f.n, f.h), da(f.r * f.count, f.h);
-  f.cpu.lora_dropout_fwd(u.view("u"), {}, f.x.view("x"), f.a.view("a"), {}, f.masks(0.4), false);
-  f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.masks(0.4), 0);
-  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.masks(0.4), 0);
+  f.cpu.lora_dropout_fwd(u.view("u"), {}, f.x.view("x"), f.a.view("a"), {}, f.bits(0.4).bits, f.masks(0.4), false);
+  f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.bits(0.4), 0);
+  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(0.4), 0);
   const auto dot = [](const Mat& a, const Mat& b) {
     double sum = 0;
     for (size_t i = 0; i < a.v.size(); ++i) sum += a.v[i] * b.v[i];
@@ -188,8 +231,8 @@ TEST(LoraDropoutOps, DeadRowsAreNotRead) {
   for (int64_t c = 0; c < f.h; ++c) f.x.v[static_cast<size_t>(3 * f.h + c)] = NAN;
   Mat u(f.n, f.r * f.count), px(f.n, f.r), da(f.r * f.count, f.h);
   f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), {f.beta1.view("beta1")},
-                         f.masks(0.1), true);
-  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.masks(0.1), 0);
+                         f.bits(0.1).bits, f.masks(0.1), true);
+  f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(0.1), 0);
   for (int64_t j = 0; j < f.r * f.count; ++j) EXPECT_EQ(u.v[static_cast<size_t>(3 * f.r * f.count + j)], 0);
   for (int64_t j = 0; j < f.r; ++j) EXPECT_EQ(px.v[static_cast<size_t>(3 * f.r + j)], 0);
   for (const Mat* m : {&u, &px, &da})

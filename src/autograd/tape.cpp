@@ -126,7 +126,7 @@ GradSlot Tape::grad_over_value(Var v) {
 }
 
 void Tape::use_later(Var v, std::function<void(const Tensor&)> use) {
-  if (at(v).delivers && at(v).place == Place::absent) at(v).uses.push_back(std::move(use));
+  if (comes_later(v)) at(v).uses.push_back(std::move(use));
   else use(value(v));
 }
 

@@ -66,6 +66,7 @@ class Tape {
   void will_deliver(Var v) { at(v).delivers = recording_; }
   void use_later(Var v, std::function<void(const Tensor&)> use);
   bool awaited(Var v) const { return !at(v).uses.empty(); }
+  bool comes_later(Var v) const { return at(v).delivers && at(v).place == Place::absent; }  // use_later() will wait
   void deliver(Var v, const Tensor& value);
   ParamStore& params() const { return *params_; }
   GradSlot param_grad(int index) { return params_->grad(index); }

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011): counter-based random bits, the same on CPU and GPU, never stored.
+// Philox4x32-10 (Salmon et al., SC 2011): counter-based random bits, the same on CPU and GPU.
 #pragma once
 #include <array>
 #include <cmath>

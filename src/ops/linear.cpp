@@ -13,6 +13,22 @@ AdapterMasks masks_of(const LinearGroup& g, const DeviceBatch& batch) {
   return m;
 }
 
+// Where forward leaves the bits of the masks of what A sees, for backward to read: nothing without dropout.
+MaskBits keep_masks(Tape& t, const LinearGroup& g, int64_t rows, const DeviceBatch& batch) {
+  if (g.rank == 0 || g.dropout == 0 || !t.training()) return {};
+  const auto count = static_cast<int>(g.adapters.size());
+  const int64_t blocks = mask_blocks(g.grouped() ? g.pool.groups() : g.in);
+  return {count, g.dropout, t.keep("dropout masks", DType::U8, count * blocks, mask_bytes(rows)), batch.positions};
+}
+
+// A copy that outlives the node whose memory the bits are in; to be given back.
+MaskBits take_masks(Tape& t, const MaskBits& masks) {
+  MaskBits copy = masks;
+  copy.bits = t.arena().take("dropout masks", DType::U8, masks.bits.rows, masks.bits.cols);
+  t.backend().copy_bytes(copy.bits.data, masks.bits.data, masks.bits.bytes());
+  return copy;
+}
+
 // What A sees of x under QA-LoRA, (N, groups); to be given back. Rows are padded to 16 bytes.
 Tensor take_pooled(Tape& t, const LinearGroup& g, int64_t rows) {
   const int64_t groups = g.pool.groups();
@@ -25,22 +41,23 @@ Tensor pooled_input(Tape& t, const Tensor& x, const LinearGroup& g) {
 }
 
 // The same under dropout, which masks the pooled input: u = A drop(pool(x)) + beta1 P x.
-void grouped_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+void grouped_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch,
+                     const Tensor& bits) {
   Backend& b = t.backend();
   const Tensor in = pooled_input(t, x, g);
-  if (t.training()) b.lora_dropout_fwd(u, {}, in, g.a_plain, {}, masks_of(g, batch), g.tile);
+  if (t.training()) b.lora_dropout_fwd(u, {}, in, g.a_plain, {}, bits, masks_of(g, batch), g.tile);
   else b.matmul(u, in, kPlain, g.a_plain, kTransposed, 1, 0, {});
   t.arena().give(in);
   if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
 }
 
 // u = x A'^T into u (N, R). With dropout each adapter sees its own mask of x, and the IEC branch sees x itself:
-// u = A drop(x) + beta1 P x (fidelity 4.1); px = P x stays for backward.
-void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& x, const LinearGroup& g,
+// u = A drop(x) + beta1 P x (fidelity 4.1); px = P x and the masks' bits stay for backward.
+void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& bits, const Tensor& x, const LinearGroup& g,
                   const DeviceBatch& batch) {
   Backend& b = t.backend();
   if (g.dropout == 0) return b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
-  if (g.grouped()) return grouped_forward(t, u, x, g, batch);
+  if (g.grouped()) return grouped_forward(t, u, x, g, batch, bits);
   if (!t.training()) {
     b.matmul(u, x, kPlain, g.a_plain, kTransposed, 1, 0, {});
     if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
@@ -48,7 +65,7 @@ void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& x, c
   }
   AdapterScalars beta1{};
   for (size_t i = 0; i < g.adapters.size(); ++i) beta1[i] = g.adapters[i].beta1;
-  b.lora_dropout_fwd(u, px, x, g.a_plain, beta1, masks_of(g, batch), g.tile);
+  b.lora_dropout_fwd(u, px, x, g.a_plain, beta1, bits, masks_of(g, batch), g.tile);
 }
 
 // y = [x | u] [W | sB']^T (+ residual)
@@ -78,17 +95,17 @@ GradSlot stacked_grad_a(Tape& t, const LinearGroup& g) {
 }
 
 // dA = du^T x; with dropout dA_m = s du_m^T drop_m(x). x: what A sees.
-void grad_a(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+void grad_a(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const MaskBits& masks) {
   Backend& b = t.backend();
-  const AdapterMasks masks = masks_of(g, batch);
-  const auto add = [&](const GradSlot& da, const Tensor& part, const AdapterMasks& mask) {
+  const auto add = [&](const GradSlot& da, const Tensor& part, const MaskBits& mask) {
     if (g.dropout > 0) b.lora_dropout_da(da.tensor, part, x, mask, da.beta);
     else b.matmul(da.tensor, part, kTransposed, x, kPlain, 1, da.beta, da.tensor);
   };
   if (const GradSlot all = stacked_grad_a(t, g); all.tensor) return add(all, du, masks);
-  for (int m = 0; m < masks.count; ++m) {
-    const AdapterPart& p = g.adapters[static_cast<size_t>(m)];
-    add(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), masks.only(m));
+  for (size_t m = 0; m < g.adapters.size(); ++m) {
+    const AdapterPart& p = g.adapters[m];
+    const MaskBits own = g.dropout > 0 ? masks.only(static_cast<int>(m)) : MaskBits{};
+    add(t.param_grad(p.param_a), du.slice_cols(p.column, p.rank), own);
   }
 }
 
@@ -105,10 +122,10 @@ void grad_beta1(Tape& t, const Tensor& du, const Tensor& px, const LinearGroup& 
 }
 
 // The gradients of QA-LoRA's A and beta1, from x itself.
-void grouped_grads(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch) {
+void grouped_grads(Tape& t, const Tensor& du, const Tensor& x, const LinearGroup& g, const MaskBits& masks) {
   Arena& arena = t.arena();
   const Tensor in = pooled_input(t, x, g);
-  grad_a(t, du, in, g, batch);
+  grad_a(t, du, in, g, masks);
   if (g.pooled()) {
     const int64_t rank = g.adapters[0].rank;
     const Tensor px = arena.take("pooled input", t.storage(), x.rows, rank);
@@ -164,16 +181,16 @@ void adapter_backward(Tape& t, const Tensor& dy, const Tensor& u, const Tensor& 
 // dx = [dy | du] [W ; A']; with dropout the A part goes back through its masks. It comes first: a pass over dx that only
 // writes is half of one that reads as well, and the product can add to what is there while it is bound by arithmetic.
 void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& ext, const LinearGroup& g,
-                    const DeviceBatch& batch) {
+                    const MaskBits& masks) {
   Backend& b = t.backend();
   const bool masked = g.rank > 0 && g.dropout > 0;
   if (masked && g.grouped()) {
     const Tensor pooled = take_pooled(t, g, dy.rows);
-    b.lora_dropout_dx(pooled, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), 0);
+    b.lora_dropout_dx(pooled, dy.slice_cols(g.out, g.rank), g.a_plain, masks, 0);
     b.group_spread(dx.tensor, pooled, g.pool, dx.beta);
     t.arena().give(pooled);
   } else if (masked) {
-    b.lora_dropout_dx(dx.tensor, dy.slice_cols(g.out, g.rank), g.a_plain, masks_of(g, batch), dx.beta);
+    b.lora_dropout_dx(dx.tensor, dy.slice_cols(g.out, g.rank), g.a_plain, masks, dx.beta);
   }
   const int64_t folded = masked && !g.pooled() ? 0 : g.rank;
   b.matmul(dx.tensor, dy.extend_cols(folded), kPlain, ext.slice_rows(0, g.out + folded).slice_cols(0, g.in), kPlain, 1,
@@ -196,13 +213,13 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   const Tensor u = g.rank == 0 ? Tensor{}
                    : apart     ? t.keep("rank-r activations", t.storage(), in.rows, g.rank)
                                : in.extend_cols(g.rank).slice_cols(g.in, g.rank);
-  const bool masked = g.rank > 0 && g.dropout > 0 && t.training();
-  const bool pools = masked && g.pooled() && !g.grouped();
+  const MaskBits masks = keep_masks(t, g, in.rows, batch);
+  const bool pools = masks.count > 0 && g.pooled() && !g.grouped();
   const Tensor px = pools ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
   const int64_t spare = std::max(options.spare_cols, g.rank);
   const Var y = options.transient ? t.transient(options.name, in.rows, g.out, spare)
                                   : t.saved(options.name, in.rows, g.out, spare);
-  if (g.rank > 0) rank_forward(t, u, px, in, g, batch);
+  if (g.rank > 0) rank_forward(t, u, px, masks.bits, in, g, batch);
   const Tensor residual = options.residual ? t.value(options.residual) : Tensor{};
   if (!(options.ends_block && t.replaying())) forward(t, t.value(y), in, u, g, weights, residual);
 
@@ -211,7 +228,7 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   const Var res = options.residual;
   t.record(
       options.name, {y}, needs,
-      [&t, x, y, u, px, res, &g, &weights, batch] {
+      [&t, x, y, u, px, res, &g, &weights, masks] {
         const Tensor dy = t.out_grad(y);
         if (g.param_weight >= 0) {
           const GradSlot dw = t.param_grad(g.param_weight);
@@ -220,16 +237,20 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
         if (g.trains_scales()) grad_scales(t, dy, t.value(x).slice_cols(0, g.in), g);  // before dy is handed over
         const Tensor ext = weights.acquire(g);
         if (g.rank > 0) adapter_backward(t, dy, u, px, ext, g);
-        if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, batch);
+        if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, masks);
         weights.release(g, ext);
         const bool stays = res && t.needs_grad(res) && t.hand_over(y, res);  // dy's memory, and du in it
         if (g.rank == 0) return;
-        const auto use = [&t, &g, batch, du = dy.slice_cols(g.out, g.rank)](const Tensor& input) {
-          if (g.grouped()) grouped_grads(t, du, input.slice_cols(0, g.in), g, batch);
-          else grad_a(t, du, input.slice_cols(0, g.in), g, batch);
+        const Tensor du = dy.slice_cols(g.out, g.rank);
+        const auto use = [&t, &g, du](const Tensor& input, const MaskBits& m) {
+          if (g.grouped()) grouped_grads(t, du, input.slice_cols(0, g.in), g, m);
+          else grad_a(t, du, input.slice_cols(0, g.in), g, m);
         };
-        if (stays) t.use_later(x, use);
-        else use(t.value(x));
+        if (!stays || !t.comes_later(x)) return use(t.value(x), masks);
+        t.use_later(x, [&t, use, own = masks.count > 0 ? take_masks(t, masks) : masks](const Tensor& input) {
+          use(input, own);
+          if (own.count > 0) t.arena().give(own.bits);
+        });
       },
       [&t, x, u, &g, &weights, res](Tensor out) {
         forward(t, out, t.value(x), u, g, weights, res ? t.value(res) : Tensor{});

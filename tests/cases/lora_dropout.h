@@ -17,8 +17,11 @@ struct LoraDropoutShape {
 inline AdapterMasks masks_of(const std::vector<Tensor>& t, int count, double p) {
   AdapterMasks m;
   m.count = count, m.ids = {9, 3, 12, 5}, m.p = p;
-  m.positions = t[t.size() - 3], m.samples = t[t.size() - 2], m.params = t[t.size() - 1];
+  m.positions = t[t.size() - 4], m.samples = t[t.size() - 3], m.params = t[t.size() - 2];
   return m;
+}
+inline MaskBits bits_of(const std::vector<Tensor>& t, int count, double p) {
+  return {count, p, t[t.size() - 1], t[t.size() - 4]};
 }
 inline Arg matrix_argument(const char* name, Role role, Kind kind, int64_t rows, int64_t cols, int64_t spare) {
   return {.name = name, .role = role, .kind = kind, .rows = rows, .cols = cols, .spare_cols = spare};
@@ -26,6 +29,36 @@ inline Arg matrix_argument(const char* name, Role role, Kind kind, int64_t rows,
 inline std::string lora_dropout_name(const char* op, const LoraDropoutShape& s) {
   return strf("%s/N=%ld,h=%ld,r=%ld,adapters=%d,p=%d,beta=%d,spare=%ld,tile=%d,pool=%d", op, s.n, s.h, s.r, s.count,
               static_cast<int>(s.p * 1000), static_cast<int>(s.beta * 10), s.spare, s.tile, s.pool);
+}
+
+// The last arguments of the cases of products, and the bits themselves, which are made before.
+inline void add_masks(OpCase& k, const LoraDropoutShape& s) {
+  for (Arg& a : mask_arguments(s.n)) k.args.push_back(std::move(a));
+  k.args.push_back({.name = "bits",
+                    .role = Role::in,
+                    .kind = Kind::u8,
+                    .rows = s.count * mask_blocks(s.h),
+                    .cols = mask_bytes(s.n),
+                    .value = [](Rng&, int64_t) { return 0; }});
+  k.prepare = [=](Backend& b, const std::vector<Tensor>& t) {
+    b.dropout_masks(t.back(), s.h, masks_of(t, s.count, s.p));
+  };
+}
+
+inline double mask_bits_bytes(const LoraDropoutShape& s) {
+  return static_cast<double>(s.count * mask_blocks(s.h) * mask_bytes(s.n));
+}
+
+inline OpCase dropout_masks_case(const LoraDropoutShape& s) {
+  OpCase k;
+  k.name = strf("dropout_masks/N=%ld,h=%ld,adapters=%d,p=%d", s.n, s.h, s.count, static_cast<int>(s.p * 1000));
+  add_masks(k, s);
+  k.args.back().role = Role::out;
+  k.args.back().value = nullptr;
+  k.run = k.prepare, k.prepare = nullptr;
+  k.tolerance_f32 = k.tolerance_bf16 = 0;  // bits
+  k.bytes = mask_bits_bytes(s);
+  return k;
 }
 
 inline OpCase lora_dropout_fwd_case(const LoraDropoutShape& s) {
@@ -38,15 +71,18 @@ inline OpCase lora_dropout_fwd_case(const LoraDropoutShape& s) {
             {.name = "beta1", .role = Role::in, .kind = Kind::master, .rows = 1, .cols = 1, .value = [](Rng&, int64_t) {
                return 0.7;
              }}};
-  for (Arg& a : mask_arguments(s.n)) k.args.push_back(std::move(a));
+  add_masks(k, s);
+  k.args.back().role = Role::out;  // made here, not before
+  k.args.back().value = nullptr;
+  k.prepare = nullptr;
   k.run = [=](Backend& b, const std::vector<Tensor>& t) {
     AdapterScalars beta1{};
     for (int m = 0; m < s.count; ++m)
       if (m != 1) beta1[static_cast<size_t>(m)] = t[4];  // the second adapter has none
-    b.lora_dropout_fwd(t[0], s.pool ? t[1] : Tensor{}, t[2], t[3], beta1, masks_of(t, s.count, s.p), s.tile);
+    b.lora_dropout_fwd(t[0], s.pool ? t[1] : Tensor{}, t[2], t[3], beta1, t.back(), masks_of(t, s.count, s.p), s.tile);
   };
   const auto n = static_cast<double>(s.n), h = static_cast<double>(s.h), ranks = static_cast<double>(s.r * s.count);
-  k.bytes = 2 * (n * (h + ranks) + ranks * h);
+  k.bytes = 2 * (n * (h + ranks) + ranks * h) + mask_bits_bytes(s);
   k.flops = 2 * n * h * ranks;
   return k;
 }
@@ -57,12 +93,12 @@ inline OpCase lora_dropout_da_case(const LoraDropoutShape& s) {
   k.args = {matrix_argument("da", s.beta == 0 ? Role::out : Role::inout, Kind::master, s.r * s.count, s.h, s.spare),
             matrix_argument("du", Role::in, Kind::storage, s.n, s.r * s.count, s.spare),
             matrix_argument("x", Role::in, Kind::storage, s.n, s.h, s.spare)};
-  for (Arg& a : mask_arguments(s.n)) k.args.push_back(std::move(a));
+  add_masks(k, s);
   k.run = [=](Backend& b, const std::vector<Tensor>& t) {
-    b.lora_dropout_da(t[0], t[1], t[2], masks_of(t, s.count, s.p), s.beta);
+    b.lora_dropout_da(t[0], t[1], t[2], bits_of(t, s.count, s.p), s.beta);
   };
   const auto n = static_cast<double>(s.n), h = static_cast<double>(s.h), ranks = static_cast<double>(s.r * s.count);
-  k.bytes = 2 * n * (h + ranks) + 4 * ranks * h;
+  k.bytes = 2 * n * (h + ranks) + 4 * ranks * h + mask_bits_bytes(s);
   k.flops = 2 * n * h * ranks;
   return k;
 }
@@ -73,12 +109,12 @@ inline OpCase lora_dropout_dx_case(const LoraDropoutShape& s) {
   k.args = {matrix_argument("dx", s.beta == 0 ? Role::out : Role::inout, Kind::storage, s.n, s.h, s.spare),
             matrix_argument("du", Role::in, Kind::storage, s.n, s.r * s.count, s.spare),
             matrix_argument("a", Role::in, Kind::storage, s.r * s.count, s.h, s.spare)};
-  for (Arg& a : mask_arguments(s.n)) k.args.push_back(std::move(a));
+  add_masks(k, s);
   k.run = [=](Backend& b, const std::vector<Tensor>& t) {
-    b.lora_dropout_dx(t[0], t[1], t[2], masks_of(t, s.count, s.p), s.beta);
+    b.lora_dropout_dx(t[0], t[1], t[2], bits_of(t, s.count, s.p), s.beta);
   };
   const auto n = static_cast<double>(s.n), h = static_cast<double>(s.h), ranks = static_cast<double>(s.r * s.count);
-  k.bytes = 2 * (n * (h * (s.beta == 0 ? 1 : 2) + ranks) + ranks * h);
+  k.bytes = 2 * (n * (h * (s.beta == 0 ? 1 : 2) + ranks) + ranks * h) + mask_bits_bytes(s);
   k.flops = 2 * n * h * ranks;
   return k;
 }
@@ -125,6 +161,7 @@ inline std::vector<OpCase> lora_dropout_cases() {
       {.n = 0, .h = 64, .r = 16, .count = 2, .beta = 1}};
   std::vector<OpCase> cases;
   for (const LoraDropoutShape& s : shapes) {
+    if (s.beta == 0) cases.push_back(dropout_masks_case(s));
     cases.push_back(lora_dropout_fwd_case(s));
     cases.push_back(lora_dropout_da_case(s));
     cases.push_back(lora_dropout_dx_case(s));
