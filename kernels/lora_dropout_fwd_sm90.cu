@@ -35,7 +35,7 @@ struct Config {
   static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 };
 
-__device__ __forceinline__ void all_wait() { named_barrier<1, 2 * kThreads>(); }
+__device__ __forceinline__ void all_wait() { meet(1, 2 * kThreads); }
 
 // The role of copying and making masks. A thread has one chunk of four rows of x and of two of each A, 32 rows apart, of every
 // stage; and half the words of one row's masks.
@@ -267,7 +267,7 @@ __device__ __forceinline__ void multiply(const FwdArgs& p, const unsigned char* 
     all_wait();
   }
   if (p.pool) sums.flush(base, min(p.slice_of(first_feature + count * kDepth - 1), p.map.groups - 1));
-  named_barrier<2, kThreads>();
+  meet(2, kThreads);
   store(p, acc, pooled, first);
 }
 
@@ -281,10 +281,10 @@ __global__ void __launch_bounds__(2 * kThreads, 1) lora_dropout_fwd_sm90_kernel(
   const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
   const int count = (min(p.cols - first_feature, p.features_per_split) + kDepth - 1) / kDepth;
   if (threadIdx.x < kThreads) {
-    take_registers_up_to<kMultiplierRegisters>();
+    take_registers<kMultiplierRegisters>();
     multiply<kAdapters>(p, memory, pooled, first, first_feature, count);
   } else {
-    give_registers_down_to<kMakerRegisters>();
+    give_up_registers<kMakerRegisters>();
     DropoutColumn* columns = reinterpret_cast<DropoutColumn*>(pooled + kRows * C::kPitch);
     Maker<kAdapters>(p, memory, columns, first, first_feature, count).run();
   }

@@ -59,22 +59,6 @@ __device__ __forceinline__ void finish_first(float x, uint32_t shared) {
 // What this thread wrote to shared memory (cp.async too, once waited for) becomes visible to products; a barrier follows.
 __device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
-// Moves registers from the warpgroups that call the first to those that call the second: a role of a block each. The block's
-// threads have (registers of a multiprocessor / threads) each at first, and kCount is a multiple of eight.
-template <int kCount>
-__device__ __forceinline__ void give_registers_down_to() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
-}
-template <int kCount>
-__device__ __forceinline__ void take_registers_up_to() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
-}
-// A barrier of kThreads threads of the block, for roles that run different code. kId: 1 to 15.
-template <int kId, int kThreads>
-__device__ __forceinline__ void named_barrier() {
-  asm volatile("bar.sync %0, %1;\n" ::"n"(kId), "n"(kThreads) : "memory");
-}
-
 // In all of them d is mma.m16n8k16's result, tile by tile of 8 columns, warp w of the group holding rows 16 w to 16 w + 15.
 // d (64, 64) = A B, or d + A B: A (64, 16) and B (16, 64) panels, both along.
 __device__ __forceinline__ void wgmma_panels(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
