@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <atomic>
@@ -104,6 +105,27 @@ TEST(MappedFile, ReadsAndMoves) {
   write_bytes(dir / "empty", "");
   EXPECT_EQ(MappedFile(dir / "empty").size(), 0);
   EXPECT_EQ(read_text_file(dir / "empty"), "");
+}
+
+TEST(MappedFile, ReadsWithoutMapping) {
+  ScratchDir dir;
+  const std::string bytes = random_bytes(10000, 5);
+  write_bytes(dir / "f", bytes);
+  MappedFile first(dir / "f");
+  const MappedFile f = std::move(first);
+  std::string copy(5000, '\0');
+  write_bytes(dir / "f", "another file of this name");
+  f.read_at(4000, copy.data(), 5000);
+  EXPECT_EQ(copy, bytes.substr(4000, 5000));
+  write_bytes(dir / "g", bytes);
+  const MappedFile g(dir / "g");
+  fs::resize_file(dir / "g", 6000);
+  EXPECT_EQ(error_of([&] { g.read_at(4000, copy.data(), 5000); }),
+            (dir / "g") +
+                ": cannot be read any further: it has become shorter\n"
+                "  found   : 10,000 bytes when it was opened, nothing to read at byte 6,000\n"
+                "  likely  : the file was cut or replaced in place while it was read, or its disk fails\n"
+                "  try     : the same command again, once the file is whole");
 }
 
 TEST(MappedFile, SaysWhatIsWrong) {
@@ -218,6 +240,12 @@ TEST(AtomicFile, FileSizeLimit) {
   const rlimit small = {1 << 20, before.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
   expect_old_file_whole(dir / "f", "File too large");
+  // Told before anything is written, where the size is known.
+  const std::string early = error_of([&] { AtomicFile f(dir / "f", 3 << 20); });
+  EXPECT_EQ(early.find((dir / "f") + ": cannot be written: File too large\n  needs   : 3,145,728 bytes (3.1 MB)\n"
+                                     "  allowed : 1,048,576 bytes (1.0 MB) by the file size limit (ulimit -f)\n"),
+            0u)
+      << early;
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
 }
@@ -232,7 +260,28 @@ TEST(AtomicFile, FullDisk) {
   expect_old_file_whole(disk + "/f", "No space left on device");
   const std::string early = error_of([&] { AtomicFile f(disk + "/g", 2 << 20); });
   EXPECT_NE(early.find("not enough disk space"), std::string::npos);
+  // Room that a killed writer's file takes is there for the next one.
+  fs::remove(disk + "/f");
+  write_bytes(disk + "/g.tmp", std::string(900 << 10, 'x'));
+  {
+    AtomicFile g(disk + "/g", 800 << 10);
+    g.write(std::string(800 << 10, 'y'));
+    g.commit();
+  }
+  EXPECT_EQ(fs::file_size(disk + "/g"), 800u << 10);
   umount(disk.c_str());
+}
+
+// The room taken in advance is given back where less comes than was expected.
+TEST(AtomicFile, LessThanExpected) {
+  ScratchDir dir;
+  AtomicFile f(dir / "f", 8 << 20);
+  f.write(std::string(3 << 20, 'x'));
+  f.commit();
+  EXPECT_EQ(fs::file_size(dir / "f"), 3u << 20);
+  struct stat s;
+  ASSERT_EQ(stat((dir / "f").c_str(), &s), 0);
+  EXPECT_LT(s.st_blocks * 512, 4 << 20);
 }
 
 TEST(FileLock, OneHolderAtATime) {

@@ -65,6 +65,7 @@ void install_bus_error_handler(const char* tool) {
   action.sa_sigaction = on_bus_error;
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGBUS, &action, nullptr);
+  std::signal(SIGXFSZ, SIG_IGN);
 }
 
 void note_mapping(const void* begin, int64_t bytes, const std::string& path) { note(mappings, begin, bytes, path); }

@@ -7,7 +7,8 @@
 namespace irq {
 
 // From here on a bus error names the tool, the file where it is a mapped one, and the likely cause; the temporary files
-// that are being written are removed; the process ends with status 1.
+// that are being written are removed; the process ends with status 1. And writing beyond the file size limit (ulimit -f) fails as
+// on a full disk, where by default SIGXFSZ would end the process without a word.
 void install_bus_error_handler(const char* tool);
 
 // What the handler can name and take away. Beyond 64 of each nothing more is noted; the rest works as before.

@@ -9,4 +9,13 @@ namespace irq {
 // be found out.
 void require_free_bytes(const std::string& what, const std::string& folder, int64_t bytes);
 
+// The same where this process may not write a file of so many bytes (ulimit -f).
+void require_allowed_bytes(const std::string& what, const std::string& folder, int64_t bytes);
+
+// Bytes: free on the folder's disk, and the largest file this process may write; -1: not known, or without a limit.
+struct FileRoom {
+  int64_t free = -1, limit = -1;
+};
+FileRoom room_for_file(const std::string& folder);
+
 }  // namespace irq

@@ -20,7 +20,8 @@ void refuse_overwriting(const std::string& out, const std::vector<std::string>& 
 // The same of a folder that is replaced as a whole: none of the inputs may lie in it.
 void refuse_overwriting_folder(const std::string& out, const std::vector<std::string>& inputs);
 
-// A whole regular file, mapped read-only. Nothing is read until it is touched. Movable; views die with it.
+// A whole regular file, mapped read-only. Nothing is read until it is touched. Movable; views die with it. The file stays
+// open, so that read_at() reads what is mapped, whatever has its name by then.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -31,6 +32,9 @@ class MappedFile {
   const unsigned char* data() const { return data_; }  // null for an empty file
   int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
+  // Copies a byte range, with no page of it mapped: what is read once costs half as much that way. For any thread. An Error
+  // where the file has become shorter or the disk fails.
+  void read_at(int64_t begin, void* to, int64_t bytes) const;
   // Hints to the kernel about a byte range: it will be read soon, front to back | it is no longer needed.
   void will_need(int64_t begin, int64_t bytes) const;
   void dont_need(int64_t begin, int64_t bytes) const;
@@ -39,6 +43,7 @@ class MappedFile {
   std::string path_;
   const unsigned char* data_ = nullptr;
   int64_t size_ = 0;
+  int fd_ = -1;
 };
 
 // Writes NAME.tmp beside NAME; commit() makes it NAME in one step, after all bytes are on the disk. Until then, and if
@@ -46,7 +51,7 @@ class MappedFile {
 // NAME.tmp left by a killed one is used again.
 class AtomicFile {
  public:
-  // expected_bytes > 0: an Error at once where the disk has less free.
+  // expected_bytes > 0: an Error at once where the disk has less free, or the process may not write so much (ulimit -f).
   explicit AtomicFile(const std::string& path, int64_t expected_bytes = 0);
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -59,15 +64,19 @@ class AtomicFile {
   void commit();
 
  private:
+  void abandon();
   void flush();
   void write_all(const unsigned char* p, int64_t bytes, int64_t offset);
+  void take_room(int64_t end);
   void begin_writeback(int64_t end);
   [[noreturn]] void fail(const char* action, int error);
 
   std::string shown_path_, path_, temp_path_;
   int fd_ = -1;
-  int64_t written_ = 0;  // bytes appended, buffered ones included
-  int64_t begun_ = 0;    // of them, what the kernel has been asked to bring to the disk
+  int64_t written_ = 0;   // bytes appended, buffered ones included
+  int64_t begun_ = 0;     // of them, what the kernel has been asked to bring to the disk
+  int64_t expected_ = 0;  // bytes in the end; 0: not known
+  int64_t taken_ = 0;     // of them, those whose room is taken
   std::vector<unsigned char> buffer_;
 };
 
