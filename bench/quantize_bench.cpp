@@ -85,6 +85,7 @@ double cached_share(const std::string& path) {
 
 struct Pass {
   double read = 0, cached_at_read = 0, quantize = 0, cached_at_quantize = 0, search = 0;
+  QuantizeTimes times;
 };
 
 Pass measure(CheckedBackend& backend, const QuantizeBenchOptions& o, const std::string& path, bool cold) {
@@ -101,7 +102,7 @@ Pass measure(CheckedBackend& backend, const QuantizeBenchOptions& o, const std::
     QuantizeOptions options;
     options.bits = o.bits;
     backend.set_profile(true);
-    quantize_base(backend, in, out, options);
+    p.times = quantize_base(backend, in, out, options).times;
   }
   p.quantize = now_seconds() - start;
   for (const OpTime& t : backend.profile())
@@ -122,6 +123,13 @@ void report(const QuantizeBenchOptions& o, const char* what, const Pass& p, doub
       "the search): %+.0f %%\n",
       what, p.read, bytes / p.read / 1e9, 100 * p.cached_at_read, p.quantize, bytes / p.quantize / 1e9,
       100 * p.cached_at_quantize, p.search, 100 * (p.quantize / p.read - 1));
+  const QuantizeTimes& t = p.times;
+  const double known = t.read + t.check + t.upload + t.compute + t.download + t.write + t.finish;
+  std::printf(
+      "        its %.2f s: waiting for reading %.2f, looking for NaN %.2f, uploading %.2f, computing %.2f, downloading "
+      "%.2f, "
+      "waiting for writing %.2f, finishing the file %.2f, the rest %.2f; the writer was busy for %.2f\n",
+      p.quantize, t.read, t.check, t.upload, t.compute, t.download, t.write, t.finish, p.quantize - known, t.writing);
   std::fflush(stdout);
 }
 

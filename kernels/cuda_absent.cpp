@@ -1,5 +1,6 @@
-// Linked in place of kernels/*.cu where there is no nvcc: the same two functions, which say so.
+// Linked in place of kernels/*.cu where there is no nvcc: the same functions, which say so.
 #include "kernels/backend.h"
+#include "kernels/host_memory.h"
 
 namespace irq {
 
@@ -10,5 +11,8 @@ std::unique_ptr<Backend> make_cuda_backend(Precision) {
       .line("reason", cuda_unavailable_reason())
       .line("try", "install the CUDA Toolkit and run make again, or use --device cpu");
 }
+
+bool pin_memory(void*, int64_t) { return false; }
+void unpin_memory(void*) {}
 
 }  // namespace irq

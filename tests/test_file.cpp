@@ -107,6 +107,27 @@ TEST(MappedFile, ReadsAndMoves) {
   EXPECT_EQ(read_text_file(dir / "empty"), "");
 }
 
+TEST(MappedFile, ReadsWithoutMapping) {
+  ScratchDir dir;
+  const std::string bytes = random_bytes(10000, 5);
+  write_bytes(dir / "f", bytes);
+  MappedFile first(dir / "f");
+  const MappedFile f = std::move(first);
+  std::string copy(5000, '\0');
+  write_bytes(dir / "f", "another file of this name");
+  f.read_at(4000, copy.data(), 5000);
+  EXPECT_EQ(copy, bytes.substr(4000, 5000));
+  write_bytes(dir / "g", bytes);
+  const MappedFile g(dir / "g");
+  fs::resize_file(dir / "g", 6000);
+  EXPECT_EQ(error_of([&] { g.read_at(4000, copy.data(), 5000); }),
+            (dir / "g") +
+                ": cannot be read any further: it has become shorter\n"
+                "  found   : 10,000 bytes when it was opened, nothing to read at byte 6,000\n"
+                "  likely  : the file was cut or replaced in place while it was read, or its disk fails\n"
+                "  try     : the same command again, once the file is whole");
+}
+
 TEST(MappedFile, SaysWhatIsWrong) {
   ScratchDir dir;
   EXPECT_EQ(error_of([&] { MappedFile f(dir / "none"); }), dir / "none: no such file");

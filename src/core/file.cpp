@@ -145,10 +145,13 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
                 (known && S_ISDIR(s.st_mode) ? ": is a folder, where a file was expected" : ": is not a regular file"));
   }
   size_ = s.st_size;
+  fd_ = fd;
   void* map = size_ > 0 ? mmap(nullptr, static_cast<size_t>(size_), PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
-  const int error = errno;
-  close(fd);
-  if (map == MAP_FAILED) throw Error(path + ": cannot be mapped: " + std::strerror(error));
+  if (map == MAP_FAILED) {
+    const int error = errno;
+    close(fd);
+    throw Error(path + ": cannot be mapped: " + std::strerror(error));
+  }
   data_ = static_cast<const unsigned char*>(map);
   if (data_) note_mapping(data_, size_, path_);
 }
@@ -159,12 +162,29 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(fd_, other.fd_);
   return *this;
 }
 
 MappedFile::~MappedFile() {
   if (data_) forget_mapping(data_);
   if (data_) munmap(const_cast<unsigned char*>(data_), static_cast<size_t>(size_));
+  if (fd_ >= 0) close(fd_);
+}
+
+void MappedFile::read_at(int64_t begin, void* to, int64_t bytes) const {
+  IRQ_CHECK(begin >= 0 && bytes >= 0 && begin + bytes <= size_, "read_at [%ld, +%ld) of %ld", begin, bytes, size_);
+  for (char* p = static_cast<char*>(to); bytes > 0;) {
+    const ssize_t n = pread(fd_, p, static_cast<size_t>(bytes), begin);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      throw Error(path_ + ": cannot be read any further: " + (n < 0 ? std::strerror(errno) : "it has become shorter"))
+          .line("found",
+                with_commas(size_) + " bytes when it was opened, nothing to read at byte " + with_commas(begin))
+          .line("likely", "the file was cut or replaced in place while it was read, or its disk fails")
+          .line("try", "the same command again, once the file is whole");
+    p += n, begin += n, bytes -= n;
+  }
 }
 
 void MappedFile::will_need(int64_t begin, int64_t bytes) const {

@@ -140,6 +140,24 @@ const std::string& tied_name(const ModelConfig& c, const std::string& name) {
 
 // ---- base model ------------------------------------------------------------------------------------------------------
 
+namespace {
+// Of a source that makes its tensors when asked: each is one piece, and goes with the last holder.
+class WholeTensors final : public TensorStream {
+ public:
+  explicit WholeTensors(BaseSource& source) : source_(source) {}
+  void read(const TensorSpec& tensor, const TakePiece& take) override {
+    const Tensor t = source_.tensor(tensor.name);
+    take({std::shared_ptr<const void>(t.data, [this, name = tensor.name](const void*) { source_.dont_need(name); }), 0,
+          t.bytes(), t.dtype});
+  }
+
+ private:
+  BaseSource& source_;
+};
+}  // namespace
+
+std::unique_ptr<TensorStream> BaseSource::stream(Device) { return std::make_unique<WholeTensors>(*this); }
+
 BaseReader::BaseReader(const std::string& path) : file_(path, FileKind::base) {
   config_ = get_config(file_, &dtype_);
   Layout layout = base_layout(config_, dtype_, path);
@@ -149,9 +167,7 @@ BaseReader::BaseReader(const std::string& path) : file_(path, FileKind::base) {
 
 Tensor BaseReader::tensor(const std::string& name) { return file_.tensor(tied_name(config_, name)); }
 
-void BaseReader::will_need(const std::string& name) {
-  if (const TensorSpec* spec = layout().find(name)) file_.will_need(*spec);
-}
+std::unique_ptr<TensorStream> BaseReader::stream(Device device) { return std::make_unique<ChunkStream>(file_, device); }
 
 void BaseReader::dont_need(const std::string& name) {
   if (const TensorSpec* spec = layout().find(name)) file_.dont_need(*spec);

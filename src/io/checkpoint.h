@@ -11,6 +11,7 @@
 #include "kernels/quantized_matrix.h"
 #include "src/io/flat_file.h"
 #include "src/io/layout.h"
+#include "src/io/tensor_stream.h"
 #include "src/model/config.h"
 
 namespace irq {
@@ -29,7 +30,8 @@ class BaseSource {
   virtual const Layout& layout() const = 0;
   // View (rows, cols) in the source's type, verified; "head" of a tied model is its "embed".
   virtual Tensor tensor(const std::string& name) = 0;
-  virtual void will_need(const std::string&) {}         // it will be asked for soon: a file begins to be read
+  // All tensors once, in pieces; those of a file from memory that `device` copies from at full speed.
+  virtual std::unique_ptr<TensorStream> stream(Device device);
   virtual void dont_need(const std::string& name) = 0;  // its memory may go; the view must not be read any more
 
  protected:
@@ -44,7 +46,7 @@ class BaseReader final : public BaseSource {
   const std::string& path() const override { return file_.path(); }
   const Layout& layout() const override { return file_.layout(); }
   Tensor tensor(const std::string& name) override;
-  void will_need(const std::string& name) override;
+  std::unique_ptr<TensorStream> stream(Device device) override;
   void dont_need(const std::string& name) override;
   void verify_all(const ByteProgress& progress = {}) { file_.verify_all(progress); }
   FlatReader& file() { return file_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <future>
 
 #include "src/core/check.h"
 
@@ -201,6 +202,21 @@ bool FlatReader::chunk_is_good(int64_t chunk) {
   return true;
 }
 
+bool FlatReader::read_chunk(int64_t chunk, void* to) const {
+  constexpr int64_t kStep = int64_t{1} << 20;  // hashed while it is still in the core's cache
+  const int64_t begin = chunk * kChunkBytes, bytes = std::min(kChunkBytes, payload_bytes_ - begin);
+  uint64_t expected;
+  std::memcpy(&expected, file_.data() + kHeaderBytes + 8 * chunk, 8);
+  Hasher hasher;
+  for (int64_t at = 0; at < bytes; at += kStep) {
+    const int64_t n = std::min(kStep, bytes - at);
+    char* p = static_cast<char*>(to) + at;
+    file_.read_at(payload_offset_ + begin + at, p, n);
+    hasher.update(p, static_cast<size_t>(n));
+  }
+  return hasher.digest() == expected;
+}
+
 void FlatReader::verify(int64_t begin, int64_t bytes, const std::string& tensor_name) {
   if (bytes <= 0) return;
   const int64_t first = begin / kChunkBytes, last = (begin + bytes - 1) / kChunkBytes;
@@ -259,14 +275,24 @@ FlatWriter::FlatWriter(const std::string& path, FileKind kind, HeaderFields fiel
   file_.write(room.data(), payload_offset_);
 }
 
+// Hashing takes about as long as writing: where that is worth a thread, it goes beside it.
 void FlatWriter::put(const void* data, int64_t bytes) {
+  constexpr int64_t kWorthAThread = int64_t{1} << 20;
   const char* p = static_cast<const char*>(data);
+  std::future<void> hashing;  // waits in its destructor, should the writing fail
+  if (bytes >= kWorthAThread) hashing = std::async(std::launch::async, [this, p, bytes] { add_to_table(p, bytes); });
+  else add_to_table(p, bytes);
+  file_.write(p, bytes);
+  payload_written_ += bytes;
+  if (hashing.valid()) hashing.get();
+}
+
+void FlatWriter::add_to_table(const char* p, int64_t bytes) {
   while (bytes > 0) {
-    const int64_t n = std::min(bytes, kChunkBytes - payload_written_ % kChunkBytes);
+    const int64_t n = std::min(bytes, kChunkBytes - payload_hashed_ % kChunkBytes);
     chunk_hash_.update(p, static_cast<size_t>(n));
-    file_.write(p, n);
-    p += n, bytes -= n, payload_written_ += n;
-    if (payload_written_ % kChunkBytes && payload_written_ < layout_.payload_bytes()) continue;
+    p += n, bytes -= n, payload_hashed_ += n;
+    if (payload_hashed_ % kChunkBytes && payload_hashed_ < layout_.payload_bytes()) continue;
     table_.push_back(chunk_hash_.digest());
     chunk_hash_ = Hasher();
   }

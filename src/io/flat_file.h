@@ -95,11 +95,15 @@ class FlatReader {
   // A view of the mapped bytes, their chunks verified. Throws if there is no such tensor or a byte is wrong.
   Tensor tensor(const std::string& name);
   Tensor view(const TensorSpec& spec);
-  void will_need(const TensorSpec& spec) const { file_.will_need(payload_offset_ + spec.offset, spec.bytes()); }
   void dont_need(const TensorSpec& spec) const { file_.dont_need(payload_offset_ + spec.offset, spec.bytes()); }
   // Verifies the chunks not verified yet; progress(done_bytes, all_bytes) between them.
   void verify_all(const std::function<void(int64_t, int64_t)>& progress = {});
   int64_t chunks() const { return (payload_bytes_ + kChunkBytes - 1) / kChunkBytes; }
+
+  // Copies a chunk to `to` (kChunkBytes; the last one may be shorter) without mapping it. False if it is not what its hash
+  // says: then reject_chunk throws the Error that tensor() would. For any thread, unlike the rest.
+  bool read_chunk(int64_t chunk, void* to) const;
+  [[noreturn]] void reject_chunk(int64_t chunk, const std::string& tensor_name) { throw_damaged(chunk, tensor_name); }
 
  private:
   void verify(int64_t begin, int64_t bytes, const std::string& tensor_name);
@@ -127,6 +131,7 @@ class FlatWriter {
 
  private:
   void put(const void* data, int64_t bytes);
+  void add_to_table(const char* p, int64_t bytes);
 
   HeaderFields fields_;
   Layout layout_;
@@ -134,7 +139,7 @@ class FlatWriter {
   AtomicFile file_;
   size_t tensor_ = 0;           // index of the tensor being written
   int64_t tensor_written_ = 0;  // its bytes so far
-  int64_t payload_written_ = 0;
+  int64_t payload_written_ = 0, payload_hashed_ = 0;
   Hasher chunk_hash_;
   std::vector<uint64_t> table_;
 };

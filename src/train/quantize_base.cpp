@@ -4,104 +4,15 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <future>
 
-#include "kernels/device_memory.h"
-#include "kernels/nf_codebook.h"
-#include "src/core/clock.h"
 #include "src/core/file.h"
-#include "src/core/interrupt.h"
-#include "src/io/float_pieces.h"
 #include "src/model/method.h"
 #include "src/quant/icq_options.h"
 #include "src/quant/quantize.h"
+#include "src/train/quantize_pipeline.h"
 
 namespace irq {
 namespace {
-
-// One matrix on its way from the device to the file, and its blocks' entropies on their way to the histograms. Used again: fresh
-// memory would cost more than the transfer into it.
-struct HostMatrix {
-  std::vector<char> memory;
-  QuantizedMatrix q;
-  std::vector<float> entropy_plain, entropy;
-};
-
-// Device memory for the largest matrix: as the file holds it, as F32, and quantized.
-class DeviceBuffers {
- public:
-  DeviceBuffers(Backend& backend, const BaseSource& in, const QuantFormat& format) : backend_(backend) {
-    int64_t source = 0, wide = 0, packed = 0;
-    for (const LinearShape& s : layer_linears(in.config())) {
-      source = std::max(source, s.out * s.in * size_of(in.dtype()));
-      wide = std::max(wide, s.out * s.in * size_of(DType::F32));
-      packed = std::max(packed, placed_bytes(s.out, s.in, format));
-    }
-    map_ = memory_.take(DType::F32, 1, 256, "map");
-    wide_ = memory_.take(wide);
-    if (in.dtype() != DType::F32) source_ = memory_.take(source);
-    packed_ = memory_.take(packed);
-    backend.upload(map_, dynamic_map().data());
-  }
-
-  // The host's matrix on the device in F32 (rows, cols).
-  Tensor load(const Tensor& host, const char* name) {
-    Tensor w = make_view(wide_, DType::F32, host.rows, host.cols, name, backend_.device());
-    if (host.dtype == DType::F32) {
-      backend_.upload(w, host.data);
-    } else {
-      Tensor narrow = make_view(source_, host.dtype, host.rows, host.cols, name, backend_.device());
-      backend_.upload(narrow, host.data);
-      backend_.copy(w, narrow);
-    }
-    return w;
-  }
-  QuantizedMatrix place(int64_t rows, int64_t cols, const QuantFormat& format) {
-    return place_quantized(packed_, rows, cols, format, map_, backend_.device());
-  }
-
- private:
-  Backend& backend_;
-  DeviceMemory memory_{backend_};
-  Tensor map_;
-  void *source_ = nullptr, *wide_ = nullptr, *packed_ = nullptr;
-};
-
-void download(HostMatrix& host, Backend& backend, QuantizedMatrix& device, const Quantizer& quantizer) {
-  const auto bytes = static_cast<size_t>(placed_bytes(device.rows, device.cols, device.format));
-  if (host.memory.size() < bytes) host.memory.resize(bytes);
-  const Tensor map = make_view(const_cast<float*>(dynamic_map().data()), DType::F32, 1, 256, "map");
-  host.q = place_quantized(host.memory.data(), device.rows, device.cols, device.format, map, Device::CPU);
-  const auto from = matrix_parts(device), to = matrix_parts(host.q);
-  for (size_t i = 0; i < from.size(); ++i) backend.download(to[i].tensor->data, *from[i].tensor);
-  for (const auto& [values, tensor] :
-       {std::pair{&host.entropy_plain, quantizer.entropy_plain()}, std::pair{&host.entropy, quantizer.entropy()}}) {
-    values->resize(static_cast<size_t>(tensor.numel()));
-    backend.download(values->data(), tensor);
-  }
-}
-
-// Embeddings and norms are copied, not quantized: nothing else would notice. Right before the copy, which reads them too.
-void require_finite(const Tensor& host, const std::string& name) {
-  const int64_t at = first_not_finite(host);
-  if (at >= 0) reject_weight(name, host.cols, at, value_at(host.data, host.dtype, at));
-}
-
-void count_blocks(const std::vector<float>& entropy, std::vector<int64_t>& histogram) {
-  for (const float h : entropy) {
-    const double bin = std::floor(static_cast<double>(h) * QuantizeSummary::kBinsPerBit);
-    ++histogram[static_cast<size_t>(std::clamp(bin, 0.0, static_cast<double>(histogram.size() - 1)))];
-  }
-}
-
-void take_factors(Backend& backend, const Loftq& loftq, const std::string& name, std::vector<NamedArray>& factors) {
-  for (const auto& [part, t] : {std::pair<const char*, Tensor>{".A", loftq.right()}, {".B", loftq.left()}}) {
-    NamedArray array{name + part, t.rows, t.cols, {}};
-    array.data.resize(static_cast<size_t>(t.numel()));
-    backend.download(array.data.data(), t);
-    factors.push_back(std::move(array));
-  }
-}
 
 // ".int4-g128-sym-clip-l0.1-n50" | ".gptq3-channel-order-0123456789ab": what decides the codes.
 std::string integer_words(const IrqInfo& info) {
@@ -203,7 +114,16 @@ void add_matrix(QuantizeSummary& summary, const MatrixReport& m, int64_t source_
   summary.device_seconds += m.seconds;
 }
 
-void count_entropies(QuantizeSummary& summary, const std::vector<float>& plain, const std::vector<float>& stored) {
+namespace {
+void count_blocks(std::span<const float> entropy, std::vector<int64_t>& histogram) {
+  for (const float h : entropy) {
+    const double bin = std::floor(static_cast<double>(h) * QuantizeSummary::kBinsPerBit);
+    ++histogram[static_cast<size_t>(std::clamp(bin, 0.0, static_cast<double>(histogram.size() - 1)))];
+  }
+}
+}  // namespace
+
+void count_entropies(QuantizeSummary& summary, std::span<const float> plain, std::span<const float> stored) {
   count_blocks(plain, summary.histogram_plain);
   count_blocks(stored, summary.histogram);
 }
@@ -216,74 +136,9 @@ void end_summary(QuantizeSummary& summary, const std::string& path) {
 
 QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
                               const QuantizeOptions& options, const QuantizeProgress& progress) {
-  const double start = now_seconds();
-  const IrqInfo info = quantized_info(in, options);
-  IrqWriter writer(out_path, info);
-  DeviceBuffers device(backend, in, info.format);
-  Quantizer quantizer(backend);
-  const LoftqSpec loftq_spec = options.loftq.value_or(LoftqSpec{.targets = 0});
-  Loftq loftq(backend, loftq_spec);
-  QuantizeSummary summary;
-  begin_summary(summary, options.bits);
-  const bool nf = options.format == BaseFormat::nf;
-  IRQ_CHECK(options.format != BaseFormat::gptq, "GPTQ sees more than one matrix at a time");
-
-  const std::vector<TensorSpec>& tensors = in.layout().tensors();
-  const int64_t matrices = 7 * in.config().layers;
-  // One thread at a time touches the source, one the writer. The futures wait in their destructors. Reading tensor i
-  // begins when i - 1 has just been handed over and i - 2 is used up.
-  const auto read = [&](size_t i) {
-    return std::async(std::launch::async, [&in, &tensors, i] {
-      if (i >= 2) in.dont_need(tensors[i - 2].name);
-      if (i + 1 < tensors.size()) in.will_need(tensors[i + 1].name);  // so that the disk never waits for the check of i
-      return in.tensor(tensors[i].name);
-    });
-  };
-  HostMatrix slots[2];  // one is written while the other is filled
-  std::future<void> writing;
-  std::future<Tensor> reading = read(0);
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    throw_if_interrupted();
-    const std::string& name = tensors[i].name;
-    const Tensor host = reading.get();
-    if (i + 1 < tensors.size()) reading = read(i + 1);
-    const std::string shown = in.path() + ": " + name;
-    const int64_t linear = linear_index(in.config(), name);
-    if (linear < 0) {
-      require_finite(host, shown);
-      if (writing.valid()) writing.get();
-      writer.write(name, host.data, host.bytes());
-      continue;
-    }
-    const double began = now_seconds();
-    const Tensor w = device.load(host, shown.c_str());
-    QuantizedMatrix q = device.place(host.rows, host.cols, info.format);
-    const bool adapted = loftq_spec.targets >> (linear % 7) & 1u;
-    const Quantizer& used = adapted ? loftq.quantizer() : quantizer;
-    const QuantizeStats stats = adapted ? loftq.run(q, w)
-                                : nf    ? quantizer.run(q, w, options.icq ? &options.spec : nullptr, options.errors)
-                                        : quantizer.run_integer(q, w, integer_spec(options), options.errors);
-    HostMatrix& done = slots[summary.matrices.size() % 2];
-    download(done, backend, q, used);
-    if (adapted) take_factors(backend, loftq, name, summary.factors);
-    const double seconds = now_seconds() - began;
-
-    if (writing.valid()) writing.get();
-    writing = std::async(std::launch::async, [&writer, &done, &summary, name, stats] {
-      writer.write_matrix(name, done.q, stats.entropy_plain, stats.entropy);
-      count_entropies(summary, done.entropy_plain, done.entropy);
-    });
-    add_matrix(summary,
-               {name, host.rows, host.cols, stats.entropy_plain, stats.entropy, stats.error_plain, stats.error, seconds,
-                adapted ? loftq.steps() : std::vector<LoftqStep>{}},
-               host.bytes(), quantized_bytes(host.rows, host.cols, info.format));
-    if (progress) progress(static_cast<int64_t>(summary.matrices.size()), matrices, name);
-  }
-  if (writing.valid()) writing.get();
-  summary.hash = writer.finish();
-  end_summary(summary, out_path);
-  summary.seconds = now_seconds() - start;
-  return summary;
+  QuantizePipeline pipeline(backend, in, out_path, options);
+  pipeline.run(progress);
+  return pipeline.finish();
 }
 
 void write_quantize_report(const std::string& dir, const QuantizeSummary& summary) {

@@ -1,8 +1,9 @@
-// A base model -> a quantized base, matrix by matrix: never more than three matrices in memory.
+// A base model -> a quantized base, matrix by matrix (quantize_pipeline.h says how, and what it keeps in memory).
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,8 +46,20 @@ struct MatrixReport {
   int64_t rows = 0, cols = 0;
   double entropy_plain = 0, entropy = 0;  // bits, mean over blocks: of the codes of w | of the codes stored
   double error_plain = 0, error = 0;      // mean squared, as QuantizeStats has them
-  double seconds = 0;                     // on the device, transfers included
+  double seconds = 0;                     // on the device, transfers included; not waiting for the source
   std::vector<LoftqStep> loftq;           // of every turn, where LoftQ was asked for
+};
+
+// Where the thread that drives the device spent its seconds, and for how long the others were busy beside it.
+struct QuantizeTimes {
+  double read = 0;      // waiting for the source
+  double check = 0;     // looking for NaN in what is copied
+  double upload = 0;    // the copy alone
+  double compute = 0;   // on the device, means of the entropies included
+  double download = 0;  // of what is to be written
+  double write = 0;     // waiting for the writer
+  double finish = 0;    // header, fsync, the file's name
+  double writing = 0;   // beside all this: the writer's busy time
 };
 
 struct QuantizeSummary {
@@ -58,7 +71,8 @@ struct QuantizeSummary {
   double entropy_plain = 0, entropy = 0;  // means over all weights
   double error_plain = 0, error = 0;      // mean squared, over all weights; 0 unless asked for
   double seconds = 0, device_seconds = 0;
-  uint64_t hash = 0;  // of the file written
+  QuantizeTimes times;  // of quantize_base alone
+  uint64_t hash = 0;    // of the file written
   // Blocks by entropy: bin i holds [i, i + 1) / kBinsPerBit bits.
   static constexpr int kBinsPerBit = 20;
   std::vector<int64_t> histogram_plain, histogram;
@@ -68,7 +82,7 @@ struct QuantizeSummary {
 using QuantizeProgress = std::function<void(int64_t done, int64_t of, const std::string& name)>;
 
 // NF and integers by rounding; GPTQ's way is gptq_base.h.
-// The next matrix is read and checked, and the last one written, while the device works on the present one. Ctrl-C
+// What comes next is read and checked, and the last matrix written, while the device works on the present one. Ctrl-C
 // ends it between two matrices; the file at out_path appears when it is whole, or not at all.
 QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::string& out_path,
                               const QuantizeOptions& options, const QuantizeProgress& progress = {});
@@ -76,7 +90,7 @@ QuantizeSummary quantize_base(Backend& backend, BaseSource& in, const std::strin
 // A summary's sums begun and ended, and one matrix added: for whoever writes a base.
 void begin_summary(QuantizeSummary& summary, int bits);
 void add_matrix(QuantizeSummary& summary, const MatrixReport& matrix, int64_t source_bytes, int64_t bytes);
-void count_entropies(QuantizeSummary& summary, const std::vector<float>& plain, const std::vector<float>& stored);
+void count_entropies(QuantizeSummary& summary, std::span<const float> plain, std::span<const float> stored);
 void end_summary(QuantizeSummary& summary, const std::string& path);
 
 // What a quantized base of these options is: the header of the file, and the test whether a cached one still fits.
