@@ -54,9 +54,7 @@ MemoryPlan plan_of(CheckedBackend& backend, const StepBenchOptions& o, const Met
   m.positions = o.length;
   PlanFreedom freedom{o.residency == "auto", o.recompute == "auto"};
   m.residency = o.residency == "packed" ? Residency::packed : Residency::cached;
-  m.recompute = o.recompute == "block"     ? Recompute::block
-                : o.recompute == "gate_up" ? Recompute::gate_up
-                                           : Recompute::none;
+  if (o.recompute != "auto") m.recompute = recompute_named(o.recompute);
   m.recompute_layers = o.config.layers;
   std::vector<StepShape> shapes;
   for (const Batch& b : window) shapes.push_back(shape_of(b));
@@ -104,7 +102,7 @@ struct Outcome {
 
 std::string residency_text(const ModelPlan& m) { return m.residency == Residency::packed ? "packed" : "cached"; }
 std::string recompute_text(const ModelPlan& m) {
-  const char* level = m.recompute == Recompute::none ? "none" : m.recompute == Recompute::gate_up ? "gate_up" : "block";
+  const char* level = name_of(m.recompute);
   if (m.recompute == Recompute::none || m.recompute_layers == m.config.layers) return level;
   return strf("%s in %ld of %ld layers", level, m.recompute_layers, m.config.layers);
 }

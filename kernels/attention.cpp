@@ -285,7 +285,7 @@ void CpuBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
 }
 
 void CpuBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k, Tensor v,
-                               Tensor o, Tensor lse, Tensor seqs, int head_dim) {
+                               Tensor o, Tensor lse, Tensor seqs, int head_dim, Rope turned) {
   const std::vector<Sequence> all = read_sequences(seqs);
   const int64_t dim = head_dim, heads = q.cols / dim, kv_heads = k.cols / dim, group = heads / kv_heads;
   const std::vector<Task> tasks = query_tasks(all, heads);
@@ -312,6 +312,8 @@ void CpuBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Te
         }
     }
   });
+  if (turned.cos_table)
+    for (const Tensor& d : {dq, dk}) rope(d, turned.cos_table, turned.sin_table, turned.positions, head_dim, true);
 }
 
 }  // namespace irq

@@ -15,6 +15,9 @@ struct AttentionArgs {
   int64_t lse_stride = 0, delta_stride = 0, seqs_stride = 0;
   int n_seqs = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, group = 0, head_dim = 0;
   float scale = 0;
+  const float *cosine = nullptr, *sine = nullptr;  // (T, D/2), only backward's; null: q and k were not turned
+  const int32_t* positions = nullptr;              // (1, N)
+  int64_t cosine_stride = 0, sine_stride = 0;
 };
 AttentionArgs make_attention_args(Tensor q, Tensor k, Tensor v, Tensor lse, Tensor seqs, int head_dim);
 // Whether rows may be read and written 16 bytes at a time.

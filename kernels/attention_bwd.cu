@@ -251,7 +251,7 @@ void launch(const AttentionArgs& a, cudaStream_t stream) {
 }  // namespace
 
 void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
-                                Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim) {
+                                Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim, Rope turned) {
   AttentionArgs a = make_attention_args(q, k, v, lse, seqs, head_dim);
   a.o = o.data, a.dq = dq.data, a.dk = dk.data, a.dv = dv.data, a.dout = dout.data,
   a.delta = static_cast<float*>(delta.data);
@@ -261,9 +261,21 @@ void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, T
   bool tiles = q.dtype == DType::BF16;
   for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);
   const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
-  if (tiles && hopper && (head_dim == 64 || head_dim == 128)) return attention_bwd_sm90(a, stream());
-  const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) { launch<dim>(a, stream()); });
-  if (!launched) attention_bwd_simple(a, q.dtype, stream());
+  if (tiles && hopper && (head_dim == 64 || head_dim == 128)) {
+    const bool pairs = turned.cos_table && turned.cos_table.stride % 2 == 0 && turned.sin_table.stride % 2 == 0;
+    if (pairs) {
+      a.cosine = turned.cos_table.as<float>(), a.sine = turned.sin_table.as<float>();
+      a.cosine_stride = turned.cos_table.stride, a.sine_stride = turned.sin_table.stride;
+      a.positions = turned.positions.as<int32_t>();
+    }
+    attention_bwd_sm90(a, stream());
+    if (pairs) return;
+  } else {
+    const bool launched = tiles && dispatch_head_dim(head_dim, [&](auto dim) { launch<dim>(a, stream()); });
+    if (!launched) attention_bwd_simple(a, q.dtype, stream());
+  }
+  if (!turned.cos_table) return;
+  for (const Tensor& d : {dq, dk}) rope(d, turned.cos_table, turned.sin_table, turned.positions, head_dim, true);
 }
 
 }  // namespace irq

@@ -68,6 +68,31 @@ __device__ __forceinline__ void start_pb(float (&acc)[D / 8][4], const uint32_t 
   for (int kk = 0; kk < kTile / 16; ++kk) wgmma_registers(acc, p[kk], panel_down(b_tile + kk * 16 * 128, kPanelBytes));
   wgmma_commit();
 }
+// rope's inverse on a warpgroup's 64 rows in registers: a thread has both halves of its pairs.
+template <int D>
+__device__ __forceinline__ void turn_back(const AttentionArgs& a, float (&acc)[D / 8][4], int first, int end) {
+  if (!a.cosine) return;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = first + static_cast<int>(threadIdx.x) / kWarp * 16 + half * 8 + lane / 4;
+    const int64_t position = row < end ? max(a.positions[row], 0) : 0;  // dead rows have zeros
+    const float* cosine = a.cosine + position * a.cosine_stride + lane % 4 * 2;
+    const float* sine = a.sine + position * a.sine_stride + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < D / 16; ++n) {
+      const float2 c = __ldg(reinterpret_cast<const float2*>(cosine + n * 8));
+      const float2 s = __ldg(reinterpret_cast<const float2*>(sine + n * 8));
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float &x = acc[n][2 * half + e], &y = acc[n + D / 16][2 * half + e];
+        const float cos = e ? c.y : c.x, sin = e ? s.y : s.x, from = x;
+        x = from * cos + y * sin;
+        y = y * cos - from * sin;
+      }
+    }
+  }
+}
 // Writes a warpgroup's 64 rows; `staging` is the place of its own two tiles, which nothing reads any more.
 template <int D>
 __device__ __forceinline__ void store_group(void* x, int64_t stride, int column, int first, int end,
@@ -183,6 +208,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
   wgmma_wait<0>();
   results_are_there(dq);
   cp_async_wait<0>();
+  turn_back<D>(a, dq, first, seq.q_end);
   __syncthreads();  // no warp's products read Q and dO any more
   store_group<D>(a.dq, a.dq_stride, head * D, first, seq.q_end, memory, dq, a.scale);
 }
@@ -296,6 +322,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   results_are_there(dk);
   results_are_there(dv);
   cp_async_wait<0>();
+  turn_back<D>(a, dk, tile_begin, tile_end);
   __syncthreads();
   store_group<D>(a.dk, a.dk_stride, kv_head * D, tile_begin, tile_end, memory, dk, a.scale);
   store_group<D>(a.dv, a.dv_stride, kv_head * D, tile_begin, tile_end, memory, dv, 1);

@@ -33,6 +33,12 @@ class Recorded {
   virtual void launch() = 0;
 };
 
+// The tables and positions of the op rope, for ops that turn on their way.
+struct Rope {
+  Tensor cos_table, sin_table;  // (T, D/2) M
+  Tensor positions;             // (1, N) i32
+};
+
 // One shape of matmul whose candidate algorithms were timed.
 struct MatmulTiming {
   int64_t m = 0, n = 0, k = 0;

@@ -31,6 +31,7 @@ class OpChecks {
   }
   void bits(int bits) const;
   // What the forward and the backward of attention share.
+  void rope(const Rope& rope, int64_t rows, int head_dim) const;
   void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
                  const Tensor& seqs, int head_dim) const;
   void heads(const char* arg, const Tensor& t, int head_dim) const;  // columns are whole heads

@@ -101,11 +101,15 @@ void CheckedBackend::rope(Tensor x, Tensor cos_table, Tensor sin_table, Tensor p
   CHECKS;
   check.any("x", x, Type::storage);
   check.heads("x", x, head_dim);
-  IRQ_CHECK(head_dim % 2 == 0, "rope: head_dim %d is odd", head_dim);
-  check.shape("cos_table", cos_table, cos_table.rows, head_dim / 2, Type::master);
-  check.shape("sin_table", sin_table, cos_table.rows, head_dim / 2, Type::master);
-  check.vector("positions", positions, x.rows, Type::i32);
+  check.rope({cos_table, sin_table, positions}, x.rows, head_dim);
   FORWARD(rope(x, cos_table, sin_table, positions, head_dim, inverse));
+}
+
+void OpChecks::rope(const Rope& r, int64_t rows, int head_dim) const {
+  IRQ_CHECK(head_dim % 2 == 0, "%s: head_dim %d is odd", op_, head_dim);
+  shape("cos_table", r.cos_table, r.cos_table.rows, head_dim / 2, Type::master);
+  shape("sin_table", r.sin_table, r.cos_table.rows, head_dim / 2, Type::master);
+  vector("positions", r.positions, rows, Type::i32);
 }
 
 void OpChecks::attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
@@ -130,15 +134,17 @@ void CheckedBackend::attention_fwd(Tensor o, Tensor lse, Tensor q, Tensor k, Ten
 }
 
 void CheckedBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
-                                   Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim) {
+                                   Tensor v, Tensor o, Tensor lse, Tensor seqs, int head_dim, Rope rope) {
   CHECKS;
   check.attention(q, k, v, o, lse, seqs, head_dim);
+  if (rope.cos_table) check.rope(rope, q.rows, head_dim);
+  if (rope.cos_table) IRQ_CHECK(k.rows == q.rows, "attention_bwd: rope of %ld rows of q, %ld of k", q.rows, k.rows);
   check.shape("dq", dq, q.rows, q.cols, Type::storage);
   check.shape("dk", dk, k.rows, k.cols, Type::storage);
   check.shape("dv", dv, k.rows, k.cols, Type::storage);
   check.shape("delta", delta, lse.rows, q.rows, Type::master);
   check.shape("dout", dout, q.rows, q.cols, Type::storage);
-  FORWARD(attention_bwd(dq, dk, dv, delta, dout, q, k, v, o, lse, seqs, head_dim));
+  FORWARD(attention_bwd(dq, dk, dv, delta, dout, q, k, v, o, lse, seqs, head_dim, rope));
 }
 
 // ---- swiglu -------------------------------------------------------------------------------------------------------

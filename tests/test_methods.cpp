@@ -61,7 +61,7 @@ TEST(Methods, RecomputeChangesNothing) {
   for (ModelPlan plan : {pooled_plan(PoolKind::sum, 16, false, true, 0.2), pooled_plan(PoolKind::mean, 8, true, true),
                          scales_plan(4, 8)}) {
     const std::vector<double> plain = grads_of(plan, window);
-    for (const Recompute level : {Recompute::gate_up, Recompute::block}) {
+    for (const Recompute level : {Recompute::norms, Recompute::gate_up, Recompute::block}) {
       plan.recompute = level, plan.recompute_layers = 1;
       EXPECT_EQ(plain, grads_of(plan, window)) << "bitwise, level " << static_cast<int>(level);
     }

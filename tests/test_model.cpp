@@ -54,7 +54,7 @@ TEST(Model, RecomputeChangesNothing) {
   for (const double dropout : {0.0, 0.2}) {
     ModelPlan plan = tiny_plan(true, dropout);
     const std::vector<double> plain = grads_with(plan, window);
-    for (const Recompute level : {Recompute::gate_up, Recompute::block})
+    for (const Recompute level : {Recompute::norms, Recompute::gate_up, Recompute::block})
       for (const int64_t layers : {1, 2}) {
         plan.recompute = level, plan.recompute_layers = layers;
         EXPECT_EQ(plain, grads_with(plan, window)) << "bitwise, level " << static_cast<int>(level);
@@ -189,7 +189,7 @@ TEST(Model, PadRowIsTheMeanOfTheHead) {
 TEST(Model, PlanIsThePeakToTheByte) {
   const std::vector<Example> examples = tiny_examples(40);
   const Batch batch = pack_range(examples, 0, 40);
-  for (const Recompute level : {Recompute::none, Recompute::gate_up, Recompute::block}) {
+  for (const Recompute level : {Recompute::none, Recompute::norms, Recompute::gate_up, Recompute::block}) {
     for (const double dropout : {0.0, 0.1}) {
       ModelPlan p = tiny_plan(true, dropout);
       p.recompute = level, p.recompute_layers = p.config.layers;

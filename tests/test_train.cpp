@@ -124,7 +124,7 @@ TEST_F(TrainRuns, SameSeedSameBytesWhateverTheThreads) {
 // Speed and memory choices change no bit: recompute runs the same code again, a cached weight is the dequantized one.
 TEST_F(TrainRuns, RecomputeAndResidencyChangeNoBit) {
   std::string bytes;
-  for (const char* recompute : {"none", "gate_up", "block"})
+  for (const char* recompute : {"none", "norms", "gate_up", "block"})
     for (const char* residency : {"cached", "packed"}) {
       const std::string out = dir_ / (recompute + std::string(residency));
       const CommandResult r =
@@ -148,7 +148,7 @@ int64_t number_after(const std::string& text, const std::string& label) {
 TEST_F(TrainRuns, PlanIsThePeakUnderEveryLimit) {
   int64_t limit = 0;
   std::vector<std::string> plans;
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 16; ++i) {
     Args options = {"--steps", "3", "--batch", "12", "--micro-batch", "7", "--out", dir_ / std::to_string(i)};
     if (limit > 0) options = options + Args{"--memory-limit", std::to_string(limit)};
     const CommandResult r = train(options);
@@ -167,10 +167,14 @@ TEST_F(TrainRuns, PlanIsThePeakUnderEveryLimit) {
     EXPECT_EQ(read_bytes(dir_ / (std::to_string(i) + "/adapter.lora")), read_bytes(dir_ / "0/adapter.lora"));
     limit = planned - 1;
   }
-  ASSERT_GE(plans.size(), 3u);
-  EXPECT_NE(plans[0].find("cached weights, recompute none"), std::string::npos) << plans[0];
-  EXPECT_NE(plans[1].find("packed weights, recompute none"), std::string::npos) << plans[1];
-  EXPECT_NE(plans[2].find("packed weights, recompute gate_up"), std::string::npos) << plans[2];
+  // Each kind of plan has its turn, the fastest first.
+  size_t at = 0;
+  for (const char* kind : {"cached weights, recompute none", "cached weights, recompute norms",
+                           "packed weights, recompute none", "packed weights, recompute norms",
+                           "packed weights, recompute gate_up", "packed weights, recompute block"}) {
+    while (at < plans.size() && plans[at].find(kind) == std::string::npos) ++at;
+    EXPECT_LT(at, plans.size()) << kind;
+  }
 }
 
 TEST_F(TrainRuns, MemoryAdviceWorks) {

@@ -97,7 +97,7 @@ TEST_F(TrainMethods, TrainResumeAndMerge) {
 TEST_F(TrainMethods, RecomputeAndResidencyChangeNoBit) {
   for (const Args& method : {Args{"--method", "ir-qa-lora", "--dropout", "0.1"}, Args{"--method", "peqa"}}) {
     std::string bytes;
-    for (const char* recompute : {"none", "gate_up", "block"})
+    for (const char* recompute : {"none", "norms", "gate_up", "block"})
       for (const char* residency : {"cached", "packed"}) {
         const std::string out = dir_ / (method[1] + recompute + residency);
         ran(method + Args{"--steps", "2", "--out", out, "--recompute", recompute, "--residency", residency});

@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
   cli.option("--seed", &o.seed, "of everything random");
   cli.option("--gpus", &gpus, "GPUs to use: 1");
   cli.size_option("--memory-limit", &o.memory_limit, "most memory to use, e.g. 10GiB");
-  cli.option("--recompute", &o.recompute, "trade time for memory", {"auto", "none", "gate_up", "block"});
+  cli.option("--recompute", &o.recompute, "trade time for memory", {"auto", "none", "norms", "gate_up", "block"});
   cli.option("--residency", &o.residency, "weights on the device", {"auto", "packed", "cached"});
   cli.option("--tune-matmul", &o.tune_matmul, "time the algorithms of each matrix product once, keep the fastest",
              {"on", "off"});

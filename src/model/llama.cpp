@@ -16,8 +16,9 @@ void Llama::gather_passing(const KvCache& cache, size_t index, const Tensor& key
 Var Llama::attend(Tape& t, Layer& layer, size_t index, Var qkv, const DeviceBatch& batch, const KvCache* cache) {
   const ModelConfig& c = config();
   const int head_dim = static_cast<int>(c.head_dim);
-  ops::rope(t, qkv, c.q_width() + c.kv_width(), head_dim, cos_, sin_, batch);
-  if (cache == nullptr) return ops::attention(t, qkv, c.heads, c.kv_heads, head_dim, batch, layer.o.rank);
+  const Rope rope{cos_, sin_, batch.positions};
+  if (cache == nullptr) return ops::attention(t, qkv, c.heads, c.kv_heads, head_dim, rope, batch, layer.o.rank);
+  ops::rope(t, qkv, c.q_width() + c.kv_width(), head_dim, rope);
   const Tensor keys = t.value(qkv).slice_cols(c.q_width(), c.kv_width());
   const Tensor values = t.value(qkv).slice_cols(c.q_width() + c.kv_width(), c.kv_width());
   if (cache->kept >= 0) {
@@ -83,7 +84,8 @@ Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& 
   const double eps = config().norm_eps;
   const int64_t stream_spare = t.value(x).stride - t.value(x).cols;
   // x1 = x + W_o attention(rope(W_qkv norm(x)))
-  const Var n1 = ops::rmsnorm(t, x, layer.attn_norm, eps, layer.qkv.rank);
+  const bool save = layer.recompute == Recompute::none;  // also what is cheap to compute again
+  const Var n1 = ops::rmsnorm(t, x, layer.attn_norm, eps, layer.qkv.rank, save);
   const Var qkv = ops::adapted_linear(t, n1, layer.qkv, *weights_, all, {.name = "q|k|v"});
   t.done(n1);
   Var o = attend(t, layer, index, qkv, all, cache);
@@ -100,12 +102,12 @@ Var Llama::block(Tape& t, Layer& layer, size_t index, Var x, const DeviceBatch& 
   t.done(o);
   if (last) t.done(x);
   // x2 = x1 + W_down (silu(W_gate n) * W_up n),  n = norm(x1)
-  const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank);
+  const Var n2 = ops::rmsnorm(t, x1, layer.ffn_norm, eps, layer.gate_up.rank, save);
   const bool rebuild = layer.recompute == Recompute::gate_up;
   const Var gate_up =
       ops::adapted_linear(t, n2, layer.gate_up, *weights_, batch, {.transient = rebuild, .name = "gate|up"});
   t.done(n2);
-  const Var h = ops::swiglu(t, gate_up, layer.down.rank);
+  const Var h = ops::swiglu(t, gate_up, layer.down.rank, save);
   t.done(gate_up);
   const Var x2 =
       ops::adapted_linear(t, h, layer.down, *weights_, batch,

@@ -1,7 +1,10 @@
 // Llama: weights on the device and the forward pass. Building (what memory holds what) is in build.cpp, filling it from
 // files in src/io/load_model.cpp.
 #pragma once
+#include <algorithm>
+#include <array>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "src/model/config.h"
@@ -10,8 +13,18 @@
 
 namespace irq {
 
-enum class Recompute { none, gate_up, block };
-inline Recompute lighter(Recompute r) { return r == Recompute::block ? Recompute::gate_up : Recompute::none; }
+// What backward computes again instead of reading it from memory, each level with those before it: nothing; what RMSNorm and
+// SwiGLU made; gate|up; whole layers.
+enum class Recompute { none, norms, gate_up, block };
+constexpr std::array<const char*, 4> kRecomputeNames = {"none", "norms", "gate_up", "block"};
+inline Recompute recompute_named(std::string_view name) {
+  return static_cast<Recompute>(std::find(kRecomputeNames.begin(), kRecomputeNames.end(), name) -
+                                kRecomputeNames.begin());
+}
+inline const char* name_of(Recompute r) { return kRecomputeNames[static_cast<size_t>(r)]; }
+inline Recompute lighter(Recompute r) {
+  return r == Recompute::none ? r : static_cast<Recompute>(static_cast<int>(r) - 1);
+}
 enum class Residency { packed, cached };
 
 struct Layer {

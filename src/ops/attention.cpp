@@ -13,17 +13,14 @@ Heads split(const Tensor& qkv, int64_t heads, int64_t kv_heads, int64_t head_dim
 
 }  // namespace
 
-void rope(Tape& t, Var x, int64_t width, int head_dim, const Tensor& cos_table, const Tensor& sin_table,
-          const DeviceBatch& batch) {
-  t.backend().rope(t.value(x).slice_cols(0, width), cos_table, sin_table, batch.positions, head_dim, false);
-  t.record("rope", {}, true, [&t, x, width, head_dim, cos_table, sin_table, positions = batch.positions] {
-    t.backend().rope(t.out_grad(x).slice_cols(0, width), cos_table, sin_table, positions, head_dim, true);
-  });
+void rope(Tape& t, Var x, int64_t width, int head_dim, const Rope& rope) {
+  t.backend().rope(t.value(x).slice_cols(0, width), rope.cos_table, rope.sin_table, rope.positions, head_dim, false);
 }
 
-Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, const DeviceBatch& batch,
-              int64_t spare_cols) {
+Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, const Rope& turned,
+              const DeviceBatch& batch, int64_t spare_cols) {
   const int64_t rows = batch.rows;
+  rope(t, qkv, (heads + kv_heads) * head_dim, head_dim, turned);
   const Tensor lse = t.keep("attention lse", t.master(), heads, rows);
   const Var o = t.saved("attention output", rows, heads * head_dim, spare_cols);
   const Heads in = split(t.value(qkv), heads, kv_heads, head_dim);
@@ -34,7 +31,8 @@ Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, c
     IRQ_CHECK(slot.beta == 0, "qkv has one consumer");
     const Heads d = split(slot.tensor, heads, kv_heads, head_dim);
     const Scratch delta(t.arena(), "attention delta", t.master(), heads, rows);
-    t.backend().attention_bwd(d.q, d.k, d.v, delta, t.out_grad(o), x.q, x.k, x.v, t.value(o), lse, seqs, head_dim);
+    t.backend().attention_bwd(d.q, d.k, d.v, delta, t.out_grad(o), x.q, x.k, x.v, t.value(o), lse, seqs, head_dim,
+                              turned);
   });
   return o;
 }

@@ -18,18 +18,17 @@ namespace ops {
 // table (V, C) S -> (N, C)
 Var embedding(Tape& t, const Weight& table, const DeviceBatch& batch, int64_t spare_cols);
 // x (N, C), w (1, C) M -> (N, C), not saved: backward rebuilds it from x
-Var rmsnorm(Tape& t, Var x, const Weight& w, double eps, int64_t spare_cols);
-// Turns the heads in columns [0, width) of x in place.
-void rope(Tape& t, Var x, int64_t width, int head_dim, const Tensor& cos_table, const Tensor& sin_table,
-          const DeviceBatch& batch);
-// qkv (N, (H + 2G) D) -> (N, H D)
-Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, const DeviceBatch& batch,
-              int64_t spare_cols);
+Var rmsnorm(Tape& t, Var x, const Weight& w, double eps, int64_t spare_cols, bool save = false);
+// In place on the first `width` columns, the q and k heads of x; no gradient.
+void rope(Tape& t, Var x, int64_t width, int head_dim, const Rope& rope);
+// qkv (N, (H + 2G) D) -> (N, H D), with rope on q and k, in place.
+Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, const Rope& rope,
+              const DeviceBatch& batch, int64_t spare_cols);
 // Attention of q (N, H D) over keys and values held elsewhere (a cache); no gradient.
 Var cached_attention(Tape& t, Var qkv, int64_t heads, int head_dim, const Tensor& keys, const Tensor& values,
                      const DeviceBatch& batch, int64_t spare_cols);
-// gate_up (N, 2F) -> silu(g) * u (N, F), not saved; the gradient overwrites gate_up
-Var swiglu(Tape& t, Var gate_up, int64_t spare_cols);
+// gate_up (N, 2F) -> silu(g) * u (N, F); the gradient overwrites gate_up
+Var swiglu(Tape& t, Var gate_up, int64_t spare_cols, bool save = false);
 // keys[index[i]] = the key columns of row i of qkv (N, (H + 2G) D), values alike; no gradient.
 void write_cache(Tape& t, Var qkv, const Tensor& keys, const Tensor& values, const Tensor& index);
 // The rows that are scored: (N, C) -> (L, C)

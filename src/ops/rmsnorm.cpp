@@ -2,10 +2,11 @@
 
 namespace irq::ops {
 
-Var rmsnorm(Tape& t, Var x, const Weight& w, double eps, int64_t spare_cols) {
+Var rmsnorm(Tape& t, Var x, const Weight& w, double eps, int64_t spare_cols, bool save) {
   const Tensor in = t.value(x);
   const Tensor rstd = t.keep("rmsnorm rstd", t.master(), 1, in.rows);
-  const Var y = t.transient("normalized rows", in.rows, in.cols, spare_cols);
+  const Var y = save ? t.saved("normalized rows", in.rows, in.cols, spare_cols)
+                     : t.transient("normalized rows", in.rows, in.cols, spare_cols);
   t.backend().rmsnorm_fwd(t.value(y), rstd, in, w.value, eps);
   t.record(
       "rmsnorm", {y}, t.needs_grad(x) || w.param >= 0,

@@ -2,9 +2,10 @@
 
 namespace irq::ops {
 
-Var swiglu(Tape& t, Var gate_up, int64_t spare_cols) {
+Var swiglu(Tape& t, Var gate_up, int64_t spare_cols, bool save) {
   const Tensor in = t.value(gate_up);
-  const Var h = t.transient("swiglu output", in.rows, in.cols / 2, spare_cols);
+  const Var h = save ? t.saved("swiglu output", in.rows, in.cols / 2, spare_cols)
+                     : t.transient("swiglu output", in.rows, in.cols / 2, spare_cols);
   t.backend().swiglu_fwd(t.value(h), in);
   t.record(
       "swiglu", {h}, t.needs_grad(gate_up),

@@ -273,9 +273,7 @@ void Finetune::build() {
   }
   if (o_.recompute != "auto") {
     freedom.recompute = false;
-    model.recompute = o_.recompute == "none"      ? Recompute::none
-                      : o_.recompute == "gate_up" ? Recompute::gate_up
-                                                  : Recompute::block;
+    model.recompute = recompute_named(o_.recompute);
   }
   try {
     plan_ = choose_plan(backend_.device(), backend_.precision(), model, train_shapes_, eval_shapes, budget, freedom);

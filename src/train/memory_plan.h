@@ -29,7 +29,7 @@ MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& mode
 struct PlanFreedom {
   bool residency = true, recompute = true;
 };
-// The fastest plan that fits: cached weights, then packed, then recompute layer by layer (gate_up, then block). Throws an
+// The fastest plan that fits: cached weights, norms computed again, packed weights, both, gate_up, block; recompute layer by layer. Throws an
 // Error that says what would fit when nothing does. Planning stops at an interrupt with Exit::interrupted.
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);

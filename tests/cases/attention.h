@@ -2,7 +2,7 @@
 #pragma once
 #include <array>
 
-#include "tests/op_case.h"
+#include "tests/cases/rope.h"
 
 namespace irq {
 
@@ -94,7 +94,7 @@ inline OpCase attention_bwd_case(const AttentionShape& s) {
     b.attention_fwd(t[8], t[9], t[5], t[6], t[7], t[10], head_dim);
   };
   c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
-    b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim);
+    b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim, {});
   };
   // F32: dS = P (dP - delta) subtracts sums of head_dim terms, which costs a few bits more than the forward.
   c.tolerance_f32 = 2e-5;
@@ -103,6 +103,29 @@ inline OpCase attention_bwd_case(const AttentionShape& s) {
   c.tolerance_bf16 = 5e-3;
   c.bytes = 2.0 * static_cast<double>(4 * s.queries * q_cols + 4 * s.keys * k_cols);
   c.flops = 10.0 * s.head_dim * s.heads * attended_pairs(s);
+  return c;
+}
+
+// The same with rope's inverse on dq and dk.
+inline OpCase attention_bwd_rope_case(const AttentionShape& s) {
+  OpCase c = attention_bwd_case(s);
+  const int head_dim = s.head_dim;
+  constexpr int64_t kPositions = 100;
+  c.name += ",rope";
+  c.args.push_back({"cos", Role::in, Kind::master, kPositions, head_dim / 2,
+                    [=](Rng&, int64_t i) { return std::cos(rope_angle(i, head_dim)); }});
+  c.args.push_back({"sin", Role::in, Kind::master, kPositions, head_dim / 2,
+                    [=](Rng&, int64_t i) { return std::sin(rope_angle(i, head_dim)); }});
+  // Rows of no sequence are at -1, as the packer leaves them.
+  c.args.push_back({"positions", Role::in, Kind::i32, 1, s.queries, [s](Rng&, int64_t row) {
+                      for (const auto& q : s.seqs)
+                        if (row >= q[0] && row < q[1]) return double((row * 7) % kPositions);
+                      return -1.0;
+                    }});
+  c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
+    b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim,
+                    {t[11], t[12], t[13]});
+  };
   return c;
 }
 
@@ -181,6 +204,12 @@ inline std::vector<OpCase> attention_cases() {
     cases.push_back(attention_fwd_case(s));
     cases.push_back(attention_bwd_case(s));
   }
+  for (const int head_dim : {32, 64, 128}) {
+    cases.push_back(attention_bwd_rope_case(packed_attention("packed", head_dim, 2, 2, lengths)));
+    cases.push_back(attention_bwd_rope_case(packed_attention("strided,dead", head_dim, 4, 2, {65, 0, 2, 64}, 3, 8)));
+  }
+  cases.push_back(attention_bwd_rope_case(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3)));
+  cases.push_back(attention_bwd_rope_case(packed_attention("dead_tiles", 128, 2, 1, {70, 40}, 130)));
   // Forward only: with a single key dP = delta, so dq and dk are zero up to rounding and have no relative error.
   cases.push_back(attention_fwd_case(packed_attention("one_row", 64, 2, 2, {1})));
   return cases;
