@@ -1,6 +1,7 @@
 // What    Backward of causal softmax attention on the warpgroup products of sm_90a; attention_bwd.cu's two kernels with other tiles.
 // Math    delta = rowsum(dO . o);  P = exp(scale Q K^T - lse);  dS = P (dO V^T - delta);
-//         dq = scale dS K;  dk = scale dS^T Q;  dv = P^T dO, summed over the H/G query heads of a key/value head.
+//         dq = scale dS K;  dk = scale dS^T Q;  dv = P^T dO, summed over the H/G query heads of a key/value head;
+//         with rope dq and dk are turned back by each row's angles before they are rounded.
 // Shapes  q, o, dout, dq (N, H*D), k, v, dk, dv (K, G*D) bf16, rows of 16-byte chunks; lse, delta (H, N) f32; D = 64, 128.
 // Cost    14 D FLOPs per (query, key) pair and head: 6 for dq, 8 for dk and dv; bytes as in attention_bwd.cu. D = 128, H = 32,
 //         N = 8192: sequences of 512 are 120 GFLOP, 135 with what lies behind the diagonal in 64 x 64 tiles; 0.27 ms was

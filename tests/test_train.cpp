@@ -169,9 +169,9 @@ TEST_F(TrainRuns, PlanIsThePeakUnderEveryLimit) {
   }
   // Each kind of plan has its turn, the fastest first.
   size_t at = 0;
-  for (const char* kind : {"cached weights, recompute none", "cached weights, recompute norms",
-                           "packed weights, recompute none", "packed weights, recompute norms",
-                           "packed weights, recompute gate_up", "packed weights, recompute block"}) {
+  for (const char* kind :
+       {"cached weights, recompute none", "cached weights, recompute norms", "packed weights, recompute none",
+        "packed weights, recompute norms", "packed weights, recompute gate_up", "packed weights, recompute block"}) {
     while (at < plans.size() && plans[at].find(kind) == std::string::npos) ++at;
     EXPECT_LT(at, plans.size()) << kind;
   }

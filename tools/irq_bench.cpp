@@ -201,7 +201,8 @@ int main(int argc, char** argv) {
   cli.range("--labelled", 0.001, 1);
   cli.option("--residency", &s.residency, "step, decode: base weights packed, or kept in 16 bits",
              {"auto", "packed", "cached"});
-  cli.option("--recompute", &s.recompute, "step: what is computed again", {"auto", "none", "norms", "gate_up", "block"});
+  cli.option("--recompute", &s.recompute, "step: what is computed again",
+             {"auto", "none", "norms", "gate_up", "block"});
   cli.size_option("--memory-limit", &s.memory_limit, "step: at most this much memory");
   cli.option("--tune-matmul", &a.tune_matmul, "time the algorithms of each matrix product first, run the fastest",
              {"on", "off"});

@@ -26,10 +26,10 @@ std::vector<Choice> choices(const ModelPlan& model, PlanFreedom freedom) {
   constexpr Residency kCached = Residency::cached, kPacked = Residency::packed;
   const bool any_residency = freedom.residency && model.quantized;
   std::vector<Choice> all;
-  for (const Choice& c : {Choice{Recompute::none, kCached}, Choice{Recompute::norms, kCached}, Choice{Recompute::none, kPacked},
-                          Choice{Recompute::norms, kPacked}, Choice{Recompute::gate_up, kCached},
-                          Choice{Recompute::gate_up, kPacked}, Choice{Recompute::block, kCached},
-                          Choice{Recompute::block, kPacked}}) {
+  for (const Choice& c :
+       {Choice{Recompute::none, kCached}, Choice{Recompute::norms, kCached}, Choice{Recompute::none, kPacked},
+        Choice{Recompute::norms, kPacked}, Choice{Recompute::gate_up, kCached}, Choice{Recompute::gate_up, kPacked},
+        Choice{Recompute::block, kCached}, Choice{Recompute::block, kPacked}}) {
     if (!freedom.recompute && c.first != model.recompute) continue;
     if (!any_residency && c.second != model.residency) continue;
     const bool dear = c.first >= Recompute::gate_up && c.second == kCached;  // packed weights are the smaller loss

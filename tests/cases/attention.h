@@ -123,8 +123,7 @@ inline OpCase attention_bwd_rope_case(const AttentionShape& s) {
                       return -1.0;
                     }});
   c.run = [head_dim](Backend& b, const std::vector<Tensor>& t) {
-    b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim,
-                    {t[11], t[12], t[13]});
+    b.attention_bwd(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], head_dim, {t[11], t[12], t[13]});
   };
   return c;
 }
