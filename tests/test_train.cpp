@@ -167,11 +167,11 @@ TEST_F(TrainRuns, PlanIsThePeakUnderEveryLimit) {
     EXPECT_EQ(read_bytes(dir_ / (std::to_string(i) + "/adapter.lora")), read_bytes(dir_ / "0/adapter.lora"));
     limit = planned - 1;
   }
-  // Each kind of plan has its turn, the fastest first.
+  // Each kind of plan has its turn, the fastest first; packed weights with nothing computed again take more than the second here.
   size_t at = 0;
   for (const char* kind :
-       {"cached weights, recompute none", "cached weights, recompute norms", "packed weights, recompute none",
-        "packed weights, recompute norms", "packed weights, recompute gate_up", "packed weights, recompute block"}) {
+       {"cached weights, recompute none", "cached weights, recompute norms", "packed weights, recompute norms",
+        "packed weights, recompute gate_up", "packed weights, recompute block"}) {
     while (at < plans.size() && plans[at].find(kind) == std::string::npos) ++at;
     EXPECT_LT(at, plans.size()) << kind;
   }
