@@ -79,6 +79,11 @@ class Backend {
   // A dry backend checks shapes and does nothing else (memory planning).
   virtual bool dry() const { return false; }
 
+  // Columns that a large product (rows, cols) can have more and take no longer, as its last wave of tiles has room for them.
+  virtual int64_t free_columns(int64_t rows, int64_t cols) const {
+    return static_cast<void>(rows), static_cast<void>(cols), 0;
+  }
+
   // Several algorithms can run the same matmul; their results differ by rounding, and each gives the same bits every
   // time. With tuning on, a shape's candidates are timed when it is first met (not while a graph is captured); off, as at
   // first, the library's own first choice runs. Backends without a choice ignore all of this.
@@ -128,6 +133,9 @@ class CheckedBackend final : public Backend {
   std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
   bool dry() const override { return inner_ == nullptr; }
+  int64_t free_columns(int64_t rows, int64_t cols) const override {
+    return inner_ ? inner_->free_columns(rows, cols) : 0;
+  }
   void tune_matmul(bool on) override;
   std::vector<MatmulTiming> take_matmul_timings() override;
   std::string matmul_choices(bool met_only) const override;

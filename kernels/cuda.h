@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
   double time_ms(const std::function<void()>& work) override;
   std::unique_ptr<Recorded> capture(const std::function<void()>& work) override;
   void copy_bytes(void* dst, const void* src, int64_t bytes) override;
+  int64_t free_columns(int64_t rows, int64_t cols) const override;
   void tune_matmul(bool on) override;
   std::vector<MatmulTiming> take_matmul_timings() override;
   std::string matmul_choices(bool met_only) const override;

@@ -160,6 +160,16 @@ void CudaBackend::MatmulPlans::tune(cublasLtHandle_t blas, MatmulPlan& plan, con
                      1e3 * static_cast<double>(typical[plan.chosen])});
 }
 
+// The library's tiles for large bf16 products are 256 x 128 or 128 x 256, one on a multiprocessor at a time. 8192 x 4096 on 132: 1,024
+// tiles in 7.8 waves, room for 128 columns (measured: 2,113 us with K = 22016, 2,108 to 2,190 with 128 columns more).
+int64_t CudaBackend::free_columns(int64_t rows, int64_t cols) const {
+  constexpr int64_t kTileRows = 256, kTileCols = 128;
+  if (rows == 0 || precision().storage != DType::BF16) return 0;
+  const int64_t down = ceil_div(rows, kTileRows), across = ceil_div(cols, kTileCols);
+  const int64_t waves = ceil_div(down * across, int64_t{sm_count()});
+  return waves * sm_count() / down * kTileCols - cols;
+}
+
 void CudaBackend::tune_matmul(bool on) { plans_->tuning = on; }
 
 std::vector<MatmulTiming> CudaBackend::take_matmul_timings() { return std::exchange(plans_->timings, {}); }

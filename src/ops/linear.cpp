@@ -156,12 +156,17 @@ bool follows(Tape& t, const LinearGroup& g, size_t i, const Tensor& all) {
          t.params().grad_value(p.param_b).data == static_cast<const char*>(all.data) + all.bytes();
 }
 
-// The gradients that need no x: of B, with dropout of beta1. Leaves du in the spare columns behind dy.
-void adapter_backward(Tape& t, const Tensor& dy, const Tensor& u, const Tensor& px, const Tensor& ext,
+// Is du = dy sB' made as more columns of dx = dy W, behind dx, where they cost nothing? The part of dx that comes through du then
+// follows alone and reads and writes dx once more, which is worth it where dy is more than that. dx is rounded to storage between the two.
+bool du_behind_dx(Tape& t, const GradSlot& dx, const LinearGroup& g, int64_t rows) {
+  return dx.tensor && dx.beta == 0 && g.rank > 0 && !g.grouped() && g.out > 2 * g.in &&
+         dx.tensor.stride - dx.tensor.cols >= g.rank && t.backend().free_columns(rows, g.in) >= g.rank;
+}
+
+// The gradients that need no x: of B, with dropout of beta1.
+void adapter_backward(Tape& t, const Tensor& dy, const Tensor& du, const Tensor& u, const Tensor& px,
                       const LinearGroup& g) {
   Backend& b = t.backend();
-  const Tensor du = dy.slice_cols(g.out, g.rank);
-  b.matmul(du, dy, kPlain, ext.slice_rows(0, g.out).slice_cols(g.in, g.rank), kPlain, 1, 0, {});  // du = dy sB'
   for (size_t first = 0, last = 0; first < g.adapters.size();
        first = last) {  // dB = s dy^T u, equal neighbours together
     const AdapterPart& p = g.adapters[first];
@@ -176,6 +181,16 @@ void adapter_backward(Tape& t, const Tensor& dy, const Tensor& u, const Tensor& 
                     static_cast<int>(parts), g.scale, db.beta);
   }
   if (px) grad_beta1(t, du, px, g);
+}
+
+// dx = dy W + du A', where [dx | du] = dy [W | sB'] is there; with dropout the A part goes back through its masks.
+void input_backward_behind(Tape& t, const Tensor& dx, const Tensor& du, const Tensor& ext, const LinearGroup& g,
+                           const MaskBits& masks) {
+  Backend& b = t.backend();
+  const bool masked = g.dropout > 0;
+  if (masked) b.lora_dropout_dx(dx, du, g.a_plain, masks, 1);
+  if (!masked || g.pooled())
+    b.matmul(dx, du, kPlain, ext.slice_rows(g.out, g.rank).slice_cols(0, g.in), kPlain, 1, 1, dx);
 }
 
 // dx = [dy | du] [W ; A']; with dropout the A part goes back through its masks. It comes first: a pass over dx that only
@@ -195,6 +210,25 @@ void input_backward(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor&
   const int64_t folded = masked && !g.pooled() ? 0 : g.rank;
   b.matmul(dx.tensor, dy.extend_cols(folded), kPlain, ext.slice_rows(0, g.out + folded).slice_cols(0, g.in), kPlain, 1,
            masked ? 1 : dx.beta, dx.tensor);
+}
+
+// All that goes back through dy but dA, which may have to wait for x. Returns du.
+Tensor backward_products(Tape& t, const GradSlot& dx, const Tensor& dy, const Tensor& u, const Tensor& px,
+                         const Tensor& ext, const LinearGroup& g, const MaskBits& masks) {
+  Backend& b = t.backend();
+  const Tensor wide = ext.slice_rows(0, g.out);  // [W | sB']
+  if (du_behind_dx(t, dx, g, dy.rows)) {
+    const Tensor dx_du = dx.tensor.extend_cols(g.rank), du = dx_du.slice_cols(g.in, g.rank);
+    b.matmul(dx_du, dy, kPlain, wide, kPlain, 1, 0, {});
+    adapter_backward(t, dy, du, u, px, g);
+    input_backward_behind(t, dx.tensor, du, ext, g, masks);
+    return du;
+  }
+  const Tensor du = g.rank > 0 ? dy.slice_cols(g.out, g.rank) : Tensor{};
+  if (g.rank > 0) b.matmul(du, dy, kPlain, wide.slice_cols(g.in, g.rank), kPlain, 1, 0, {});
+  if (g.rank > 0) adapter_backward(t, dy, du, u, px, g);
+  if (dx.tensor) input_backward(t, dx, dy, ext, g, masks);
+  return du;
 }
 
 }  // namespace
@@ -236,12 +270,11 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
         }
         if (g.trains_scales()) grad_scales(t, dy, t.value(x).slice_cols(0, g.in), g);  // before dy is handed over
         const Tensor ext = weights.acquire(g);
-        if (g.rank > 0) adapter_backward(t, dy, u, px, ext, g);
-        if (t.needs_grad(x)) input_backward(t, t.grad(x), dy, ext, g, masks);
+        const GradSlot dx = t.needs_grad(x) ? t.grad(x) : GradSlot{};
+        const Tensor du = backward_products(t, dx, dy, u, px, ext, g, masks);
         weights.release(g, ext);
         const bool stays = res && t.needs_grad(res) && t.hand_over(y, res);  // dy's memory, and du in it
         if (g.rank == 0) return;
-        const Tensor du = dy.slice_cols(g.out, g.rank);
         const auto use = [&t, &g, du](const Tensor& input, const MaskBits& m) {
           if (g.grouped()) grouped_grads(t, du, input.slice_cols(0, g.in), g, m);
           else grad_a(t, du, input.slice_cols(0, g.in), g, m);
