@@ -7,12 +7,14 @@
 // Tricky: one warp per kRows rows of w, so that each 16-byte load of x serves all of them. A lane takes 8 neighbouring
 //         weights at a time (k bytes of codes, one block): codes and x are read in whole lines. Partial sums are added by
 //         a fixed shuffle tree. cols % 64 != 0 or an unaligned x goes through a general kernel, a warp per output.
+#include "kernels/kernel_choice.h"
 #include "kernels/nfk_matmul.cuh"
 
 namespace irq {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kFewestSm90 = 8;  // up to here nfk_matmul_few.cu is as fast
 
 __device__ __forceinline__ void load_8(float* out, const float* x) {
 #pragma unroll
@@ -153,6 +155,12 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
             return matmul(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits, count,
                           static_cast<float>(beta), sm_count(), shared_bytes(), stream());
           };
+          if (left > kFewestSm90 && runs_sm90_kernels(properties_.major, properties_.minor)) {
+            count = static_cast<int>(std::min<int64_t>(kManyTokens, left));
+            if (nfk_matmul_many_sm90(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits,
+                                     count, static_cast<float>(beta), shared_bytes(), stream()))
+              continue;
+          }
           if (left > kFewTokens && shared_out(nfk_matmul_many, kManyTokens)) continue;
           if (shared_out(nfk_matmul_few, kFewTokens)) continue;
         }
