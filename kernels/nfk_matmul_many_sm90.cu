@@ -16,11 +16,14 @@
 namespace irq {
 namespace {
 
-constexpr int kGroups = 4, kWarps = 4 * kGroups, kThreads = kWarps * kWarp;
+// Four warpgroups multiply, a fifth copies. The launch gives each thread 96 registers.
+constexpr int kGroups = 4, kWarps = 4 * kGroups, kThreads = kWarps * kWarp, kCopiers = 128,
+              kCopyingWarps = kCopiers / kWarp;
+constexpr int kMultiplierRegisters = 104, kCopierRegisters = 64;
+static_assert(kMultiplierRegisters * kThreads + kCopierRegisters * kCopiers <= 96 * (kThreads + kCopiers));
 constexpr int kTileRows = 64;  // of a warpgroup
 constexpr int kChunk = 2;      // blocks of 64 columns in a stage
 constexpr int kMostCluster = 8;
-// While products of the chunk before run, that chunk's stage is not free: two fewer are on the way.
 constexpr int stages(int sets) { return sets == 8 ? 4 : 6; }
 
 struct Args {
@@ -36,7 +39,7 @@ struct Args {
   bool whole_quads;         // y takes 8 bytes at once
   float beta, unit;
   ShareLayout at;
-  int ring, codes_in_stage, stage_bytes;
+  int barriers, ring, codes_in_stage, stage_bytes;
   float level[16];  // scaled
 };
 
@@ -61,9 +64,13 @@ __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t 
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
-// All threads of the cluster; what they wrote to shared memory before is there afterwards.
+// All threads of the cluster that have not left; what they wrote to shared memory before is there afterwards.
 __device__ __forceinline__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+// The same where nothing was written.
+__device__ __forceinline__ void meet_cluster_again() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
 }
 // From the shared memory of thread block `rank` of the cluster.
 __device__ __forceinline__ float4 load_cluster_128(uint32_t shared, int rank) {
@@ -98,7 +105,7 @@ struct Block {
     const int word0 = chunk0 * kChunk / 4, words = ((chunk0 + chunks) * kChunk + 3) / 4 - word0;
     const uint8_t* from = codes + static_cast<int64_t>(row0) * a.blocks + word0 * 4;
 #pragma unroll 1
-    for (int r = threadIdx.x / 16; r < rows; r += kThreads / 16)
+    for (int r = threadIdx.x / 16; r < rows; r += (kThreads + kCopiers) / 16)
 #pragma unroll 1
       for (int w = threadIdx.x % 16; w < words; w += 16)
         cp_async_4(to + r * a.at.pitch + w * 4, from + r * a.blocks + w * 4, true);
@@ -112,7 +119,7 @@ struct Block {
     const int count = (before + rows * a.blocks - 1) / kScaleGroup + 1;
     const uint32_t groups = window + a.at.groups;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += kThreads) {  // a shift's factor is 0 if there are none
+    for (int i = threadIdx.x; i < count; i += kThreads + kCopiers) {  // a shift's factor is 0 if there are none
       cp_async_4(groups + i * 8, a.q.scale_groups + group0 + i, true);
       cp_async_4(groups + i * 8 + 4, a.q.tau_codes ? a.q.tau_groups + group0 + i : a.q.scale_groups,
                  a.q.tau_codes != nullptr);
@@ -122,45 +129,48 @@ struct Block {
             kept(before + row * a.blocks + first + block)};
   }
 
-  // What this lane copies of each chunk: codes of its warp's own rows, words of every sixteenth row of x. Rows past the end stay
-  // what they were in shared memory, and so do not count.
-  static constexpr int kPieces = (16 * S::kUnits + kWarp - 1) / kWarp;
-  struct Copies {
-    const uint8_t* codes[kPieces];
-    uint32_t codes_to[kPieces];
-    bool live[kPieces];
-    const __nv_bfloat16* x;
-    uint32_t x_to;
-  };
-  __device__ __forceinline__ Copies copies() const {
+  // Of a stage: all copies are there; all products of it are done.
+  __device__ __forceinline__ uint32_t full(int stage) const { return window + a.barriers + stage * 16; }
+  __device__ __forceinline__ uint32_t empty(int stage) const { return full(stage) + 8; }
+
+  // By a warpgroup of its own: all chunks of all rows of w and of x. Rows past the end stay what they were in shared memory, and
+  // so do not count.
+  __device__ __forceinline__ void copy() const {
+    constexpr int kRowsAtOnce = kCopiers / S::kUnits;
+    const int thread = threadIdx.x - kThreads, copier = thread / kWarp;
     const uint32_t row_bytes = a.blocks * S::kBlockBytes;
-    const uint8_t* codes = a.q.codes + static_cast<int64_t>(row0) * row_bytes + chunk0 * S::kPitch;
-    Copies c;
+    const int first = thread / S::kUnits, unit = thread % S::kUnits;
+    const uint8_t* codes =
+        a.q.codes + (static_cast<int64_t>(row0) + first) * row_bytes + chunk0 * S::kPitch + unit * 16;
+    const uint32_t codes_to = a.codes_in_stage + first * S::kPitch + S::place(first, unit) * 16;
+    const int row_count = first < kRowsAtOnce ? rows - first : 0;
+    const __nv_bfloat16* x = a.x + copier * a.x_stride + chunk0 * (kChunk * kBlock) + lane * 2;
+    const uint32_t x_to = copier * 128 + (lane % 8 ^ copier) * 16 + lane / 8 * 4;
+    const int tokens = a.m_count - copier;
+    int stage = 0, round = 0;
+    uint32_t to = window + a.ring;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk, codes += S::kPitch, x += kChunk * kBlock) {
+      barrier_wait(empty(stage), round + 1);
+      const uint8_t* from = codes;
+      uint32_t place = to + codes_to;
+#pragma unroll 4
+      for (int r = 0; r < row_count;
+           r += kRowsAtOnce, from += kRowsAtOnce * row_bytes, place += kRowsAtOnce * S::kPitch)
+        cp_async_16(place, from, true);
+      const __nv_bfloat16* token = x;
 #pragma unroll
-    for (int k = 0; k < kPieces; ++k) {
-      const int i = k * kWarp + lane, r = warp * 16 + i / S::kUnits, unit = i % S::kUnits;
-      c.live[k] = i < 16 * S::kUnits && r < rows;
-      c.codes[k] = kept(codes + r * row_bytes + unit * 16);
-      c.codes_to[k] = kept(a.codes_in_stage + r * S::kPitch + S::place(r, unit) * 16);
+      for (int m = 0; m < kTokens; m += kCopyingWarps, token += kCopyingWarps * a.x_stride) {
+        if (m >= tokens) break;
+        const uint32_t row =
+            (to + x_to + m * 128) ^ (m % 8) * 16;  // the chunk of 16 bytes has changed places with another
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) cp_async_4(row + j * kPanel, token + j * kBlock, true);
+      }
+      barrier_arrive_after_copies(full(stage));
+      to += a.stage_bytes;
+      if (++stage == kStages) stage = 0, ++round, to = window + a.ring;
     }
-    c.x = kept(a.x + warp * a.x_stride + chunk0 * (kChunk * kBlock) + lane * 2);
-    c.x_to = kept(warp * 128 + (lane % 8 ^ warp % 8) * 16 + lane / 8 * 4);
-    return c;
-  }
-  // Starts copying the next chunk.
-  __device__ __forceinline__ void copy_chunk(Copies& c, uint32_t to) const {
-#pragma unroll
-    for (int k = 0; k < kPieces; ++k) {
-      if (c.live[k]) cp_async_16(to + c.codes_to[k], c.codes[k], true);
-      c.codes[k] += S::kPitch;
-    }
-    const __nv_bfloat16* x = c.x;
-#pragma unroll
-    for (int m = 0; m < kTokens; m += kWarps, x += kWarps * a.x_stride)
-      if (m + warp < a.m_count)
-#pragma unroll
-        for (int j = 0; j < kChunk; ++j) cp_async_4(to + c.x_to + m * 128 + j * kPanel, x + j * kBlock, true);
-    c.x += kChunk * kBlock;
   }
 
   // The weights of 16 rows in a block of 64 columns as operands. scale: of rows g and g + 8, twice the larger part, twice the rest.
@@ -189,18 +199,19 @@ struct Block {
   struct Scales {
     uint32_t scale, shift;
   };
-  // Lane p decodes block p / 2 of row g + 8 (p % 2).
-  __device__ __forceinline__ Scales decode(const ShareScales& at, uint32_t column, int chunk, float offset) const {
-    const auto entry = [&](uint32_t codes) { return share_map(load_shared_8(codes + chunk * kChunk) * 256u + column); };
-    const uint2 factor = load_shared_64(window + a.at.groups + (at.group + chunk * kChunk) / kScaleGroup * 8);
+  // Lane p decodes block p / 2 of row g + 8 (p % 2); the places move on to the next chunk.
+  __device__ __forceinline__ Scales decode(ShareScales& at, uint32_t column, float offset) const {
+    const auto entry = [&](uint32_t codes) { return share_map(load_shared_8(codes) * 256u + column); };
+    const uint2 factor = load_shared_64(window + a.at.groups + at.group / kScaleGroup * 8);
     const float s_hat = __fadd_rn(__fmul_rn(entry(at.scales), __uint_as_float(factor.x)), offset),
                 scale = s_hat * a.unit;
     const float shift = __fmul_rn(entry(at.shifts), __uint_as_float(factor.y));
+    at.scales += kChunk, at.shifts += kChunk, at.group += kChunk;
     const float large = __uint_as_float(pack_bf16(scale, scale) << 16);
     return {pack_bf16(large, scale - large), pack_bf16(shift, shift)};
   }
 
-  // Block j of a chunk of this warpgroup's rows; its products may still run afterwards.
+  // Block j of a chunk of this warpgroup's rows; its products may still run afterwards. x: how products are told of it.
   template <int j>
   __device__ __forceinline__ void multiply(float (&sum)[kSets][4], uint32_t (&w)[4][4], uint32_t codes, uint32_t x,
                                            uint32_t column, const Scales& scales) const {
@@ -212,20 +223,46 @@ struct Block {
       large[r] = __byte_perm(both, 0, 0x1010), small[r] = __byte_perm(both, 0, 0x3232);
       shift[r] = __shfl_sync(kFullWarp, scales.shift, from);
     }
-    wgmma_wait<1>();  // the products of the block before the last have read w
     dequantize(w, S::block(codes, j), column, large, small, shift);
     operands_are_there(w);
     wgmma_fence();
+    constexpr uint64_t kHigh = (kPanelSwizzle | kPanelGroup) >> 32 << 32;
 #pragma unroll
-    for (int s = 0; s < 4; ++s) wgmma_registers<false>(sum, w[s], panel_along(x + j * kPanel + s * 32));
+    for (int s = 0; s < 4; ++s) wgmma_registers<false>(sum, w[s], kHigh | (x + (j * kPanel + s * 32) / 16));
     wgmma_commit();
+  }
+
+  __device__ __forceinline__ void multiply_all(float (&sum)[kSets][4], ShareScales at, float offset) const {
+    const uint32_t column = kept(window + lane * 4);
+    const uint32_t codes =
+        kept(window + a.ring + a.codes_in_stage + (warp * 16 + g) * S::kPitch + S::block_place(g, p));
+    const uint32_t x = static_cast<uint32_t>(panel_along(window + a.ring));
+    uint32_t w[kChunk][4][4];
+    Scales scales = decode(at, column, offset);
+    int stage = 0, round = 0, before = kStages - 1;
+    uint32_t begin = 0;  // of the stage
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      barrier_wait(full(stage), round);
+      publish_to_products();
+      wgmma_wait<1>();  // the products before the last have read their registers
+      multiply<0>(sum, w[0], codes + begin, x + begin / 16, column, scales);
+      const Scales after = decode(at, column, offset);  // behind the last one: not used
+      wgmma_wait<1>();                                  // all products of the chunk before are done
+      if (lane == 0 && chunk > 0) barrier_arrive(empty(before));
+      multiply<1>(sum, w[1], codes + begin, x + begin / 16, column, scales);
+      scales = after;
+      before = stage, begin += a.stage_bytes;
+      if (++stage == kStages) stage = 0, begin = 0, ++round;
+    }
+    wgmma_wait<0>();
+    results_are_there(sum);
   }
 
   // Sums lie token by token where the stages were. Each thread block of a cluster adds up its part of the rows.
   __device__ __forceinline__ void finish(float (&sum)[kSets][4], bool busy) const {
     const int pitch = (a.tiles * kTileRows + 4) * 4;  // four lanes, eight rows: 32 banks
-    cp_async_wait<0>();
-    __syncthreads();
+    meet(1, kThreads);
     if (busy) {
       const uint32_t to = window + a.ring + (warp * 16 + g) * 4 + 2 * p * pitch;
 #pragma unroll
@@ -249,7 +286,7 @@ struct Block {
         total.x += part[k].x, total.y += part[k].y, total.z += part[k].z, total.w += part[k].w;
       store_quad(a.y + m * a.y_stride + row0 + row, total, rows - row);
     }
-    meet_cluster();  // nobody leaves while others read
+    meet_cluster_again();  // nobody leaves while others read
   }
   __device__ __forceinline__ void store_quad(__nv_bfloat16* y, const float4& total, int live) const {
     if (a.beta == 0.0f && a.whole_quads) {
@@ -264,54 +301,35 @@ struct Block {
   }
 
   __device__ __forceinline__ void run() const {
+    const bool copies = warp >= kWarps, busy = !copies && warp / 4 * kTileRows < rows;
     const auto entries = share.load_entries();
     const float offset = __ldg(a.q.scale_offset);
     const ShareScales at = copy_scales(warp * 16 + g + 8 * (p % 2), p / 2);
     cp_async_commit();
+    if (threadIdx.x == 0)
+      for (int i = 0; i < kStages; ++i) barrier_init(full(i), kCopiers), barrier_init(empty(i), a.tiles * 4);
     let_next_kernel_begin();
     wait_for_previous_kernel();  // x is its work; all before was on weights
-    Copies next = copies();
-    const uint32_t ring = kept(window + a.ring), end = kept(ring + kStages * a.stage_bytes);
-#pragma unroll 1
-    for (int k = 0; k < kStages - 2; ++k) {
-      if (k < chunks) copy_chunk(next, ring + k * a.stage_bytes);
-      cp_async_commit();
-    }
-    share.template fill_table<kBits>(entries, a.level, window);
-    const uint32_t column = kept(window + lane * 4);
-    const uint32_t codes = kept(a.codes_in_stage + (warp * 16 + g) * S::kPitch + S::block_place(g, p));
-    const bool busy = warp / 4 * kTileRows < rows;
-    float sum[kSets][4] = {};
-    uint32_t w[kChunk][4][4];
-    uint32_t stage = ring, free = ring + (kStages - 2) * a.stage_bytes;
-    cp_async_wait<kStages - 2>();
     __syncthreads();
-    Scales scales{};
-    if (busy) scales = decode(at, column, 0, offset);
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      cp_async_wait<kStages - 3>();
-      publish_to_products();
-      __syncthreads();  // the chunk is there for all, and all products of the one before the last are done
-      if (chunk + kStages - 2 < chunks) copy_chunk(next, free);
-      cp_async_commit();
-      if (busy) {
-        multiply<0>(sum, w[0], codes + stage, stage, column, scales);
-        const Scales after = decode(at, column, chunk + 1, offset);  // behind the last one: not used
-        multiply<1>(sum, w[1], codes + stage, stage, column, scales);
-        scales = after;
-      }
-      stage = stage + a.stage_bytes < end ? stage + a.stage_bytes : ring;
-      free = free + a.stage_bytes < end ? free + a.stage_bytes : ring;
+    if (copies) {
+      give_up_registers<kCopierRegisters>();
+      cp_async_wait<0>();
+      let_pass(2, kThreads + kCopiers);
+      copy();
+    } else {
+      take_registers<kMultiplierRegisters>();
+      share.template fill_table<kBits>(entries, a.level, window);
+      cp_async_wait<0>();
+      meet(2, kThreads + kCopiers);
+      float sum[kSets][4] = {};
+      if (busy) multiply_all(sum, at, offset);
+      finish(sum, busy);
     }
-    wgmma_wait<0>();
-    results_are_there(sum);
-    finish(sum, busy);
   }
 };
 
 template <int kBits, int kSets>
-__global__ void __launch_bounds__(kThreads, 1) many_sm90_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kThreads + kCopiers, 1) many_sm90_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) char memory[];
   const uint32_t begin = smem_address(memory), window = begin & 0xff000000u;
   if (begin - window > kShareTable) __trap();
@@ -326,7 +344,7 @@ struct Launch {
     attributes[0].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3(static_cast<unsigned>(grid)), config.blockDim = dim3(kThreads);
+    config.gridDim = dim3(static_cast<unsigned>(grid)), config.blockDim = dim3(kThreads + kCopiers);
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = stream;
     config.attrs = attributes, config.numAttrs = 2;
   }
@@ -381,6 +399,7 @@ bool launch(Args& a, int64_t shared_bytes, cudaStream_t stream) {
   a.at.pitch = (words | 1) * 4;  // sixteen rows start in different banks
   a.at.scales = take(rows * a.at.pitch + 16), a.at.shifts = a.q.tau_codes ? take(rows * a.at.pitch + 16) : a.at.scales;
   a.at.groups = take((int64_t{rows} * a.blocks / kScaleGroup + 2) * 8);
+  a.barriers = take(stages(kSets) * 16);
   a.codes_in_stage = kChunk * kSets * 8 * 128;
   a.stage_bytes = static_cast<int>(ceil_div(a.codes_in_stage + rows * S::kPitch, 1024) * 1024);
   a.ring = take(std::max<int64_t>(stages(kSets) * a.stage_bytes, int64_t{kSets} * 8 * (rows + 4) * 4));
