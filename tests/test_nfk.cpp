@@ -18,11 +18,11 @@ IRQ_OP_TESTS(NfkMatmulOp, irq::nfk_matmul_cases());
 namespace irq {
 namespace {
 
-// A Hopper GPU takes a kernel of its own above 8 rows of x; those for sm_80 must be right there too.
+// A Hopper GPU takes a kernel of its own above 16 rows of x; those for sm_80 must be right there too.
 std::vector<OpCase> nfk_matmul_sm80_cases() {
   std::vector<OpCase> cases;
   for (OpCase& c : nfk_matmul_cases()) {
-    if (c.args[0].rows <= 8 || c.args[1].cols % 256 != 0) continue;
+    if (c.args[0].rows <= 16 || c.args[1].cols % 256 != 0) continue;
     c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
       use_only_sm80_kernels(true);
       run(b, t);
@@ -38,7 +38,7 @@ IRQ_OP_TESTS(NfkMatmulSm80, nfk_matmul_sm80_cases());
 TEST(NfkMatmulCuda, BothKernelsAgreeOnLargeShapes) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const int bits : {2, 3, 4})
-    for (const int64_t m : {12, 32, 64})
+    for (const int64_t m : {20, 32, 64})
       for (const MatrixShape& s :
            {MatrixShape{11008, 1024, 0}, MatrixShape{4094, 2816, 8}, MatrixShape{4096, 11008, 0}}) {
         if (bits != 4 && (m != 64 || s.spare == 0)) continue;
