@@ -1,5 +1,5 @@
 // What  : y = beta * y + x w_hat^T for a few rows of x (decoding), straight from the codes. BF16 goes to the tensor cores
-//         (nfk_matmul_few.cu, nfk_matmul_bf16.cu); here is F32, which is for verifying, and the way for any shape and alignment.
+//         (nfk_matmul_few.cu, nfk_matmul_many.cu, nfk_matmul_many_sm90.cu, nfk_matmul_bf16.cu); here is F32, which is for verifying, and the way for any shape and alignment.
 // Math  : y[m][r] = beta * y[m][r] + sum_c x[m][c] * (level[code] * s_hat + tau_hat), products and sums in F32.
 // Shapes: x (M, cols), y (M, rows) BF16 or F32; w (rows, cols) NF2/3/4 codes. M in tiles of up to 16 rows.
 // Cost  : k/8 + 0.03 bytes per weight and tile. F32: about 8 instructions per weight to dequantize plus M FMAs, 50 us for
@@ -7,6 +7,7 @@
 // Tricky: one warp per kRows rows of w, so that each 16-byte load of x serves all of them. A lane takes 8 neighbouring
 //         weights at a time (k bytes of codes, one block): codes and x are read in whole lines. Partial sums are added by
 //         a fixed shuffle tree. cols % 64 != 0 or an unaligned x goes through a general kernel, a warp per output.
+#include "kernels/kernel_choice.h"
 #include "kernels/nfk_matmul.cuh"
 
 namespace irq {
@@ -153,6 +154,12 @@ void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta)
             return matmul(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits, count,
                           static_cast<float>(beta), sm_count(), shared_bytes(), stream());
           };
+          if (left > kFewTokens && runs_sm90_kernels(properties_.major, properties_.minor)) {
+            count = static_cast<int>(std::min<int64_t>(kManyTokens, left));
+            if (nfk_matmul_many_sm90(out + m * y.stride, y.stride, in + m * x.stride, x.stride, view, q.format.bits,
+                                     count, static_cast<float>(beta), shared_bytes(), stream()))
+              continue;
+          }
           if (left > kFewTokens && shared_out(nfk_matmul_many, kManyTokens)) continue;
           if (shared_out(nfk_matmul_few, kFewTokens)) continue;
         }

@@ -19,5 +19,8 @@ bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, 
                     int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
 bool nfk_matmul_many(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
                      int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream);
+// The same for m <= kManyTokens by nfk_matmul_many_sm90.cu, where code for sm_90a runs.
+bool nfk_matmul_many_sm90(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride,
+                          const PackedView& q, int bits, int m, float beta, int64_t shared_bytes, cudaStream_t stream);
 
 }  // namespace irq

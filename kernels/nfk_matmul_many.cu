@@ -2,8 +2,9 @@
 // Math  : y[m][r] = beta * y[m][r] + sum_c bf16(level s_hat + tau_hat) x[m][c]: a weight is rounded to bf16 once, as nfk_dequant's are
 //         (its level before that as well: nfk_pairs.cuh); sums F32.
 // Shapes: x (m, cols), y (m, rows) BF16, m <= 64; w (rows, cols) NF2/3/4 codes with dq8 scales, cols % 256 = 0.
-// Cost  : k/8 + 0.03 bytes a weight from DRAM, and all of x for each multiprocessor from L2: 132 x 512 KB for 64 x 4096. Measured,
-//         11008 x 4096 NF4: 28.8 us at m = 32, 41.2 at 64; 4096 x 11008: 44.8, 67.4. Not bound by either: 580 instructions
+// Cost  : k/8 + 0.03 bytes a weight from DRAM, and all of x for each multiprocessor from L2: 132 x 512 KB for 64 x 4096. Measured
+//         on sm_90, 11008 x 4096 NF4: 29.0 us at m = 32, 40.9 at 64; 4096 x 11008: 44.8, 67.6 (nfk_matmul_many_sm90.cu: 22.0, 26.5,
+//         27.4, 32.8). Not bound by either: 580 instructions
 //         for 32 rows of a block, half of them around the copies of x, and one barrier for every 256 columns.
 // Tricky: one thread block of 12 warps a multiprocessor, each with rows / multiprocessors rows of w, at most 96. A stage is 256
 //         columns of all these rows and of x; four warps take a block of 64 each, three such groups split the rows: a warp

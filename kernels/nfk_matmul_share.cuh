@@ -2,6 +2,7 @@
 // and tau codes, and the table of levels and of the map of scales in shared memory.
 #pragma once
 #include <algorithm>
+#include <array>
 
 #include "kernels/nfk_matmul.cuh"
 #include "kernels/nfk_pairs.cuh"
@@ -138,9 +139,10 @@ struct Share {
     for (int i = 0; i < kSixteenths; ++i) e.map[i] = __ldg(q.map + (warp + i * kWarps) % 16 * 16 + lane % 16);
     return e;
   }
-  // Entry i: the two levels of pair i (if there are as many), and map[i].
+  // Entry i: the two levels of pair i (if there are as many), and map[i]. window: where this thread block's shared memory begins.
   template <int kBits>
-  __device__ __forceinline__ void fill_table(const Entries& entries, const float (&levels)[16]) const {
+  __device__ __forceinline__ void fill_table(const Entries& entries, const float (&levels)[16],
+                                             uint32_t window = 0) const {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const float level = levels[lane % (1 << kBits)];
 #pragma unroll
@@ -153,7 +155,7 @@ struct Share {
         const float map = __shfl_sync(kFullWarp, entries.map[n], i);
         const uint32_t v = lane % 16 < 8 ? pack_bf16(first, second) : __float_as_uint(map);
         if (warp + n * kWarps < 16 && (pair < 1 << 2 * kBits || lane % 16 >= 8))
-          store_shared_128(kShareTable + pair * 256 + lane % 16 * 16, make_uint4(v, v, v, v));
+          store_shared_128(window + kShareTable + pair * 256 + lane % 16 * 16, make_uint4(v, v, v, v));
       }
     }
   }

@@ -22,10 +22,10 @@ struct Codes<4> {
   __device__ __forceinline__ uint32_t pair() const {
     return __byte_perm(i < 4 ? bytes.x : bytes.y, 0, 0x4440 + i % 4);
   }
-  // 256 * pair + column, column < 256: one instruction.
+  // 256 * pair + column, one instruction; bits 8 to 23 of column are 0.
   template <int i>
   __device__ __forceinline__ uint32_t wide_address(uint32_t column) const {
-    return __byte_perm(i < 4 ? bytes.x : bytes.y, column, 0x5504 + (i % 4 << 4));
+    return __byte_perm(i < 4 ? bytes.x : bytes.y, column, 0x7504 + (i % 4 << 4));
   }
 };
 template <>

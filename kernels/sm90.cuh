@@ -121,6 +121,20 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[8][4], const uint32_t
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(true)), "n"(kDown ? 1 : 0));
 }
+// d (64, 32) += A B: A (64, 16) in registers, B (16, 32) panels, along.
+template <bool kDown>
+__device__ __forceinline__ void wgmma_registers(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(!kDown, "a panel has 64 columns");
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+      "}, {%16,%17,%18,%19}, %20, add, 1, 1, 0;\n}\n"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
+        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
+        "+f"(d[3][2]), "+f"(d[3][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(true)));
+}
 // d (64, 128) = A B, or d + A B: A (64, 16) and B (16, 128) panels, both along; B's panel has 128 rows.
 __device__ __forceinline__ void wgmma_panels(float (&d)[16][4], uint64_t a, uint64_t b, bool add) {
   asm volatile(

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/kernel_choice.h"
 #include "kernels/nfk_block.h"
 #include "tests/cases/nfk.h"
 #include "tests/quant_fixture.h"
@@ -16,6 +17,42 @@ IRQ_OP_TESTS(NfkMatmulOp, irq::nfk_matmul_cases());
 
 namespace irq {
 namespace {
+
+// A Hopper GPU takes a kernel of its own above 16 rows of x; those for sm_80 must be right there too.
+std::vector<OpCase> nfk_matmul_sm80_cases() {
+  std::vector<OpCase> cases;
+  for (OpCase& c : nfk_matmul_cases()) {
+    if (c.args[0].rows <= 16 || c.args[1].cols % 256 != 0) continue;
+    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
+      use_only_sm80_kernels(true);
+      run(b, t);
+      use_only_sm80_kernels(false);
+    };
+    cases.push_back(std::move(c));
+  }
+  return cases;
+}
+IRQ_OP_TESTS(NfkMatmulSm80, nfk_matmul_sm80_cases());
+
+// Two thread blocks that share rows, and eight; few chunks each, and more than there are stages. The CPU would take too long.
+TEST(NfkMatmulCuda, BothKernelsAgreeOnLargeShapes) {
+  if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
+  for (const int bits : {2, 3, 4})
+    for (const int64_t m : {20, 32, 64})
+      for (const MatrixShape& s :
+           {MatrixShape{11008, 1024, 0}, MatrixShape{4094, 2816, 8}, MatrixShape{4096, 11008, 0}}) {
+        if (bits != 4 && (m != 64 || s.spare == 0)) continue;
+        if (s.cols == 11008 && m == 32) continue;
+        const OpCase c = nfk_matmul_case({QuantKind::nf, bits, kBlock, ScaleKind::dq8, ShiftKind::tau}, m, s, 0);
+        const HostArgs args = make_inputs(c);
+        const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
+        EXPECT_EQ(first, run_case(c, cuda_backend(DType::BF16), args)) << c.name;
+        use_only_sm80_kernels(true);
+        const HostArgs second = run_case(c, cuda_backend(DType::BF16), args);
+        use_only_sm80_kernels(false);
+        EXPECT_LE(relative_l2(first[0], second[0]), 5e-3) << c.name;  // weights and results rounded to bf16 in each
+      }
+}
 
 QuantFormat plain_format(int bits, ScaleKind scale = ScaleKind::f32) {
   return {QuantKind::nf, bits, kBlock, scale, ShiftKind::none};
