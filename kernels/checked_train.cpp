@@ -34,18 +34,16 @@ void CheckedBackend::dropout_masks(Tensor bits, int64_t h, AdapterMasks masks) {
   FORWARD(dropout_masks(bits, h, masks));
 }
 
-void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
-                                      AdapterMasks masks, bool tile) {
+void CheckedBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, MaskBits masks,
+                                      bool tile) {
   CHECKS;
   check.any("x", x, Type::storage);
   check.shape("a", a, u.cols, x.cols, Type::storage);
   check.shape("u", u, x.rows, a.rows, Type::storage);
-  check.masks({masks.count, masks.p, bits, masks.positions}, x.rows, x.cols, u.cols);
-  check.vector("samples", masks.samples, x.rows, Type::i32);
-  check.params(masks.params);
+  check.masks(masks, x.rows, x.cols, u.cols);
   if (px) check.shape("px", px, x.rows, u.cols / masks.count, Type::storage);
   check.scalars("beta1", beta1);
-  FORWARD(lora_dropout_fwd(u, px, x, a, beta1, bits, masks, tile));
+  FORWARD(lora_dropout_fwd(u, px, x, a, beta1, masks, tile));
 }
 
 void CheckedBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks, double beta) {

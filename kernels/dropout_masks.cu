@@ -7,7 +7,8 @@
 // Tricky: a thread owns a row, so what the row alone decides of Philox stays in registers, and what the features decide is
 //         computed once for a block's rows. Two draws are compared at once and shifted into the word from above: after
 //         sixteen of them the low halves' bits fill the lower 16 and the high halves' the upper.
-#include "kernels/dropout_masks.cuh"
+#include "kernels/chunk.cuh"
+#include "kernels/dropout.h"
 
 namespace irq {
 namespace {
@@ -18,6 +19,24 @@ constexpr int kFeatures = static_cast<int>(kMaskFeatures);
 struct MaskIds {
   int id[AdapterMasks::kMax];
 };
+
+// kMost: at most half of the elements are dropped (DropoutThreshold's "or").
+template <bool kMost>
+__device__ __forceinline__ uint32_t half_word(const DropoutRow& row, const DropoutColumn* columns,
+                                              const uint32_t (&seed)[2], uint32_t lift) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    const Philox4 draws = dropout_pair(row, columns[chunk], seed);
+    const uint32_t word[4] = {draws.x, draws.y, draws.z, draws.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t kept = dropout_kept(word[j], {lift, kMost ? 0xffffffffu : 0u}) & 0x80008000u;
+      bits = (bits >> 1) + kept;
+    }
+  }
+  return bits;
+}
 
 // Block (row tile, kWords words of an adapter).
 template <bool kMost>
@@ -43,7 +62,14 @@ __global__ void __launch_bounds__(kThreads)
       word = {half_word<kMost>(row, columns + w * 8, seed, lift),
               half_word<kMost>(row, columns + w * 8 + 4, seed, lift)};
     const int64_t left = cols - int64_t{first + w} * kFeatures;  // features of this word that there are
-    if (left < kFeatures) { word.x &= within_row(left), word.y &= within_row(left - 32); }
+    if (left < kFeatures) {
+      const auto within = [&](int64_t count) {  // even features in the lower half, odd ones in the upper
+        const int low = static_cast<int>(min(max(count + 1, int64_t{0}), int64_t{32}) / 2);
+        const int high = static_cast<int>(min(max(count, int64_t{0}), int64_t{32}) / 2);
+        return ((1u << low) - 1) | ((1u << high) - 1) << 16;
+      };
+      word.x &= within(left), word.y &= within(left - 32);
+    }
     bits[(int64_t{adapter} * blocks + first + w) * pitch + n] = word;
   }
 }

@@ -72,10 +72,8 @@ void pool(const Tensor& px, const Tensor& x, const int32_t* position, bool tile)
 
 }  // namespace
 
-void CpuBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
-                                  AdapterMasks made_from, bool tile) {
-  dropout_masks(bits, x.cols, made_from);
-  const MaskBits masks{made_from.count, made_from.p, bits, made_from.positions};
+void CpuBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, MaskBits masks,
+                                  bool tile) {
   const double scale = dropout_rate(masks.p).scale;
   dispatch_float(x.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -23,19 +23,20 @@ struct RankSlice {
 };
 
 struct MaskArgs {
-  uint2* bits;           // (adapters, blocks of 64 features, pitch): a word for each row
+  const uint2* bits;     // (adapters, blocks of 64 features, pitch): a word for each row
   int64_t pitch;         // words
   int blocks;            // of an adapter
   const int* positions;  // (1, N)
   float scale;
-  __device__ __forceinline__ uint2* block(int adapter, int b) const {
+  __device__ __forceinline__ const uint2* block(int adapter, int b) const {
     return bits + (int64_t{adapter} * blocks + b) * pitch;
   }
 };
 
 inline MaskArgs mask_args(const MaskBits& masks) {
-  return {static_cast<uint2*>(masks.bits.data), masks.bits.stride / 8, static_cast<int>(masks.bits.rows / masks.count),
-          static_cast<const int*>(masks.positions.data), static_cast<float>(dropout_rate(masks.p).scale)};
+  return {static_cast<const uint2*>(masks.bits.data), masks.bits.stride / 8,
+          static_cast<int>(masks.bits.rows / masks.count), static_cast<const int*>(masks.positions.data),
+          static_cast<float>(dropout_rate(masks.p).scale)};
 }
 
 inline std::vector<RankSlice> rank_slices(const MaskBits& masks, int64_t ranks, const AdapterScalars& beta1 = {}) {

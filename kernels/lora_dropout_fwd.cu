@@ -23,7 +23,6 @@ namespace {
 
 constexpr int kRows = 64;
 constexpr int kSplitStages = 4;  // at least, of a block whose tile is shared
-constexpr int kFinishThreads = 256;
 
 template <int kAdapters>
 struct FwdConfig {
@@ -91,42 +90,31 @@ struct StageLoader {
   }
 };
 
-// Adds the splits in order: a thread has four neighbouring columns of a row of u, or of px behind them.
+// Adds the splits in order. Grid: rows. Block: any number of threads.
 template <int kAdapters>
-__global__ void __launch_bounds__(kFinishThreads) finish_fwd_kernel(FwdArgs p) {
-  constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kAdapters * kSliceRanks / 4;
-  const int quads = kQuads + (p.store_pool ? (p.rank + 3) / 4 : 0);
-  const int64_t i = int64_t{blockIdx.x} * kFinishThreads + threadIdx.x, row = i / quads;
-  const int quad = static_cast<int>(i - row * quads);
-  if (row >= p.rows) return;
+__global__ void finish_fwd_kernel(FwdArgs p) {
+  constexpr int kWidth = kPartialWidth<kAdapters>;
+  const int64_t row = blockIdx.x;
   const float* sums = p.partial + row * kWidth;
-  const auto mean = [&](int column) {
+  const auto total = [&](int column) {
     float sum = 0;
-    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + kAdapters * kSliceRanks + p.map.group(column)];
-    return sum / static_cast<float>(p.map.slice);
+    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + column];
+    return sum;
   };
-  if (quad >= kQuads) {
-    for (int j = (quad - kQuads) * 4; j < min(p.rank, (quad - kQuads) * 4 + 4); ++j)
+  const auto mean = [&](int column) {
+    return total(kAdapters * kSliceRanks + p.map.group(column)) / static_cast<float>(p.map.slice);
+  };
+  for (int i = static_cast<int>(threadIdx.x); i < kAdapters * kSliceRanks; i += static_cast<int>(blockDim.x)) {
+    const RankSlice& slice = p.slice[i / kSliceRanks];
+    const int j = i % kSliceRanks, column = slice.first + j;
+    if (j >= slice.width) continue;
+    float value = p.mask.scale * total(i);
+    if (p.px && slice.beta1) value += *slice.beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
+    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+  }
+  if (p.store_pool)
+    for (int j = static_cast<int>(threadIdx.x); j < p.rank; j += static_cast<int>(blockDim.x))
       p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
-    return;
-  }
-  const RankSlice& slice = p.slice[quad * 4 / kSliceRanks];
-  const int first = quad * 4 % kSliceRanks;
-  if (first >= slice.width) return;
-  float value[4] = {};
-  for (int s = 0; s < p.splits; ++s) {
-    const float4 v = *reinterpret_cast<const float4*>(sums + s * p.rows * kWidth + quad * 4);
-    value[0] += v.x, value[1] += v.y, value[2] += v.z, value[3] += v.w;
-  }
-  const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int j = first + e, column = slice.first + j;
-    if (j >= slice.width) break;
-    value[e] *= p.mask.scale;
-    if (beta1 != 0) value[e] += beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
-    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value[e]);
-  }
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where
@@ -318,18 +306,15 @@ void launch(FwdArgs p, bool hopper, int sm_count, cudaStream_t stream) {
     CUDA_LAUNCHED();
   }
   if (p.splits == 1) return;
-  const int64_t quads = p.rows * (kAdapters * kSliceRanks / 4 + (p.store_pool ? (p.rank + 3) / 4 : 0));
-  finish_fwd_kernel<kAdapters>
-      <<<static_cast<unsigned>(ceil_div(quads, kFinishThreads)), kFinishThreads, 0, stream>>>(p);
+  finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
   CUDA_LAUNCHED();
 }
 
 }  // namespace
 
-void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, Tensor bits,
-                                   AdapterMasks made_from, bool tile) {
-  if (u.numel() == 0) return dropout_masks(bits, x.cols, made_from);
-  const MaskBits masks{made_from.count, made_from.p, bits, made_from.positions};
+void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, AdapterScalars beta1, MaskBits masks,
+                                   bool tile) {
+  if (u.numel() == 0) return;
   const int64_t rank = u.cols / masks.count;
   const MaskArgs mask = mask_args(masks);
   const bool tiles = x.dtype == DType::BF16 && aligned16(x) && aligned16(a) && x.cols % 8 == 0 && x.cols > 0 &&
@@ -340,11 +325,6 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
   const bool pool = px && tiles && map.slice % 2 == 0 && map.slice >= 8 && map.groups <= kFusedGroups &&
                     x.cols + 32 * 16 < SliceOf::kMaxFeatures;  // what is computed beyond the row's end counts too
   if (px && !pool) lora_pool_simple(px, x, mask, tile, stream_);
-  // Code for sm_90a runs on compute capability 9.0 and on nothing newer.
-  const bool hopper = tiles && runs_sm90_kernels(properties_.major, properties_.minor);
-  const DropoutThreshold threshold = dropout_threshold(dropout_rate(masks.p).threshold);
-  const bool make_bits = hopper && threshold.either && rank <= kSliceRanks && masks.count <= kMaxSlices;
-  if (!make_bits) dropout_masks(bits, x.cols, made_from);
   if (!tiles) return lora_dropout_fwd_simple(u, px, x, a, beta1, masks, stream_);
   FwdArgs p{.u = static_cast<__nv_bfloat16*>(u.data),
             .px = static_cast<__nv_bfloat16*>(px.data),
@@ -366,14 +346,9 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .features_per_split = static_cast<int>(x.cols),
             .partial = static_cast<float*>(workspace(kPartialBytes)),
             .slice_of = SliceOf(std::max(map.slice, 2)),
-            .map = map,
-            .make_bits = make_bits,
-            .source = {.id = {},
-                       .samples = static_cast<const int*>(made_from.samples.data),
-                       .params = static_cast<const StepParams*>(made_from.params.data),
-                       .lift = threshold.lift}};
-  for (int m = 0; m < std::min(masks.count, kMaxSlices); ++m) p.source.id[m] = made_from.ids[static_cast<size_t>(m)];
+            .map = map};
   const std::vector<RankSlice> slices = rank_slices(masks, u.cols, beta1);
+  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
   for (size_t i = 0; i < slices.size(); i += static_cast<size_t>(p.slices)) {
     p.slices = static_cast<int>(std::min<size_t>(kMaxSlices, slices.size() - i));
     for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];

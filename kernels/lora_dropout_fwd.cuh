@@ -1,6 +1,5 @@
 // What the two kernels of lora_dropout_fwd share: their arguments.
 #pragma once
-#include "kernels/dropout_masks.cuh"
 #include "kernels/iec.h"
 #include "kernels/lora_dropout.cuh"
 #include "kernels/lora_dropout_pool.cuh"
@@ -11,14 +10,6 @@ namespace lora_fwd {
 constexpr int kMaxSlices = 3;
 constexpr int kFusedGroups = 64;  // of px in shared memory
 constexpr int64_t kPartialBytes = int64_t{48} << 20;
-
-// What mask bits are made from.
-struct MaskSource {
-  int id[kMaxSlices];  // of each slice's adapter
-  const int* samples;
-  const StepParams* params;
-  uint32_t lift;
-};
 
 struct FwdArgs {
   __nv_bfloat16 *u, *px;
@@ -36,9 +27,6 @@ struct FwdArgs {
   float* partial;
   SliceOf slice_of;
   IecMap map;
-  // Makes the mask bits on the way (sm_90a only; each slice is an adapter of its own); else they are there.
-  bool make_bits;
-  MaskSource source;
 };
 
 // Floats of a row in FwdArgs::partial.

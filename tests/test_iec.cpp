@@ -114,18 +114,18 @@ struct LiveRow {
   int32_t zero = 0;
   StepParams params;
   std::vector<uint8_t> memory;
-  Tensor index = make_view(&zero, DType::I32, 1, 1, "position and sample");
-  AdapterMasks masks() {
-    return {.count = 1,
-            .ids = {},
-            .p = 0,
-            .positions = index,
-            .samples = index,
-            .params = make_view(&params, DType::U8, 1, sizeof(params), "params")};
-  }
-  Tensor bits(int64_t h) {
+  MaskBits masks(Backend& cpu, int64_t h) {
+    const Tensor index = make_view(&zero, DType::I32, 1, 1, "position and sample");
     memory.resize(static_cast<size_t>(mask_blocks(h) * mask_bytes(1)));
-    return make_view(memory.data(), DType::U8, mask_blocks(h), mask_bytes(1), "bits");
+    const Tensor bits = make_view(memory.data(), DType::U8, mask_blocks(h), mask_bytes(1), "bits");
+    cpu.dropout_masks(bits, h,
+                      {.count = 1,
+                       .ids = {},
+                       .p = 0,
+                       .positions = index,
+                       .samples = index,
+                       .params = make_view(&params, DType::U8, 1, sizeof(params), "params")});
+    return {1, 0, bits, index};
   }
 };
 
@@ -143,11 +143,10 @@ Result run(const Example& e, bool tile, bool folded) {
 
   Mat u = times(x, transposed(folded ? a_folded : a));
   LiveRow row;
-  const MaskBits masks{1, 0, row.bits(e.h), row.index};
+  const MaskBits masks = row.masks(cpu, e.h);
   Mat px(1, e.r);
   if (!folded)
-    cpu.lora_dropout_fwd(u.view("u"), px.view("px"), x.view("x"), a.view("a"), {beta1.view("beta1")}, masks.bits,
-                         row.masks(), tile);
+    cpu.lora_dropout_fwd(u.view("u"), px.view("px"), x.view("x"), a.view("a"), {beta1.view("beta1")}, masks, tile);
   const Mat y = times(u, transposed(b_scaled));
 
   Mat du = times(gy, b_scaled), da = times(transposed(du), x), gv = gy;

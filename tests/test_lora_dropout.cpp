@@ -31,8 +31,7 @@ TEST(LoraDropoutCuda, BothKernelsAgreeOnLargeShapes) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const LoraDropoutShape& s : {LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 3},
                                     LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 2, .beta = 1},
-                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1},
-                                    LoraDropoutShape{.n = 16384, .h = 1024, .r = 64, .count = 3}})  // many stages
+                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1}})
     for (OpCase c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
       const HostArgs args = make_inputs(c);
       const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
@@ -144,8 +143,7 @@ TEST(LoraDropoutOps, AreTheirComposition) {
   Mat u(f.n, f.r * f.count), px(f.n, f.r), da(f.r * f.count, f.h), dx(f.n, f.h, uint64_t{7}), dbeta1(1, 1, 0.5);
   Mat expected_u = u, expected_px(f.n, f.r, 0.0), expected_da = da, expected_dx = dx;
   const AdapterScalars beta1{f.beta1.view("beta1"), Tensor{}};
-  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), beta1, f.bits(p).bits, f.masks(p),
-                         false);
+  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), beta1, f.bits(p), false);
   f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(p), 0);
   f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.bits(p), 0.5);
   f.cpu.lora_dropout_dbeta1({Tensor{}, dbeta1.view("dbeta1")}, f.du.view("du"), px.view("px"), f.count, 2);
@@ -213,7 +211,7 @@ TEST(DropoutMasks, AreDropoutsOwn) {
 TEST(LoraDropoutOps, GradientsAreTransposes) {
   Fixture f;
   Mat u(f.n, f.r * f.count), dx(f.n, f.h), da(f.r * f.count, f.h);
-  f.cpu.lora_dropout_fwd(u.view("u"), {}, f.x.view("x"), f.a.view("a"), {}, f.bits(0.4).bits, f.masks(0.4), false);
+  f.cpu.lora_dropout_fwd(u.view("u"), {}, f.x.view("x"), f.a.view("a"), {}, f.bits(0.4), false);
   f.cpu.lora_dropout_dx(dx.view("dx"), f.du.view("du"), f.a.view("a"), f.bits(0.4), 0);
   f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(0.4), 0);
   const auto dot = [](const Mat& a, const Mat& b) {
@@ -230,8 +228,8 @@ TEST(LoraDropoutOps, DeadRowsAreNotRead) {
   Fixture f;
   for (int64_t c = 0; c < f.h; ++c) f.x.v[static_cast<size_t>(3 * f.h + c)] = NAN;
   Mat u(f.n, f.r * f.count), px(f.n, f.r), da(f.r * f.count, f.h);
-  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), {f.beta1.view("beta1")},
-                         f.bits(0.1).bits, f.masks(0.1), true);
+  f.cpu.lora_dropout_fwd(u.view("u"), px.view("px"), f.x.view("x"), f.a.view("a"), {f.beta1.view("beta1")}, f.bits(0.1),
+                         true);
   f.cpu.lora_dropout_da(da.view("da"), f.du.view("du"), f.x.view("x"), f.bits(0.1), 0);
   for (int64_t j = 0; j < f.r * f.count; ++j) EXPECT_EQ(u.v[static_cast<size_t>(3 * f.r * f.count + j)], 0);
   for (int64_t j = 0; j < f.r; ++j) EXPECT_EQ(px.v[static_cast<size_t>(3 * f.r + j)], 0);

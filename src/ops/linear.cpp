@@ -5,20 +5,17 @@ namespace {
 
 constexpr bool kPlain = false, kTransposed = true;
 
-AdapterMasks masks_of(const LinearGroup& g, const DeviceBatch& batch) {
+// The bits of the masks of what A sees, which forward makes and backward reads twice more: nothing without dropout.
+MaskBits make_masks(Tape& t, const LinearGroup& g, int64_t rows, const DeviceBatch& batch) {
+  if (g.rank == 0 || g.dropout == 0 || !t.training()) return {};
   AdapterMasks m;
   IRQ_CHECK(g.adapters.size() <= m.ids.size(), "%zu adapters share an input", g.adapters.size());
   for (const AdapterPart& p : g.adapters) m.ids[static_cast<size_t>(m.count++)] = p.id;
   m.p = g.dropout, m.positions = batch.positions, m.samples = batch.samples, m.params = batch.params;
-  return m;
-}
-
-// Where forward leaves the bits of the masks of what A sees, for backward to read: nothing without dropout.
-MaskBits keep_masks(Tape& t, const LinearGroup& g, int64_t rows, const DeviceBatch& batch) {
-  if (g.rank == 0 || g.dropout == 0 || !t.training()) return {};
-  const auto count = static_cast<int>(g.adapters.size());
-  const int64_t blocks = mask_blocks(g.grouped() ? g.pool.groups() : g.in);
-  return {count, g.dropout, t.keep("dropout masks", DType::U8, count * blocks, mask_bytes(rows)), batch.positions};
+  const int64_t features = g.grouped() ? g.pool.groups() : g.in;
+  const Tensor bits = t.keep("dropout masks", DType::U8, m.count * mask_blocks(features), mask_bytes(rows));
+  t.backend().dropout_masks(bits, features, m);
+  return {m.count, m.p, bits, m.positions};
 }
 
 // A copy that outlives the node whose memory the bits are in; to be given back.
@@ -41,23 +38,22 @@ Tensor pooled_input(Tape& t, const Tensor& x, const LinearGroup& g) {
 }
 
 // The same under dropout, which masks the pooled input: u = A drop(pool(x)) + beta1 P x.
-void grouped_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const DeviceBatch& batch,
-                     const Tensor& bits) {
+void grouped_forward(Tape& t, const Tensor& u, const Tensor& x, const LinearGroup& g, const MaskBits& masks) {
   Backend& b = t.backend();
   const Tensor in = pooled_input(t, x, g);
-  if (t.training()) b.lora_dropout_fwd(u, {}, in, g.a_plain, {}, bits, masks_of(g, batch), g.tile);
+  if (t.training()) b.lora_dropout_fwd(u, {}, in, g.a_plain, {}, masks, g.tile);
   else b.matmul(u, in, kPlain, g.a_plain, kTransposed, 1, 0, {});
   t.arena().give(in);
   if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
 }
 
 // u = x A'^T into u (N, R). With dropout each adapter sees its own mask of x, and the IEC branch sees x itself:
-// u = A drop(x) + beta1 P x (fidelity 4.1); px = P x and the masks' bits stay for backward.
-void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& bits, const Tensor& x, const LinearGroup& g,
-                  const DeviceBatch& batch) {
+// u = A drop(x) + beta1 P x (fidelity 4.1); px = P x stays for backward.
+void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& x, const LinearGroup& g,
+                  const MaskBits& masks) {
   Backend& b = t.backend();
   if (g.dropout == 0) return b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 0, {});
-  if (g.grouped()) return grouped_forward(t, u, x, g, batch, bits);
+  if (g.grouped()) return grouped_forward(t, u, x, g, masks);
   if (!t.training()) {
     b.matmul(u, x, kPlain, g.a_plain, kTransposed, 1, 0, {});
     if (g.pooled()) b.matmul(u, x, kPlain, g.a_folded, kTransposed, 1, 1, u);
@@ -65,7 +61,7 @@ void rank_forward(Tape& t, const Tensor& u, const Tensor& px, const Tensor& bits
   }
   AdapterScalars beta1{};
   for (size_t i = 0; i < g.adapters.size(); ++i) beta1[i] = g.adapters[i].beta1;
-  b.lora_dropout_fwd(u, px, x, g.a_plain, beta1, bits, masks_of(g, batch), g.tile);
+  b.lora_dropout_fwd(u, px, x, g.a_plain, beta1, masks, g.tile);
 }
 
 // y = [x | u] [W | sB']^T (+ residual)
@@ -249,13 +245,13 @@ Var adapted_linear(Tape& t, Var x, const LinearGroup& g, WeightProvider& weights
   const Tensor u = g.rank == 0 ? Tensor{}
                    : apart     ? t.keep("rank-r activations", t.storage(), in.rows, g.rank)
                                : in.extend_cols(g.rank).slice_cols(g.in, g.rank);
-  const MaskBits masks = keep_masks(t, g, in.rows, batch);
+  const MaskBits masks = make_masks(t, g, in.rows, batch);
   const bool pools = masks.count > 0 && g.pooled() && !g.grouped();
   const Tensor px = pools ? t.keep("pooled input", t.storage(), in.rows, g.adapters[0].rank) : Tensor{};
   const int64_t spare = std::max(options.spare_cols, g.rank);
   const Var y = options.transient ? t.transient(options.name, in.rows, g.out, spare)
                                   : t.saved(options.name, in.rows, g.out, spare);
-  if (g.rank > 0) rank_forward(t, u, px, masks.bits, in, g, batch);
+  if (g.rank > 0) rank_forward(t, u, px, in, g, masks);
   const Tensor residual = options.residual ? t.value(options.residual) : Tensor{};
   if (!(options.ends_block && t.replaying())) forward(t, t.value(y), in, u, g, weights, residual);
 

@@ -72,14 +72,11 @@ inline OpCase lora_dropout_fwd_case(const LoraDropoutShape& s) {
                return 0.7;
              }}};
   add_masks(k, s);
-  k.args.back().role = Role::out;  // made here, not before
-  k.args.back().value = nullptr;
-  k.prepare = nullptr;
   k.run = [=](Backend& b, const std::vector<Tensor>& t) {
     AdapterScalars beta1{};
     for (int m = 0; m < s.count; ++m)
       if (m != 1) beta1[static_cast<size_t>(m)] = t[4];  // the second adapter has none
-    b.lora_dropout_fwd(t[0], s.pool ? t[1] : Tensor{}, t[2], t[3], beta1, t.back(), masks_of(t, s.count, s.p), s.tile);
+    b.lora_dropout_fwd(t[0], s.pool ? t[1] : Tensor{}, t[2], t[3], beta1, bits_of(t, s.count, s.p), s.tile);
   };
   const auto n = static_cast<double>(s.n), h = static_cast<double>(s.h), ranks = static_cast<double>(s.r * s.count);
   k.bytes = 2 * (n * (h + ranks) + ranks * h) + mask_bits_bytes(s);
