@@ -6,7 +6,6 @@ bool only_sm80 = false;
 }
 
 void use_only_sm80_kernels(bool on) { only_sm80 = on; }
-bool only_sm80_kernels() { return only_sm80; }
 bool runs_sm90_kernels(int major, int minor) { return major == 9 && minor == 0 && !only_sm80; }
 
 }  // namespace irq

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "kernels/kernel_choice.h"
 #include "tests/cases/attention.h"
+#include "tests/sm80_kernels.h"
 
 namespace irq {
 namespace {
@@ -15,15 +15,9 @@ IRQ_OP_TESTS(Attention, attention_cases());
 // A Hopper GPU takes kernels of its own for heads of 64 and 128; those for sm_80 must be right there too.
 std::vector<OpCase> sm80_cases() {
   std::vector<OpCase> cases;
-  for (OpCase c : attention_cases()) {
-    if (c.name.find("D=64") == std::string::npos && c.name.find("D=128") == std::string::npos) continue;
-    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
-      use_only_sm80_kernels(true);
-      run(b, t);
-      use_only_sm80_kernels(false);
-    };
-    cases.push_back(std::move(c));
-  }
+  for (const OpCase& c : attention_cases())
+    if (c.name.find("D=64") != std::string::npos || c.name.find("D=128") != std::string::npos)
+      cases.push_back(by_sm80_kernels(c));
   return cases;
 }
 IRQ_OP_TESTS(AttentionSm80, sm80_cases());

@@ -4,8 +4,8 @@
 #include <list>
 
 #include "kernels/dropout.h"
-#include "kernels/kernel_choice.h"
 #include "tests/cases/lora_dropout.h"
+#include "tests/sm80_kernels.h"
 
 namespace irq {
 
@@ -16,12 +16,7 @@ namespace {
 // A Hopper GPU takes kernels of its own; those for sm_80 must be right there too.
 std::vector<OpCase> sm80_cases() {
   std::vector<OpCase> cases = lora_dropout_cases();
-  for (OpCase& c : cases)
-    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
-      use_only_sm80_kernels(true);
-      run(b, t);
-      use_only_sm80_kernels(false);
-    };
+  for (OpCase& c : cases) c = by_sm80_kernels(c);
   return cases;
 }
 IRQ_OP_TESTS(LoraDropoutSm80, sm80_cases());

@@ -3,10 +3,10 @@
 
 #include <cmath>
 
-#include "kernels/kernel_choice.h"
 #include "kernels/nfk_block.h"
 #include "tests/cases/nfk.h"
 #include "tests/quant_fixture.h"
+#include "tests/sm80_kernels.h"
 
 IRQ_OP_TESTS(IcqSearchOp, irq::icq_search_cases());
 IRQ_OP_TESTS(NfkQuantizeOp, irq::nfk_quantize_cases());
@@ -21,15 +21,8 @@ namespace {
 // A Hopper GPU takes a kernel of its own above 16 rows of x; those for sm_80 must be right there too.
 std::vector<OpCase> nfk_matmul_sm80_cases() {
   std::vector<OpCase> cases;
-  for (OpCase& c : nfk_matmul_cases()) {
-    if (c.args[0].rows <= 16 || c.args[1].cols % 256 != 0) continue;
-    c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
-      use_only_sm80_kernels(true);
-      run(b, t);
-      use_only_sm80_kernels(false);
-    };
-    cases.push_back(std::move(c));
-  }
+  for (const OpCase& c : nfk_matmul_cases())
+    if (c.args[0].rows > 16 && c.args[1].cols % 256 == 0) cases.push_back(by_sm80_kernels(c));
   return cases;
 }
 IRQ_OP_TESTS(NfkMatmulSm80, nfk_matmul_sm80_cases());
