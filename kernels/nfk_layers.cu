@@ -73,6 +73,8 @@ struct StreamRun : StreamBlock<kBits> {
         this->arrive();
       }
       if (n + 1 < count) this->look_ahead(early, n + 1);
+      // Where linear n - 1 was, which everybody has left. Its arguments are waited for while x is.
+      this->load_slot(n + kStreamSlots - 1);
     }
     // The last block to leave sets the counters back: nobody looks at them any more.
     __syncthreads();

@@ -170,7 +170,8 @@ struct StreamBlock : StreamFinish {
     }
     if (q < 2) to[g + 8 * q] = q == 0 ? sum[0] : sum[1];
   }
-  // All pieces of this warp.
+  // All pieces of this warp. The room of the last one is filled when the next linear's x is there: what a block asks for behind
+  // copies waits for them.
   __device__ __forceinline__ void products(int n) {
     const StreamSlot& s = slot(n);
     const int chunks = s.chunks, tiles = s.tiles;
@@ -185,19 +186,18 @@ struct StreamBlock : StreamFinish {
                partial() + (tile * chunks + chunk) * kLinearRows);
       __syncwarp();  // all lanes have read the stage
       ++consumed;
-      fill(n);
+      if (tile * chunks + chunk + kStreamWarps < tiles * chunks) fill(n);
     }
   }
 
   // One linear, whose x is there.
-  __device__ __forceinline__ void linear(int n, const StreamAhead& e) {
+  __device__ __forceinline__ void linear(int n, StreamAhead& e) {
     const StreamSlot& s = slot(n);
     const StreamLinear& a = s.a;
     constexpr int kRowsAtOnce = kStreamThreads / 8, kLate = 3;
     const int items = s.tiles * kLinearRows, mine = threadIdx.x / 8;
     store_x(a, n, e);
     __syncthreads();
-    load_slot(n + kStreamSlots - 1);  // where linear n - 1 was, which everybody has left
     if (a.ranks > 0) make_u(a, n, e);
     fill(n);
 #pragma unroll 1

@@ -58,15 +58,16 @@ struct StreamCore {
   __device__ __forceinline__ void arrive() {
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(&p.all.meeting->arrived, 1);
+      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&p.all.meeting->arrived) : "memory");
     }
     target += gridDim.x;
   }
   __device__ __forceinline__ void meet() const {
     if (threadIdx.x == 0) {
-      while (*const_cast<volatile unsigned*>(&p.all.meeting->arrived) < target) {}
-      __threadfence();
+      unsigned arrived;
+      do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(&p.all.meeting->arrived) : "memory");
+      while (arrived < target);
+      asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     __syncthreads();
   }
@@ -208,15 +209,11 @@ struct StreamCore {
 
   // ---- u = x A'^T --------------------------------------------------------------------------------------------------------
   // This warp's parts of it, each published together with the number of the linear, so that one look says that it is there.
-  __device__ __forceinline__ void make_u(const StreamLinear& a, int n, const StreamAhead& e) const {
-    const int units = a.ranks * a.segments;
+  // The next part's row of A takes the registers of this one's: a copy of it would be spilled.
+  __device__ __forceinline__ void make_u(const StreamLinear& a, int n, StreamAhead& e) const {
+    const int units = a.ranks * a.segments, step = gridDim.x * kStreamWarps;
 #pragma unroll 1
-    for (int unit = first_unit(); unit < units; unit += gridDim.x * kStreamWarps) {
-      uint4 w[kLinearSegment / 8 / kWarp];
-      if (unit == first_unit()) {
-#pragma unroll
-        for (int k = 0; k < kLinearSegment / 8 / kWarp; ++k) w[k] = e.a[k];
-      } else load_a(w, a, unit);
+    for (int unit = first_unit(); unit < units; unit += step) {
       const int row = unit / a.segments, segment = unit % a.segments;
       float sum = 0;
 #pragma unroll
@@ -224,10 +221,11 @@ struct StreamCore {
         const int column = segment * kLinearSegment + (k * kWarp + lane) * 8;
         if (column >= a.cols) break;
         float left[8], right[8];
-        unpack(left, w[k]), unpack(right, x_pack(column / 8));
+        unpack(left, e.a[k]), unpack(right, x_pack(column / 8));
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum = fmaf(left[i], right[i], sum);
       }
+      if (unit + step < units) load_a(e.a, a, unit + step);
       sum = warp_sum(sum);
       if (lane == 0) send(p.all.u + segment * a.ranks + row, __float_as_uint(sum), n);
     }
