@@ -195,6 +195,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dq_sm90_kernel(At
     for (int n = 0; n < kTile / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[n][e] = exp2_hardware(s[n][e] * c - lse2[e / 2]);
+    float all = 0;
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) all += (s[n][0] + s[n][1]) + (s[n][2] + s[n][3]);
+    finish_first(all, q_tile);  // not behind the wait for dP
     wgmma_wait<0>();
     results_are_there(dp);
 #pragma unroll
