@@ -5,7 +5,7 @@
 // Cost:    forward 2 N C elements: 8192 x 4096 bf16 moves 134 MB, 48 us at 2.8 TB/s; backward 3 N C (4 with beta),
 //          201 MB, 72 us (268 MB, 96 us). 4 and 9 FLOPs per element.
 // Tricky:  the variants differ in how many packs of 16 bytes a thread keeps, so that all of a row's loads are in
-//          flight at once and nothing is read twice. w is read again for every row, but from L1. Rows that are too
+//          flight at once, forward's w with them, and nothing is read twice. w is read again for every row, but from L1. Rows that are too
 //          wide or not aligned take the same path with one element at a time and a second read of the row (from L1 or
 //          L2).
 #include "kernels/map.cuh"
@@ -19,11 +19,14 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(T* y, int64_t y_stride, f
   constexpr int W = Pack<T>::kCount;
   const int64_t row = blockIdx.x;
   Vec<T, W> pack[kPacks];
+  Vec<float, W> weight[kPacks];
   float squares = 0;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
     const int64_t c = int64_t{p * kThreads + static_cast<int>(threadIdx.x)} * W;
-    if (c < cols) pack[p] = load_vec<W>(x + row * x_stride + c);
+    if (c >= cols) continue;
+    pack[p] = load_vec<W>(x + row * x_stride + c);
+    weight[p] = load_vec<W>(w + c);
   }
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
@@ -38,10 +41,9 @@ __global__ void __launch_bounds__(kThreads) fwd_kernel(T* y, int64_t y_stride, f
   for (int p = 0; p < kPacks; ++p) {
     const int64_t c = int64_t{p * kThreads + static_cast<int>(threadIdx.x)} * W;
     if (c >= cols) continue;
-    const Vec<float, W> weight = load_vec<W>(w + c);
     Vec<T, W> out;
 #pragma unroll
-    for (int k = 0; k < W; ++k) out.v[k] = from_f<T>(to_f(from_f<T>(to_f(pack[p].v[k]) * r)) * weight.v[k]);
+    for (int k = 0; k < W; ++k) out.v[k] = from_f<T>(to_f(from_f<T>(to_f(pack[p].v[k]) * r)) * weight[p].v[k]);
     store_vec<W>(y + row * y_stride + c, out);
   }
 }
