@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "bench/op_bench.h"
 #include "bench/random_data.h"
 #include "src/core/clock.h"
 #include "src/train/quantize_base.h"
@@ -157,6 +158,12 @@ void run_quantize_bench(CheckedBackend& backend, const QuantizeBenchOptions& o) 
     std::printf("%s\n  file: %s bytes%s, NF%d with ICQ, %s\n", describe(o.config).c_str(),
                 with_commas(static_cast<int64_t>(bytes)).c_str(),
                 made > 0 ? strf(", random, written in %.1f s", made).c_str() : "", o.bits, backend.describe().c_str());
+  // The largest part of the device's bytes: each weight as the file has it, written and read twice as F32, and its code.
+  const auto weights = static_cast<double>(linear_weights(o.config));
+  if (!o.csv)
+    std::printf(
+        "  A100, predicted: %.3f s for the GPU's part (from bytes; reading and writing the files are not in it)\n",
+        weights * (2 + 3 * 4 + o.bits / 8.0) / kA100BytesPerSecond);
   read_seconds(path);  // so that it is cached, as far as memory goes
   report(o, "warm", measure(backend, o, path, false), bytes);
   drop_from_cache(path);

@@ -241,6 +241,13 @@ void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& o) {
   std::printf("  frozen  : %s\n", step_text(last).c_str());
   std::printf("  ratio   : %.3f (a step with adapters over the mean of the two without)\n",
               adapted.step.median_ms / frozen);
+  const double tokens = static_cast<double>(adapted.last.tokens), length = static_cast<double>(o.length);
+  const auto a100 = [&](const StepBenchOptions& s, const Outcome& r) {
+    return 1e3 * predicted_a100_seconds(s, r.plan, tokens * model_flops_per_token(o.config, s.rank, length, o.labelled),
+                                        tokens);
+  };
+  std::printf("  A100    : %.4g ms predicted with adapters, %.4g without (from bytes and FLOPs)\n", a100(o, adapted),
+              a100(bare, first));
 }
 
 }  // namespace irq

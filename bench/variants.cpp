@@ -140,8 +140,8 @@ class Checker {
 
 void print_header(const OpCase& c, bool csv) {
   if (csv) return;
-  std::printf("\n%s\n  %-32s %12s %10s %-7s %10s %8s %9s\n", c.name.c_str(), "variant", "us", "rate", "unit", "ceiling",
-              "of it", "gain");
+  std::printf("\n%s\n  %-32s %12s %10s %-7s %10s %8s %9s %14s\n", c.name.c_str(), "variant", "us", "rate", "unit",
+              "ceiling", "of it", "gain", "A100 us, pred");
 }
 
 // before: microseconds of the row above, 0 in the first.
@@ -149,18 +149,19 @@ void print_row(const OpRow& r, const std::string& name, double before, bool csv)
   const double unit = r.flops ? 1e12 : 1e9;
   const char* unit_name = r.flops ? "TFLOP/s" : "GB/s";
   if (csv)
-    std::printf("%s,\"%s\",%s,right,%.6g,%.6g,%s,%.6g,%.6g,%s\n", r.op.c_str(), r.shape.c_str(), name.c_str(), r.us,
-                r.rate / unit, unit_name, r.ceiling / unit, r.rate / r.ceiling,
-                before > 0 ? strf("%.6g", before / r.us).c_str() : "");
+    std::printf("%s,\"%s\",%s,right,%.6g,%.6g,%s,%.6g,%.6g,%s,%.6g\n", r.op.c_str(), r.shape.c_str(), name.c_str(),
+                r.us, r.rate / unit, unit_name, r.ceiling / unit, r.rate / r.ceiling,
+                before > 0 ? strf("%.6g", before / r.us).c_str() : "", r.a100_us);
   else
-    std::printf("  %-32s %12.2f %10.4g %-7s %10.4g %6.1f %% %9s\n", name.c_str(), r.us, r.rate / unit, unit_name,
-                r.ceiling / unit, 100 * r.rate / r.ceiling, before > 0 ? strf("%.2fx", before / r.us).c_str() : "");
+    std::printf("  %-32s %12.2f %10.4g %-7s %10.4g %6.1f %% %9s %14.2f\n", name.c_str(), r.us, r.rate / unit, unit_name,
+                r.ceiling / unit, 100 * r.rate / r.ceiling, before > 0 ? strf("%.2fx", before / r.us).c_str() : "",
+                r.a100_us);
   std::fflush(stdout);
 }
 
 void print_verdict(const Variant& v, const std::string& wrong, bool csv) {
   const std::string verdict = wrong.empty() ? "right" : "WRONG, not timed: " + wrong;
-  if (csv) std::printf("%s,,%s,\"%s\",,,,,,\n", v.op.c_str(), v.name.c_str(), verdict.c_str());
+  if (csv) std::printf("%s,,%s,\"%s\",,,,,,,\n", v.op.c_str(), v.name.c_str(), verdict.c_str());
   else std::printf("  %-32s %s\n", v.name.c_str(), verdict.c_str());
 }
 
@@ -242,7 +243,7 @@ int run_variant_bench(const VariantBenchOptions& o) {
         "%sgain   : how many times as fast as the row above; each variant equals the CPU reference, or is not timed\n",
         comment);
   }
-  if (o.csv) std::printf("op,shape,variant,result,us,rate,unit,ceiling,fraction_of_ceiling,gain\n");
+  if (o.csv) std::printf("op,shape,variant,result,us,rate,unit,ceiling,fraction_of_ceiling,gain,a100_predicted_us\n");
   int wrong = 0;
   for (const Lesson& lesson : lessons())
     if (o.op == "all" || o.op == lesson.op)

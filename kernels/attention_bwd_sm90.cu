@@ -5,7 +5,7 @@
 // Shapes  q, o, dout, dq (N, H*D), k, v, dk, dv (K, G*D) bf16, rows of 16-byte chunks; lse, delta (H, N) f32; D = 64, 128.
 // Cost    14 D FLOPs per (query, key) pair and head: 6 for dq, 8 for dk and dv; bytes as in attention_bwd.cu. D = 128, H = 32,
 //         N = 8192: sequences of 512 are 120 GFLOP, 135 with what lies behind the diagonal in 64 x 64 tiles; 0.27 ms was
-//         expected, at 500 TFLOP/s or by two times 400 MB from DRAM (measured: 0.44 ms); 2048 x 4 measured 1.20 ms.
+//         expected, at 500 TFLOP/s or by two times 400 MB from DRAM (measured: 0.44 ms); 2048 x 4 measured 1.01 to 1.17 ms.
 // Tricky  A block is a warpgroup with 64 rows (queries for dq, keys for dk and dv) that visits tiles of 64, and a multiprocessor
 //         has two, so that one computes while the other starts, ends or waits for a tile (two warpgroups in one block, sharing
 //         each visit's tiles, took 20 % longer). Scores stay in registers, where they are the left operand of the next product;

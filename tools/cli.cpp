@@ -264,7 +264,9 @@ void Cli::declare_common() {
   const auto common = [&](const char* name) { entry(name).option->group("Every tool"); };
   option("--device", &device_, "where to compute", {"auto", "cpu", "cuda"});
   common("--device");
-  option("--kernels", &kernels_, "sm80: without the kernels that only a Hopper GPU has (attention, LoRA under dropout)",
+  option("--kernels", &kernels_,
+         "sm80: without the kernels that only a Hopper GPU has (attention, LoRA under dropout, packed products of 17 "
+         "to 64 rows)",
          {"auto", "sm80"});
   common("--kernels");
   option("--precision", &precision_, "of activations and unpacked weights; auto: bf16 on a GPU, f32 on a CPU",

@@ -20,8 +20,8 @@ Batch hollow_batch(const StepShape& s) {
 namespace {
 
 using Choice = std::pair<Recompute, Residency>;
-// What may be chosen, the fastest first: norms cost 2 % of a step, unpacking weights 3 % at 8,192 rows and 10 % at 2,048, gate|up
-// computed again 11 %, blocks 27 % (7B, one H100).
+// What may be chosen, the fastest first. Of a step of a 7B on one H100: norms 1.3 % at 8,192 rows, unpacking weights 4 % there and 12 % at 2,048,
+// blocks in all layers 38 % on top.
 std::vector<Choice> choices(const ModelPlan& model, PlanFreedom freedom) {
   constexpr Residency kCached = Residency::cached, kPacked = Residency::packed;
   const bool any_residency = freedom.residency && model.quantized;
