@@ -17,7 +17,7 @@ namespace ops {
 
 // table (V, C) S -> (N, C)
 Var embedding(Tape& t, const Weight& table, const DeviceBatch& batch, int64_t spare_cols);
-// x (N, C), w (1, C) M -> (N, C), not saved: backward rebuilds it from x
+// x (N, C), w (1, C) M -> (N, C). save: kept until its backward; else rebuilt from x where backward asks for it
 Var rmsnorm(Tape& t, Var x, const Weight& w, double eps, int64_t spare_cols, bool save = false);
 // In place on the first `width` columns, the q and k heads of x; no gradient.
 void rope(Tape& t, Var x, int64_t width, int head_dim, const Rope& rope);
@@ -27,7 +27,7 @@ Var attention(Tape& t, Var qkv, int64_t heads, int64_t kv_heads, int head_dim, c
 // Attention of q (N, H D) over keys and values held elsewhere (a cache); no gradient.
 Var cached_attention(Tape& t, Var qkv, int64_t heads, int head_dim, const Tensor& keys, const Tensor& values,
                      const DeviceBatch& batch, int64_t spare_cols);
-// gate_up (N, 2F) -> silu(g) * u (N, F); the gradient overwrites gate_up
+// gate_up (N, 2F) -> silu(g) * u (N, F); the gradient overwrites gate_up. save: as in rmsnorm
 Var swiglu(Tape& t, Var gate_up, int64_t spare_cols, bool save = false);
 // keys[index[i]] = the key columns of row i of qkv (N, (H + 2G) D), values alike; no gradient.
 void write_cache(Tape& t, Var qkv, const Tensor& keys, const Tensor& values, const Tensor& index);
