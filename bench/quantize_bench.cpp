@@ -162,7 +162,7 @@ void run_quantize_bench(CheckedBackend& backend, const QuantizeBenchOptions& o) 
   const auto weights = static_cast<double>(linear_weights(o.config));
   if (!o.csv)
     std::printf(
-        "  A100, predicted: %.3f s for the GPU's part (from bytes; reading and writing the files are not in it)\n",
+        "  A100, predicted: %.3g s for the GPU's part (from bytes; reading and writing the files are not in it)\n",
         weights * (2 + 3 * 4 + o.bits / 8.0) / kA100BytesPerSecond);
   read_seconds(path);  // so that it is cached, as far as memory goes
   report(o, "warm", measure(backend, o, path, false), bytes);
