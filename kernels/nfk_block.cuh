@@ -9,6 +9,8 @@ namespace irq {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
+inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 // T[c] of nf_codebook.h and its fp32 counterpart, passed to kernels by value.
 struct EntropyTables {
   int64_t term[65];

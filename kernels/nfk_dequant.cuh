@@ -100,8 +100,7 @@ __device__ __forceinline__ void nfk_dequant_share(T* w, int64_t stride, const Pa
 inline int64_t nfk_dequant_grid(int64_t blocks) { return ceil_div(blocks, kBlocksPerWarp * kDequantWarps); }
 // Whether a matrix, written to w (of its width, any rows), can go this way.
 inline bool nfk_dequant_fits(const Tensor& w, const QuantizedMatrix& q) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  return q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned(w.data) && aligned(q.codes.data) &&
+  return q.cols % kBlock == 0 && w.stride % 8 == 0 && aligned_16(w.data) && aligned_16(q.codes.data) &&
          q.blocks() < (int64_t{1} << 31);
 }
 

@@ -126,8 +126,6 @@ StreamLinear stream_linear(const PackedLinearArgs& a) {
   return s;
 }
 
-bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 bool stream_takes(const PackedLinearArgs& a) {
   bool ok = a.m_count == 1 && a.cols % kLinearColumns == 0 && a.cols <= kStreamMaxBlocks * kBlock;
   for (int i = 0; i < PackedLinear::kParts; ++i)
@@ -185,8 +183,7 @@ void fill_shared(StreamShared& all, const PackedLinearArgs& first, const StreamA
   for (int i = 0; i < 3; ++i) all.result[i] = all.u + (i + 1) * kStreamExchange;
   all.record_o = static_cast<float*>(records);
   all.record_sum = reinterpret_cast<float2*>(all.record_o + attend.heads * kStreamSplits * attend.head_dim);
-  all.unit = 1.0f / kLevelScale[bits];
-  for (int i = 0; i < 1 << bits; ++i) all.level[i] = nf_codebook(bits).level[i] * kLevelScale[bits];
+  scale_levels(all.level, all.unit, bits);
 }
 
 // Each linear reads what the one before it gave: results pass between blocks without their tensors.

@@ -122,8 +122,6 @@ void launch_tile(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int
   nfk_matmul_bf16(y, y_stride, x, x_stride, q, kBits, m, beta, stream);
 }
 
-bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
 void CudaBackend::nfk_matmul(Tensor y, Tensor x, QuantizedMatrix q, double beta) {

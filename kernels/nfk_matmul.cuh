@@ -6,8 +6,8 @@ namespace irq {
 
 // Whole blocks per row, and rows of codes that start at 16 bytes: for NF3 an even number of blocks.
 inline bool nfk_matmul_bf16_takes(const PackedView& q, int bits) {
-  return q.cols % kBlock == 0 && q.cols / kBlock * (kBlock / 8 * bits) % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(q.codes) % 16 == 0 && q.rows * (q.cols / kBlock) < int64_t{1} << 31;
+  return q.cols % kBlock == 0 && q.cols / kBlock * (kBlock / 8 * bits) % 16 == 0 && aligned_16(q.codes) &&
+         q.rows * (q.cols / kBlock) < int64_t{1} << 31;
 }
 // y (m, rows) = beta * y + x (m, cols) w_hat^T for m <= 16, of a q that it takes; x and its stride aligned to 16 bytes.
 void nfk_matmul_bf16(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,

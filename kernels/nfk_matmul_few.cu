@@ -52,12 +52,11 @@ bool launch(FewArgs& a, int64_t grid, int64_t shared_bytes, cudaStream_t stream)
 
 bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, int64_t x_stride, const PackedView& q,
                     int bits, int m, float beta, int multiprocessors, int64_t shared_bytes, cudaStream_t stream) {
-  if (m < 1 || m > kFewTokens || !share_takes(q) || !share_aligned(x) || x_stride % 8 != 0) return false;
+  if (m < 1 || m > kFewTokens || !share_takes(q, x, x_stride)) return false;
   FewArgs a{};
   a.q = q, a.x = x, a.x_stride = x_stride, a.y = y, a.y_stride = y_stride, a.m_count = m, a.beta = beta;
   a.blocks = static_cast<int>(q.cols / kBlock);
-  a.unit = 1.0f / kLevelScale[bits];
-  for (int i = 0; i < 1 << bits; ++i) a.level[i] = nf_codebook(bits).level[i] * kLevelScale[bits];
+  scale_levels(a.level, a.unit, bits);
   bool done = false;
   dispatch_bits(bits, [&](auto k) {
     const auto run = [&](auto tokens) {

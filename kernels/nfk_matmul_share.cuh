@@ -46,11 +46,10 @@ __device__ __forceinline__ float share_map(uint32_t place) {
   return x;
 }
 
-inline bool share_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-// Whether shares can be taken of q, in chunks of 256 columns.
-inline bool share_takes(const PackedView& q) {
-  return q.rows > 0 && q.cols % (4 * kBlock) == 0 && !q.scales && share_aligned(q.codes) &&
-         share_aligned(q.scale_codes) && share_aligned(q.tau_codes) && q.rows * (q.cols / kBlock) < int64_t{1} << 31;
+// Whether shares can be taken of q, in chunks of 256 columns, and of rows of x in units of 16 bytes.
+inline bool share_takes(const PackedView& q, const __nv_bfloat16* x, int64_t x_stride) {
+  return q.rows > 0 && q.cols % (4 * kBlock) == 0 && !q.scales && aligned_16(q.codes) && aligned_16(q.scale_codes) &&
+         aligned_16(q.tau_codes) && aligned_16(x) && x_stride % 8 == 0 && q.rows * (q.cols / kBlock) < int64_t{1} << 31;
 }
 // For `grid` thread blocks; `end`: where shared memory is free, before and afterwards.
 inline ShareLayout share_layout(const PackedView& q, int64_t grid, int64_t& end) {
