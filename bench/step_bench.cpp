@@ -21,12 +21,19 @@ constexpr int kProfiledSteps = 3;
 // `sequences` examples of random tokens; a sequence of n processed tokens has n + 1 ids (the last is only predicted).
 std::vector<Batch> random_window(const StepBenchOptions& o, Rng& rng, int64_t first_sample) {
   std::vector<Example> examples(static_cast<size_t>(o.sequences));
-  for (Example& e : examples)
+  for (size_t s = 0; s < examples.size(); ++s) {
+    Example& e = examples[s];
+    const size_t kind = o.templates.empty() ? 0 : s % o.templates.size();
+    const int64_t fixed = o.templates.empty() ? 0 : o.templates[kind];
     for (int64_t i = 0; i <= o.length; ++i) {
-      e.ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(o.config.vocab))));
+      const auto drawn = static_cast<int64_t>(rng.below(static_cast<uint64_t>(o.config.vocab)));
+      const int64_t written = (17 * i + 101 * static_cast<int64_t>(kind) + 1) % o.config.vocab;
+      const int64_t own = static_cast<int64_t>(s) % o.config.vocab;  // so that nothing else is alike by chance
+      e.ids.push_back(static_cast<int32_t>(i < fixed ? written : i == fixed ? own : drawn));
       // The labelled tokens are the last ones, as an answer follows its question.
-      e.trainable.push_back(static_cast<double>(i) > static_cast<double>(o.length) * (1 - o.labelled));
+      e.trainable.push_back(i >= fixed && static_cast<double>(i) > static_cast<double>(o.length) * (1 - o.labelled));
     }
+  }
   const int64_t step = o.micro_batch > 0 ? o.micro_batch : o.sequences;
   std::vector<Batch> window;
   for (int64_t begin = 0; begin < o.sequences; begin += step) {
@@ -36,7 +43,7 @@ std::vector<Batch> random_window(const StepBenchOptions& o, Rng& rng, int64_t fi
       chosen.push_back(&examples[static_cast<size_t>(i)]);
       numbers.push_back(static_cast<int32_t>(first_sample + i));
     }
-    window.push_back(pack(chosen, numbers));
+    window.push_back(pack(chosen, numbers, o.share_prefixes ? Prefixes::shared : Prefixes::own));
   }
   return window;
 }
@@ -65,11 +72,11 @@ MemoryPlan plan_of(CheckedBackend& backend, const StepBenchOptions& o, const Met
   return choose_plan(backend.device(), backend.precision(), m, shapes, {}, budget, freedom);
 }
 
-// What a token moves between the products, and what dequantizing packed weights adds to each pass over them.
-double predicted_a100_seconds(const StepBenchOptions& o, const MemoryPlan& plan, double flops, double tokens) {
+// What a row moves between the products, and what dequantizing packed weights adds to each pass over them.
+double predicted_a100_seconds(const StepBenchOptions& o, const MemoryPlan& plan, double flops, double rows) {
   const ModelConfig& c = o.config;
   const double elements = static_cast<double>(41 * c.dim + 13 * c.ffn);  // forward 13 C + 4 F, backward 28 C + 9 F
-  double bytes = tokens * 2 * elements * static_cast<double>(c.layers);
+  double bytes = rows * 2 * elements * static_cast<double>(c.layers);
   const double passes =
       o.micro_batch > 0 ? std::ceil(static_cast<double>(o.sequences) / static_cast<double>(o.micro_batch)) : 1;
   if (plan.model.residency == Residency::packed)
@@ -96,6 +103,7 @@ struct Outcome {
   Timing step;
   double gemm_before = 0, gemm_after = 0;
   StepResult first, last;
+  double flops = 0, rows = 0;  // of the last step: rows that were computed
   MemoryPlan plan;
   int64_t peak = 0;
 };
@@ -111,19 +119,19 @@ void report(Backend& backend, const StepBenchOptions& o, const Outcome& r) {
   const MemoryPlan& plan = r.plan;
   const int64_t peak = r.peak;
   const double tokens = static_cast<double>(r.last.tokens), seconds = r.step.median_ms / 1e3;
-  const double labelled = static_cast<double>(r.last.labels) / tokens;
-  const double per_token = model_flops_per_token(o.config, o.rank, static_cast<double>(o.length), labelled);
-  const double rate = tokens * per_token / seconds, gemm = (r.gemm_before + r.gemm_after) / 2;
-  const double a100 = predicted_a100_seconds(o, plan, tokens * per_token, tokens);
+  const double rate = r.flops / seconds, gemm = (r.gemm_before + r.gemm_after) / 2;
+  const double a100 = predicted_a100_seconds(o, plan, r.flops, r.rows);
   if (o.csv) {
     std::printf(
         "model,rows,micro_batch,bits,rank,dropout,iec,residency,recompute,ms,min_ms,max_ms,tokens_per_s,tflops,"
-        "gemm_before,gemm_after,fraction_of_gemm,planned_bytes,peak_bytes,loss,grad_norm,a100_predicted_ms\n");
-    std::printf("%s,%ldx%ld,%ld,%d,%ld,%g,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%.5f,%.5f,%.5f,%.4f,%ld,%ld,%.5f,%.5f,%.4g\n",
-                o.model.c_str(), o.sequences, o.length, o.micro_batch, o.bits, o.rank, o.dropout, o.iec,
-                residency_text(plan.model).c_str(), recompute_text(plan.model).c_str(), r.step.median_ms, r.step.min_ms,
-                r.step.max_ms, tokens / seconds, rate / 1e12, r.gemm_before / 1e12, r.gemm_after / 1e12, rate / gemm,
-                plan.peak_bytes, peak, r.last.loss, r.last.grad_norm, 1e3 * a100);
+        "gemm_before,gemm_after,fraction_of_gemm,planned_bytes,peak_bytes,loss,grad_norm,a100_predicted_ms,computed_"
+        "rows\n");
+    std::printf(
+        "%s,%ldx%ld,%ld,%d,%ld,%g,%d,%s,%s,%.3f,%.3f,%.3f,%.1f,%.5f,%.5f,%.5f,%.4f,%ld,%ld,%.5f,%.5f,%.4g,%.0f\n",
+        o.model.c_str(), o.sequences, o.length, o.micro_batch, o.bits, o.rank, o.dropout, o.iec,
+        residency_text(plan.model).c_str(), recompute_text(plan.model).c_str(), r.step.median_ms, r.step.min_ms,
+        r.step.max_ms, tokens / seconds, rate / 1e12, r.gemm_before / 1e12, r.gemm_after / 1e12, rate / gemm,
+        plan.peak_bytes, peak, r.last.loss, r.last.grad_norm, 1e3 * a100, r.rows);
     return;
   }
   const auto row = [](const char* label, const std::string& text) {
@@ -138,11 +146,12 @@ void report(Backend& backend, const StepBenchOptions& o, const Outcome& r) {
                                   o.bits));
   row("batch", strf("%ld x %ld = %ld tokens, %ld labelled, micro-batches of %ld", o.sequences, o.length, r.last.tokens,
                     r.last.labels, o.micro_batch > 0 ? o.micro_batch : o.sequences));
+  if (r.rows < tokens) row("computed", strf("%.0f rows: what sequences begin alike with is computed once", r.rows));
   row("plan", residency_text(plan.model) + " weights, recompute " + recompute_text(plan.model));
   row("step",
       strf("%.2f ms, median of %d (%.2f to %.2f)", r.step.median_ms, r.step.repeats, r.step.min_ms, r.step.max_ms));
   row("tokens/s", with_commas(std::llround(tokens / seconds)));
-  row("model TFLOP/s", strf("%.4g (%.4g GFLOP a token; recomputing not counted)", rate / 1e12, per_token / 1e9));
+  row("model TFLOP/s", strf("%.4g (%.4g GFLOP a row; recomputing not counted)", rate / 1e12, r.flops / r.rows / 1e9));
   row("GEMM TFLOP/s", strf("%.4g before, %.4g after the steps", r.gemm_before / 1e12, r.gemm_after / 1e12));
   row("of GEMM rate", strf("%.1f %%", 100 * rate / gemm));
   row("memory", strf("%s bytes planned, %s used at the peak%s", with_commas(plan.peak_bytes).c_str(),
@@ -189,6 +198,8 @@ Outcome measure(CheckedBackend& backend, const StepBenchOptions& o,
   for (int i = 0; i < o.steps; ++i) ms.push_back(one());
   r.gemm_after = meter.gemm_rate();
   r.step = summarize(ms);
+  r.flops = model_flops(o.config, o.rank, window);
+  for (const Batch& b : window) r.rows += static_cast<double>(b.real_rows);
   r.peak = arena.peak();
   if (!std::isfinite(r.last.loss) || !(r.last.grad_norm > 0))
     throw Error("the steps that were timed did not train: the loss is not finite or the gradient is zero");
@@ -241,10 +252,8 @@ void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& o) {
   std::printf("  frozen  : %s\n", step_text(last).c_str());
   std::printf("  ratio   : %.3f (a step with adapters over the mean of the two without)\n",
               adapted.step.median_ms / frozen);
-  const double tokens = static_cast<double>(adapted.last.tokens), length = static_cast<double>(o.length);
   const auto a100 = [&](const StepBenchOptions& s, const Outcome& r) {
-    return 1e3 * predicted_a100_seconds(s, r.plan, tokens * model_flops_per_token(o.config, s.rank, length, o.labelled),
-                                        tokens);
+    return 1e3 * predicted_a100_seconds(s, r.plan, r.flops, r.rows);
   };
   std::printf("  A100    : %.4g ms predicted with adapters, %.4g without (from bytes and FLOPs)\n", a100(o, adapted),
               a100(bare, first));

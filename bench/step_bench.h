@@ -12,6 +12,8 @@ struct StepBenchOptions {
   int64_t sequences = 16, length = 512;  // tokens that are processed: 16 x 512 = 8192
   int64_t micro_batch = 0;               // sequences at a time, 0 = all
   double labelled = 1;                   // share of the tokens whose successor is scored
+  std::vector<int64_t> templates;  // the sequences take turns in beginning with this many tokens that never change
+  bool share_prefixes = true;      // what sequences begin alike with is computed once a micro-batch
   int bits = 4;
   int64_t rank = 64;  // 0: the frozen linears alone, forward and backward
   double dropout = 0;

@@ -30,6 +30,34 @@ __device__ inline Seen find_seen(const AttentionArgs& a, int i, bool prefix, int
   return seen;
 }
 
+// The tile of keys of a block, and which of the visits are its own: every parts-th one from `part` on; parts = 0: none.
+struct KeyTile {
+  int begin, end;  // rows of the buffer
+  int index, part, parts;
+};
+// A shared prefix's keys are seen by all sequences that hang on it: one block would still be visiting them when all others are done.
+// So the first tiles (pack() puts prefixes in front) have several blocks, which share the visits where the tile has keys of a prefix.
+// The result stays in shared memory, as find_query_tile's does.
+template <int kThreads>
+__device__ inline const KeyTile& find_key_tile(const AttentionArgs& a, int index) {
+  __shared__ KeyTile result;
+  const int divided = a.split_tiles * a.splits;
+  const int tile = index < divided ? index / a.splits : index - divided + a.split_tiles;
+  const int begin = tile * kQueryTile, end = min(begin + kQueryTile, a.keys);
+  const int part = index < divided ? index % a.splits : 0;
+  bool shared = false;
+  if (index < divided) {
+    for (int i = threadIdx.x; i < a.n_seqs; i += kThreads) {
+      const SeqRange s = load_seq(a, i);
+      shared = shared || (s.queries() > 0 && max(s.p_begin, begin) < min(s.p_end, end));
+    }
+    shared = __syncthreads_or(shared);
+  }
+  if (threadIdx.x == 0) result = {begin, end, tile, part, shared ? a.splits : part == 0 ? 1 : 0};
+  __syncthreads();
+  return result;
+}
+
 // Where the block is in its visits: for each entry of the list, each query head of the group, each query tile.
 struct Visit {
   int entry, head, tile;
@@ -37,6 +65,9 @@ struct Visit {
     if (++tile < list[entry].tiles) return;
     if (++head == group) ++entry, head = 0;
     tile = list[entry].first_tile;
+  }
+  __device__ void skip(int visits, const Seen* list, int entries, int group) {
+    for (int i = 0; i < visits && entry < entries; ++i) next(list, group);
   }
 };
 
@@ -54,6 +85,45 @@ __device__ inline int list_seen(const AttentionArgs& a, int chunk, int tile_begi
   if (entries > 0) __syncthreads();
   return entries;
 }
+
+// The sums of a tile's parts, in their order, in the block that comes last: true there, and in a block that has all visits.
+template <int kThreads, int kCount>
+__device__ inline bool add_parts(const AttentionArgs& a, const KeyTile& tile, float (&dk)[kCount][4],
+                                 float (&dv)[kCount][4]) {
+  if (tile.parts == 1) return true;
+  __shared__ bool last;
+  const int slot = blockIdx.y * a.split_tiles + tile.index;
+  const auto sums = [&](int part) {
+    return reinterpret_cast<float4*>(a.sums) + int64_t{slot * tile.parts + part} * 2 * kCount * kThreads + threadIdx.x;
+  };
+  float4* mine = sums(tile.part);
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) {
+    __stcg(mine + n * kThreads, float4{dk[n][0], dk[n][1], dk[n][2], dk[n][3]});
+    __stcg(mine + (kCount + n) * kThreads, float4{dv[n][0], dv[n][1], dv[n][2], dv[n][3]});
+    dk[n][0] = dk[n][1] = dk[n][2] = dk[n][3] = dv[n][0] = dv[n][1] = dv[n][2] = dv[n][3] = 0;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(a.arrived + slot, 1) == tile.parts - 1;
+    if (last) a.arrived[slot] = 0;
+  }
+  __syncthreads();
+  if (!last) return false;
+  __threadfence();
+  const auto add = [](float(&x)[4], const float4& y) { x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w; };
+  for (int part = 0; part < tile.parts; ++part) {
+    const float4* from = sums(part);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n)
+      add(dk[n], __ldcg(from + n * kThreads)), add(dv[n], __ldcg(from + (kCount + n) * kThreads));
+  }
+  return true;
+}
+
+// Blocks of a head's keys.
+unsigned key_tile_blocks(const AttentionArgs& a);
 
 // attention_bwd_sm90.cu: D = 64 and 128, bf16 with aligned rows, on compute capability 9.0.
 void attention_bwd_sm90(const AttentionArgs& args, cudaStream_t stream);

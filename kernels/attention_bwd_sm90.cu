@@ -252,8 +252,9 @@ template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(AttentionArgs a) {
   extern __shared__ unsigned char shared_memory[];  // K, V, stages of Q and dO, of lse and delta
   __shared__ Seen list[2 * kThreads + 1];
-  const int tile_begin = blockIdx.x * kTile, tile_end = min(tile_begin + kTile, a.keys);
-  const int kv_head = blockIdx.y;
+  const KeyTile& tile = find_key_tile<kThreads>(a, blockIdx.x);
+  if (tile.parts == 0) return;
+  const int tile_begin = tile.begin, tile_end = tile.end, kv_head = blockIdx.y;
   unsigned char* memory = aligned_memory(shared_memory);
   const uint32_t k_tile = smem_address(memory), v_tile = k_tile + kTileBytes<D>, stages = k_tile + kStageBytes<D>;
   constexpr int kRowBytes = 2 * kTile * 4;  // lse and delta of a stage
@@ -281,19 +282,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
       }
       cp_async_commit();
     };
-    Visit visit = {0, 0, list[0].first_tile}, ahead = visit;
+    Visit visit = {0, 0, list[0].first_tile};
+    visit.skip(tile.part, list, entries, a.group);
+    Visit ahead = visit;
     load(ahead, 0);
-    ahead.next(list, a.group);
+    ahead.skip(tile.parts, list, entries, a.group);
     for (int slot = 0; visit.entry < entries; slot = (slot + 1) % kStages) {
       cp_async_wait<0>();
       wgmma_wait<0>();
       publish_to_products();
       __syncthreads();  // this visit's tiles are there, and the last one's products, whose place is loaded, are done
       load(ahead, (slot + 1) % kStages);
-      if (ahead.entry < entries) ahead.next(list, a.group);
+      ahead.skip(tile.parts, list, entries, a.group);
       const Seen& seen = list[visit.entry];
       const int first_query = visit.tile * kTile, low = max(seen.key_begin, tile_begin);
-      visit.next(list, a.group);
+      visit.skip(tile.parts, list, entries, a.group);
       if (low >= min(seen.key_end, tile_begin + kTile) || low - seen.key_lead >= first_query + kTile) continue;
       const uint32_t q_tile = stages + slot * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
       const float* lse = row_values + slot * 2 * kTile;
@@ -327,6 +330,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   results_are_there(dk);
   results_are_there(dv);
   cp_async_wait<0>();
+  if (!add_parts<kThreads>(a, tile, dk, dv)) return;
   turn_back<D>(a, dk, tile_begin, tile_end);
   __syncthreads();
   store_group<D>(a.dk, a.dk_stride, kv_head * D, tile_begin, tile_end, memory, dk, a.scale);
@@ -342,7 +346,7 @@ void launch(const AttentionArgs& a, cudaStream_t stream) {
     CUDA_LAUNCHED();
   }
   if (a.keys > 0) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(a.keys, kTile)), static_cast<unsigned>(a.kv_heads));
+    const dim3 grid(key_tile_blocks(a), static_cast<unsigned>(a.kv_heads));
     allow_shared_memory(attention_dkv_sm90_kernel<D>, kSharedBytes<D>);
     attention_dkv_sm90_kernel<D><<<grid, kThreads, kSharedBytes<D>, stream>>>(a);
     CUDA_LAUNCHED();

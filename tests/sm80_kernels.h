@@ -5,11 +5,17 @@
 
 namespace irq {
 
+// As long as it lives.
+struct OnlySm80Kernels {
+  OnlySm80Kernels() { use_only_sm80_kernels(true); }
+  ~OnlySm80Kernels() { use_only_sm80_kernels(false); }
+  OnlySm80Kernels(const OnlySm80Kernels&) = delete;
+};
+
 inline OpCase by_sm80_kernels(OpCase c) {
   c.run = [run = c.run](Backend& b, const std::vector<Tensor>& t) {
-    use_only_sm80_kernels(true);
+    const OnlySm80Kernels only;
     run(b, t);
-    use_only_sm80_kernels(false);
   };
   return c;
 }

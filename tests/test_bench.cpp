@@ -93,6 +93,32 @@ TEST(Bench, StepTrainsInExactlyThePlannedMemory) {
   }
 }
 
+// 6 sequences of 20, which begin with 5 or 9 tokens in turns: 14 rows for all of them, and their own.
+TEST(Bench, StepComputesTemplatesOnce) {
+  const auto row_with = [](std::vector<std::string> more) {
+    std::vector<std::string> args = {"step", "--device",   "cpu", "--rows",  "6x20",        "--layers",
+                                     "1",    "--rank",     "8",   "--steps", "1",           "--warmup",
+                                     "1",    "--labelled", "0.4", "--csv",   "--templates", "5,9"};
+    args.insert(args.end(), more.begin(), more.end());
+    const CommandResult r = run_command("irq_bench", args);
+    EXPECT_EQ(r.status, 0) << r.err;
+    const std::vector<CsvRow> rows = csv_rows(r.out);
+    return rows.empty() ? CsvRow{} : rows[0];
+  };
+  const CsvRow shared = row_with({}), own = row_with({"--share-prefixes", "off"}),
+               masked = row_with({"--dropout", "0.1"});
+  EXPECT_EQ(shared.at("computed_rows"), "92");
+  EXPECT_EQ(own.at("computed_rows"), "120");
+  EXPECT_EQ(masked.at("computed_rows"), "120");
+  EXPECT_EQ(shared.at("planned_bytes"), shared.at("peak_bytes"));
+  EXPECT_NEAR(std::stod(shared.at("loss")), std::stod(own.at("loss")), 2e-5 * std::stod(own.at("loss")));
+  EXPECT_NEAR(std::stod(shared.at("tokens_per_s")), 120e3 / std::stod(shared.at("ms")),
+              0.01 * std::stod(shared.at("tokens_per_s")));
+  const CommandResult r = run_command("irq_bench", {"step", "--device", "cpu", "--rows", "2x8", "--templates", "8"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_NE(r.err.find("--templates: sequences of 8 tokens cannot begin with 8"), std::string::npos) << r.err;
+}
+
 TEST(Bench, DecodingTakesExactlyThePlannedMemory) {
   const CommandResult r = run_command("irq_bench", {"decode", "--device", "cpu", "--layers", "1", "--rank", "8",
                                                     "--rows", "2", "--context", "20", "--steps", "3", "--csv"});

@@ -133,9 +133,11 @@ TEST(Loader, ResumesExactly) {
   }
 }
 
-TEST(Loader, SizesAreThoseOfThePackedBatches) {
+void check_sizes(Prefixes prefixes) {
   const auto examples = make_examples(61);
-  DataLoader loader(examples, options(13, 4));
+  LoaderOptions o = options(13, 4);
+  o.prefixes = prefixes;
+  DataLoader loader(examples, o);
   run(loader, 2);
   const auto sizes = loader.sizes(11);
   EXPECT_EQ(loader.cursor(), 26);
@@ -148,9 +150,22 @@ TEST(Loader, SizesAreThoseOfThePackedBatches) {
       EXPECT_EQ(sizes[at].label_rows, static_cast<int64_t>(b.label_rows.size()));
       EXPECT_EQ(sizes[at].real_rows, b.real_rows);
       EXPECT_EQ(sizes[at].real_labels, b.real_labels);
+      EXPECT_EQ(sizes[at].sequences, static_cast<int64_t>(b.seqs.size()));
       ++at;
     }
   EXPECT_EQ(at, sizes.size());
+}
+TEST(Loader, SizesAreThoseOfThePackedBatches) { check_sizes(Prefixes::own); }
+TEST(Loader, SizesAreThoseOfBatchesThatSharePrefixes) { check_sizes(Prefixes::shared); }
+
+// A batch of 12 of 5 examples meets some twice: their prompts are computed once.
+TEST(Loader, PrefixesAreSharedWhereAsked) {
+  const std::vector<Example> examples(5, Example{{4, 4, 4, 5}, {0, 0, 0, 1}});
+  LoaderOptions o = options(12, 0);
+  o.prefixes = Prefixes::shared;
+  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 2 + 12);
+  o.prefixes = Prefixes::own;
+  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 36);
 }
 
 TEST(Loader, StepsForEpochs) {

@@ -69,7 +69,8 @@ struct TinyModel {
   Arena arena;
   std::unique_ptr<Trainer> trainer;
 
-  explicit TinyModel(Backend& b, const ModelPlan& plan, int64_t capacity = int64_t{64} << 20)
+  // deviation: of weights and trained parameters
+  explicit TinyModel(Backend& b, const ModelPlan& plan, int64_t capacity = int64_t{64} << 20, double deviation = 0.3)
       : backend(b),
         memory(b),
         arena(memory.take(capacity), capacity, b.device()),
@@ -78,7 +79,7 @@ struct TinyModel {
     m.init_rope();
     for (size_t i = 0; i < m.params().params().size(); ++i) {
       const Tensor t = m.params().value(static_cast<int>(i));
-      std::vector<double> v = normals(7, i, t.numel(), 0.3);
+      std::vector<double> v = normals(7, i, t.numel(), deviation);
       if (plan.full && t.rows == 1)
         for (double& x : v) x += 1;
       if (plan.scales)  // 2-bit codes times this are as large as the other models' weights
@@ -100,7 +101,7 @@ struct TinyModel {
         fill_weight(layer.attn_norm.value, 1, 0.1);
         fill_weight(layer.ffn_norm.value, 1, 0.1);
         for (LinearGroup* g : layer.groups()) {
-          if (!plan.scales) fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, 0.3);
+          if (!plan.scales) fill_weight(g->resident.slice_rows(0, g->out).slice_cols(0, g->in), 0, deviation);
           for (LinearPart& part : g->parts)
             if (plan.scales) fill_codes(part.packed, id++);
         }

@@ -18,7 +18,7 @@ namespace {
 
 struct Arguments {
   std::string what, model, rows;
-  std::string tune_matmul = "on", graphs = "on";
+  std::string tune_matmul = "on", graphs = "on", templates, share_prefixes = "auto";
   int64_t layers = 0;
   bool variants = false, check = false, lora_ratio = false;
   OpBenchOptions op;
@@ -53,21 +53,21 @@ void check_name(const Cli& cli, const std::string& what) {
   throw error.line("expected", all);
 }
 
-int64_t whole_number(const Cli& cli, const std::string& text) {
+int64_t whole_number(const Cli& cli, const std::string& text, const char* flag = "--rows") {
   size_t used = 0;
   int64_t value = 0;
   if (!text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos)
     value = std::stoll(text, &used);
-  if (value <= 0) throw usage_error(cli.tool(), "--rows: '" + text + "' is not a number of rows");
+  if (value <= 0) throw usage_error(cli.tool(), flag + (": '" + text) + "' is not a number of rows");
   return value;
 }
 
-// "2048,8192" for ops.
-std::vector<int64_t> row_list(const Cli& cli, const std::string& text) {
+// "2048,8192"
+std::vector<int64_t> row_list(const Cli& cli, const std::string& text, const char* flag = "--rows") {
   std::vector<int64_t> rows;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
-    rows.push_back(whole_number(cli, text.substr(begin, end - begin)));
+    rows.push_back(whole_number(cli, text.substr(begin, end - begin), flag));
     begin = end + 1;
   }
   return rows;
@@ -86,8 +86,8 @@ void check_arguments(const Arguments& a, const Cli& cli) {
        {!step && !decode && !quantize, {"--bits"}, "it belongs to step, decode and quantize"},
        {!step && !decode, {"--residency", "--steps", "--profile"}, "it belongs to step and decode"},
        {!step,
-        {"--dropout", "--iec", "--micro-batch", "--labelled", "--recompute", "--memory-limit", "--warmup", "--graphs",
-         "--overfit", "--lora-ratio"},
+        {"--dropout", "--iec", "--micro-batch", "--labelled", "--templates", "--share-prefixes", "--recompute",
+         "--memory-limit", "--warmup", "--graphs", "--overfit", "--lora-ratio"},
         "it belongs to a training step"},
        {step && a.step.rank == 0, {"--dropout", "--iec"}, "--rank 0 has no adapters"},
        {a.lora_ratio, {"--profile", "--overfit"}, "--lora-ratio times steps with and without adapters"},
@@ -130,6 +130,13 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
       throw usage_error(cli.tool(), "--rows: a step takes SEQUENCESxTOKENS, for example 16x512");
     a.step.sequences = whole_number(cli, a.rows.substr(0, x));
     a.step.length = whole_number(cli, a.rows.substr(x + 1));
+    if (!a.templates.empty()) a.step.templates = row_list(cli, a.templates, "--templates");
+    for (const int64_t rows : a.step.templates)
+      if (rows >= a.step.length)
+        throw usage_error(cli.tool(), "--templates: sequences of " + std::to_string(a.step.length) +
+                                          " tokens cannot begin with " + std::to_string(rows));
+    const bool exact = a.step.dropout == 0;
+    a.step.share_prefixes = a.share_prefixes == "on" || (a.share_prefixes == "auto" && exact);
     if (a.lora_ratio) run_lora_ratio(backend, a.step);
     else run_step_bench(backend, a.step);
     return 0;
@@ -199,6 +206,12 @@ int main(int argc, char** argv) {
   cli.range("--micro-batch", 1, 1000000);
   cli.option("--labelled", &s.labelled, "step: share of the tokens that are scored");
   cli.range("--labelled", 0.001, 1);
+  cli.option(
+      "--templates", &a.templates,
+      "step: sequences begin with this many tokens that never change, e.g. 29,39 in turns (Alpaca's two prompts)");
+  cli.option("--share-prefixes", &a.share_prefixes,
+             "step: compute what sequences begin alike with once; auto: where there is no dropout",
+             {"auto", "on", "off"});
   cli.option("--residency", &s.residency, "step, decode: base weights packed, or kept in 16 bits",
              {"auto", "packed", "cached"});
   cli.option("--recompute", &s.recompute, "step: what is computed again",

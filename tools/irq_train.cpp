@@ -64,6 +64,11 @@ int main(int argc, char** argv) {
   cli.option("--tune-matmul", &o.tune_matmul, "time the algorithms of each matrix product once, keep the fastest",
              {"on", "off"});
   cli.option("--graphs", &o.graphs, "on a GPU, record the passes of a step and replay them", {"on", "off"});
+  cli.option(
+      "--share-prefixes", &o.share_prefixes,
+      "compute what prompts begin alike with once a batch; auto: wherever there is no dropout; on: there too, with "
+      "the same masks for all of them",
+      {"auto", "on", "off"});
   cli.option("--dtype", &o.dtype, "type of the model.bin that full training writes", {"f32", "f16", "bf16"});
   cli.option("--eval-every", &o.eval_every, "steps between held-out losses, 0 = at the ends only");
   cli.option("--save-every", &o.save_every, "steps between training states, 0 = at the end only");

@@ -18,4 +18,18 @@ double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, 
          labelled * per_weight * static_cast<double>(c.vocab * c.dim);
 }
 
+double model_flops(const ModelConfig& c, int64_t rank, const std::vector<Batch>& window, uint32_t targets, bool full,
+                   bool scales) {
+  double rows = 0, labels = 0, pairs = 0;  // a row sees on average half of its own sequence, and all of its prefix
+  for (const Batch& b : window) {
+    rows += static_cast<double>(b.real_rows), labels += static_cast<double>(b.real_labels);
+    for (const SeqRange& s : b.seqs) {
+      const double length = s.q_end - s.q_begin, prefix = s.p_end - s.p_begin;
+      pairs += length * (length + 2 * prefix);
+    }
+  }
+  if (rows == 0) return 0;
+  return rows * model_flops_per_token(c, rank, pairs / rows, labels / rows, targets, full, scales);
+}
+
 }  // namespace irq

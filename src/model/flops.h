@@ -2,6 +2,7 @@
 #pragma once
 #include "src/model/config.h"
 #include "src/model/method.h"
+#include "src/ops/batch.h"
 
 namespace irq {
 
@@ -11,5 +12,8 @@ namespace irq {
 // its scales'.
 double model_flops_per_token(const ModelConfig& c, int64_t rank, double length, double labelled,
                              uint32_t targets = kAllTargets, bool full = false, bool scales = false);
+// Of a whole step: of the rows that are computed, where examples share some.
+double model_flops(const ModelConfig& c, int64_t rank, const std::vector<Batch>& window, uint32_t targets = kAllTargets,
+                   bool full = false, bool scales = false);
 
 }  // namespace irq

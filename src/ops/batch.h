@@ -7,8 +7,10 @@
 namespace irq {
 
 constexpr int64_t kRowBucket = 128;
+constexpr int64_t kSharingBucket = 4;  // of sequences, where prefixes are shared
 
-// One packed sequence, in rows of the batch (what the ranges mean: ops.inc, attention_fwd). Training: k = q, no prefix.
+// One packed sequence, in rows of the batch (what the ranges mean: ops.inc, attention_fwd). Training: k = q, and a prefix
+// only where it is shared.
 struct SeqRange {
   int32_t q_begin, q_end, k_begin, k_end, p_begin, p_end;
 };
@@ -24,6 +26,7 @@ struct Batch {
   std::vector<int32_t> targets;     // the token it must predict
   std::vector<SeqRange> seqs;
   int64_t real_rows = 0, real_labels = 0, examples = 0;
+  int64_t tokens_read = 0;  // rows that the examples would have if none was shared
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
@@ -34,7 +37,21 @@ struct Example {
   std::vector<uint8_t> trainable;  // same length; trainable[0] is never used (nothing predicts the first id)
 };
 
+// Rows that begin several examples alike and have no loss (an instruction's template): each example has its own, or they
+// are computed once, in front of the examples, and attention sees them as the prefix of all of them. The same sums in
+// another order; but under dropout the examples have the masks of the first one there.
+enum class Prefixes { own, shared };
+
 // Packs examples (in order) into one batch; sample_numbers has one entry per example.
-Batch pack(const std::vector<const Example*>& examples, const std::vector<int32_t>& sample_numbers);
+Batch pack(const std::vector<const Example*>& examples, const std::vector<int32_t>& sample_numbers,
+           Prefixes prefixes = Prefixes::own);
+
+// What pack() would make: rows and label rows as packed (multiples of kRowBucket), and how many of them are real.
+struct BatchSize {
+  int64_t rows, label_rows, real_rows, real_labels, sequences, tokens_read;
+};
+BatchSize packed_size(const std::vector<const Example*>& examples, Prefixes prefixes);
+// No batch of this many examples has more.
+int64_t most_sequences(int64_t examples, Prefixes prefixes);
 
 }  // namespace irq

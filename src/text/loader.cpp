@@ -65,7 +65,7 @@ std::vector<MicroBatch> DataLoader::next() {
   std::vector<MicroBatch> window;
   for (; cursor_ < end; ++cursor_) {
     if (window.empty() || static_cast<int64_t>(window.back().examples.size()) == options_.micro_batch)
-      window.emplace_back();
+      window.push_back({{}, {}, options_.prefixes});
     window.back().examples.push_back(&examples_[example_at(cursor_, order_, order_epoch_)]);
     window.back().samples.push_back(static_cast<int32_t>(cursor_));
   }
@@ -87,26 +87,16 @@ int64_t DataLoader::steps_for_epochs(double epochs) const {
 }
 
 void DataLoader::for_each_size(int64_t steps, const std::function<void(const BatchSize&)>& visit) const {
-  std::vector<int64_t> labels(count());
-  for (int64_t i = 0; i < count(); ++i) {
-    const auto& trainable = examples_[i].trainable;
-    for (size_t t = 1; t < trainable.size(); ++t) labels[i] += trainable[t] != 0;
-  }
-  const auto bucket = [](int64_t n) { return (n + kRowBucket - 1) / kRowBucket * kRowBucket; };
   std::vector<int64_t> order;
+  std::vector<const Example*> chosen;
   int64_t order_epoch = -1;
   int64_t sample = cursor_;
   for (int64_t step = 0; step < steps; ++step) {
     for (const int64_t end = window_end(sample); sample < end;) {
-      BatchSize size{};
-      for (const int64_t stop = std::min(end, sample + options_.micro_batch); sample < stop; ++sample) {
-        const int64_t e = example_at(sample, order, order_epoch);
-        size.real_rows += std::max<int64_t>(0, static_cast<int64_t>(examples_[e].ids.size()) - 1);
-        size.real_labels += labels[e];
-      }
-      size.rows = bucket(size.real_rows);
-      size.label_rows = bucket(size.real_labels);
-      visit(size);
+      chosen.clear();
+      for (const int64_t stop = std::min(end, sample + options_.micro_batch); sample < stop; ++sample)
+        chosen.push_back(&examples_[example_at(sample, order, order_epoch)]);
+      visit(packed_size(chosen, options_.prefixes));
       throw_if_interrupted();
     }
   }

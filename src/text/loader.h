@@ -16,17 +16,14 @@ struct LoaderOptions {
   // The official script's sampler (fidelity.md 6.5): mega-batches sorted by characters, batches of like length. Its
   // windows end with the epoch (the last is short); otherwise a window runs on into the next epoch and is always full.
   bool group_by_length = false;
+  Prefixes prefixes = Prefixes::own;
 };
 
 struct MicroBatch {
   std::vector<const Example*> examples;
   std::vector<int32_t> samples;  // the sample's number in the run, from 0
-  Batch packed() const { return pack(examples, samples); }
-};
-
-// The size of one micro-batch: rows and label rows as packed (multiples of kRowBucket), and how many of them are real.
-struct BatchSize {
-  int64_t rows, label_rows, real_rows, real_labels;
+  Prefixes prefixes = Prefixes::own;
+  Batch packed() const { return pack(examples, samples, prefixes); }
 };
 
 class DataLoader {

@@ -172,18 +172,8 @@ std::string Finetune::note_timed_matmuls() {
 }
 
 double Finetune::flops(const std::vector<Batch>& window) const {
-  double rows = 0, labels = 0, squares = 0;  // of the sequences' lengths: a token sees on average half of its own one
-  for (const Batch& b : window) {
-    rows += static_cast<double>(b.real_rows), labels += static_cast<double>(b.real_labels);
-    for (const SeqRange& s : b.seqs) {
-      const double length = s.q_end - s.q_begin;
-      squares += length * length;
-    }
-  }
-  if (rows == 0) return 0;
   const uint32_t targets = method_.lora ? parse_targets(*o_.targets) : 0;
-  return rows *
-         model_flops_per_token(config_, *o_.rank, squares / rows, labels / rows, targets, method_.full, method_.scales);
+  return model_flops(config_, *o_.rank, window, targets, method_.full, method_.scales);
 }
 
 void Finetune::train() {

@@ -38,7 +38,8 @@ struct TrainOptions {
   std::optional<bool> legacy;  // open_tokenizer()'s; unset: as the tokenizer's files say
   uint64_t seed = 42;
   int64_t memory_limit = 0;  // bytes, 0 = what is free
-  std::string recompute = "auto", residency = "auto", dtype = "bf16", tune_matmul = "on", graphs = "on";
+  std::string recompute = "auto", residency = "auto", dtype = "bf16", tune_matmul = "on", graphs = "on",
+              share_prefixes = "auto";
   int64_t eval_every = 0, save_every = 500;
   bool resume = false, overwrite = false, print_tape = false, quiet = false;
   std::string command;             // as typed, for the log

@@ -91,6 +91,8 @@ void Finetune::resolve() {
   if (!o_.bits) o_.bits = quantized_ ? quantized_->format().bits : 4;
   if (base_) resolve_format();
   if (o_.micro_batch == 0 || o_.micro_batch > o_.batch) o_.micro_batch = o_.batch;
+  const bool masks = method_.lora && *o_.dropout > 0, shared = o_.share_prefixes == "on";
+  prefixes_ = shared || (o_.share_prefixes == "auto" && !masks) ? Prefixes::shared : Prefixes::own;
   optimizer_.clip = *o_.clip;
   optimizer_.seed = o_.seed;
   if (o_.out.empty()) {
@@ -174,6 +176,7 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   if (method_.quantized()) add("--residency", o_.residency, kFree);
   add("--tune-matmul", o_.tune_matmul, kFree);
   add("--graphs", o_.graphs, kFree);
+  add("--share-prefixes", o_.share_prefixes, kFree);  // the same sums in another order, and under dropout other masks
   if (method_.full) add("--dtype", o_.dtype, kFree);
   add("--eval-every", number(o_.eval_every), kFree);
   add("--save-every", number(o_.save_every), kFree);

@@ -70,6 +70,7 @@ class Finetune {
   void refuse_own_inputs() const;
   void claim_folder();
   std::string find_data() const;
+  LoaderOptions loading(int64_t micro_batch) const;
   void load_examples();
   void note_long_examples() const;
   void plan_batches();
@@ -122,6 +123,7 @@ class Finetune {
   LoadedData train_, held_out_;
   std::vector<StepShape> train_shapes_;
   std::vector<Batch> eval_batches_;
+  Prefixes prefixes_ = Prefixes::own;  // of the training examples
   std::unique_ptr<DataLoader> loader_;
   MemoryPlan plan_;
   DeviceMemory memory_{backend_};

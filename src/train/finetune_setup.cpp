@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 
@@ -32,10 +33,20 @@ int64_t planned_steps(int64_t steps, int64_t batch) {
   return std::min(steps, std::max<int64_t>(kPlannedExamples / batch, 1));
 }
 
-std::vector<StepShape> step_shapes(const DataLoader& loader, int64_t planned, int64_t micro_batch) {
+struct PlannedSteps {
+  std::vector<StepShape> shapes;
+  double tokens = 0, rows = 0;  // a step's mean: of the examples, and of them those that are computed
+};
+PlannedSteps plan_steps(const DataLoader& loader, int64_t steps) {
   std::set<StepShape> shapes;
-  loader.for_each_size(planned, [&](const BatchSize& s) { shapes.insert({s.rows, s.label_rows, micro_batch}); });
-  return {shapes.begin(), shapes.end()};
+  PlannedSteps plan;
+  loader.for_each_size(steps, [&](const BatchSize& s) {
+    shapes.insert({s.rows, s.label_rows, s.sequences});
+    plan.tokens += static_cast<double>(s.tokens_read) / static_cast<double>(steps);
+    plan.rows += static_cast<double>(s.real_rows) / static_cast<double>(steps);
+  });
+  plan.shapes.assign(shapes.begin(), shapes.end());
+  return plan;
 }
 
 }  // namespace
@@ -119,6 +130,10 @@ std::string Finetune::find_data() const {
       .line("forms", "Alpaca JSON or JSONL, input/output JSONL, chat messages, plain text, llm.c token files");
 }
 
+LoaderOptions Finetune::loading(int64_t micro_batch) const {
+  return {o_.batch, micro_batch, o_.seed, o_.recipe == "official-script", prefixes_};
+}
+
 void Finetune::load_examples() {
   std::unique_ptr<Tokenizer> tokenizer;
   const std::string tokenizer_path = find_tokenizer(o_.base);
@@ -143,8 +158,7 @@ void Finetune::load_examples() {
   note_long_examples();
   data_hash_ = hash_of(train_.examples);
 
-  LoaderOptions loading{o_.batch, o_.micro_batch, o_.seed, o_.recipe == "official-script"};
-  loader_ = std::make_unique<DataLoader>(train_.examples, loading, train_.chars);
+  loader_ = std::make_unique<DataLoader>(train_.examples, loading(o_.micro_batch), train_.chars);
   steps_ = o_.steps ? *o_.steps : o_.epochs ? loader_->steps_for_epochs(*o_.epochs) : default_steps(train_.form);
   if (steps_ > INT32_MAX / o_.batch)
     throw Error(strf("--steps %ld with --batch %ld is too long", steps_, o_.batch), Exit::usage)
@@ -169,7 +183,11 @@ void Finetune::note_long_examples() const {
 // The sizes of all micro-batches of the run; the held-out examples in batches that are no larger.
 void Finetune::plan_batches() {
   const int64_t planned = planned_steps(std::max<int64_t>(steps_, 1), o_.batch);
-  train_shapes_ = step_shapes(*loader_, planned, o_.micro_batch);
+  const PlannedSteps steps = plan_steps(*loader_, planned);
+  train_shapes_ = steps.shapes;
+  if (steps.rows < steps.tokens)
+    note(strf("prompts that begin alike are computed once: %s rows a step for %s tokens",
+              with_commas(std::llround(steps.rows)).c_str(), with_commas(std::llround(steps.tokens)).c_str()));
   if (steps_ > planned) {  // behind the batches looked at: the longest examples may all meet in one
     std::vector<int64_t> lengths;
     for (const Example& e : train_.examples) lengths.push_back(static_cast<int64_t>(e.ids.size()));
@@ -177,15 +195,17 @@ void Finetune::plan_batches() {
     int64_t rows = 0;
     for (int64_t i = 0; i < o_.micro_batch; ++i) rows += lengths[static_cast<size_t>(i) % lengths.size()];
     rows = (rows + kRowBucket - 1) / kRowBucket * kRowBucket;
-    train_shapes_.push_back({rows, rows, o_.micro_batch});
+    train_shapes_.push_back({rows, rows, most_sequences(o_.micro_batch, prefixes_)});
   }
   int64_t most_rows = kRowBucket;
   for (const StepShape& s : train_shapes_) most_rows = std::max(most_rows, s.rows);
   most_rows = std::min<int64_t>(most_rows, 2048);
+  const Prefixes prefixes =
+      o_.share_prefixes == "off" ? Prefixes::own : Prefixes::shared;  // nothing is dropped out here
   std::vector<const Example*> chosen;
   int64_t rows = 0;
   const auto flush = [&] {
-    if (!chosen.empty()) eval_batches_.push_back(pack(chosen, std::vector<int32_t>(chosen.size(), 0)));
+    if (!chosen.empty()) eval_batches_.push_back(pack(chosen, std::vector<int32_t>(chosen.size(), 0), prefixes));
     chosen.clear(), rows = 0;
   };
   for (const Example& e : held_out_.examples) {
@@ -314,8 +334,8 @@ Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget)
   smallest.recompute = Recompute::block, smallest.recompute_layers = config_.layers;
   int64_t needed = 0;
   for (int64_t micro = (o_.micro_batch + 1) / 2; o_.micro_batch > 1; micro = (micro + 1) / 2) {
-    const DataLoader loader(train_.examples, {o_.batch, micro, o_.seed, o_.recipe == "official-script"}, train_.chars);
-    const auto shapes = step_shapes(loader, planned_steps(steps_, o_.batch), micro);
+    const DataLoader loader(train_.examples, loading(micro), train_.chars);
+    const auto shapes = plan_steps(loader, planned_steps(steps_, o_.batch)).shapes;
     needed = plan_memory(backend_.device(), backend_.precision(), smallest, shapes, {}).peak_bytes;
     if (needed <= budget)
       return error.line("try", strf("--micro-batch %ld: the same result, %s", micro, memory_text(needed).c_str()));

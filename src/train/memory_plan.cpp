@@ -13,7 +13,7 @@ Batch hollow_batch(const StepShape& s) {
   const auto rows = static_cast<size_t>(s.rows), labels = static_cast<size_t>(s.labels);
   b.tokens.assign(rows, 0), b.label_rows.assign(labels, 0);
   b.seqs.assign(static_cast<size_t>(s.sequences), SeqRange{});
-  b.real_rows = s.rows, b.real_labels = s.labels, b.examples = s.sequences;
+  b.real_rows = b.tokens_read = s.rows, b.real_labels = s.labels, b.examples = s.sequences;
   return b;
 }
 

@@ -86,7 +86,7 @@ void Trainer::accumulate(const Batch& batch) {
 
 StepResult Trainer::step(const std::vector<Batch>& window, int64_t step, const OptimizerConfig& config) {
   StepResult result;
-  for (const Batch& b : window) result.tokens += b.real_rows, result.labels += b.real_labels;
+  for (const Batch& b : window) result.tokens += b.tokens_read, result.labels += b.real_labels;
   StepParams p;
   p.lr = config.lr;
   p.inv_tokens = 1.0 / static_cast<double>(std::max<int64_t>(result.labels, 1));

@@ -11,9 +11,9 @@
 namespace irq {
 
 struct StepResult {
-  double loss = 0;       // mean over the trainable tokens of the window, before the update
-  double grad_norm = 0;  // before clipping
-  int64_t tokens = 0, labels = 0;
+  double loss = 0;                 // mean over the trainable tokens of the window, before the update
+  double grad_norm = 0;            // before clipping
+  int64_t tokens = 0, labels = 0;  // tokens: of the examples, whether or not they share rows
 };
 
 struct OptimizerConfig {

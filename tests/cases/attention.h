@@ -139,6 +139,23 @@ inline AttentionShape prefix_attention(int head_dim, int heads, int kv_heads) {
           {{0, 70, 0, 70, 0, 0}, {70, 90, 70, 90, 0, 70}, {91, 92, 91, 92, 0, 70}, {92, 157, 92, 157, 0, 70}},
           0};
 }
+// What pack() makes of examples that share prompts: two prefixes in front, the second one across two tiles of keys, sequences
+// on them in turns, one alone, and room that no sequence takes.
+inline AttentionShape shared_attention(int head_dim, int heads, int kv_heads) {
+  AttentionShape s{"shared", head_dim, heads, kv_heads, 0, 0, {{0, 29, 0, 29, 0, 0}, {29, 68, 29, 68, 0, 0}}, 0};
+  int row = 68;
+  for (const int length : {5, 70, 1, 64, 90, 33, 2, 17, 128}) {
+    const int kind = static_cast<int>(s.seqs.size()) % 3, begin = kind == 1 ? 29 : 0,
+              end = kind == 0   ? 0
+                    : kind == 1 ? 68
+                                : 29;
+    s.seqs.push_back({row, row + length, row, row + length, begin, end});
+    row += length;
+  }
+  s.seqs.push_back({0, 0, 0, 0, 0, 0});
+  s.queries = s.keys = row + 3;
+  return s;
+}
 // One query row each against a cache with free rows between the sequences; one sequence also has a prefix, one is dead.
 inline AttentionShape decode_attention(int head_dim, int heads, int kv_heads) {
   return {"decode",
@@ -183,6 +200,7 @@ inline std::vector<OpCase> attention_cases() {
     shapes.push_back(packed_attention("packed", head_dim, 2, 2, lengths));
     shapes.push_back(packed_attention("strided,dead", head_dim, 4, 2, {65, 0, 2, 64}, 3, 8));
     shapes.push_back(prefix_attention(head_dim, 3, 1));
+    shapes.push_back(shared_attention(head_dim, 4, 2));
     shapes.push_back(decode_attention(head_dim, 4, 2));
     shapes.push_back(chunk_attention(head_dim, 2, 1));
     shapes.push_back(long_attention(head_dim, 2, 1));
@@ -206,6 +224,7 @@ inline std::vector<OpCase> attention_cases() {
   for (const int head_dim : {32, 64, 128}) {
     cases.push_back(attention_bwd_rope_case(packed_attention("packed", head_dim, 2, 2, lengths)));
     cases.push_back(attention_bwd_rope_case(packed_attention("strided,dead", head_dim, 4, 2, {65, 0, 2, 64}, 3, 8)));
+    cases.push_back(attention_bwd_rope_case(shared_attention(head_dim, 3, 3)));
   }
   cases.push_back(attention_bwd_rope_case(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3)));
   cases.push_back(attention_bwd_rope_case(packed_attention("dead_tiles", 128, 2, 1, {70, 40}, 130)));
