@@ -18,10 +18,10 @@ struct AttentionArgs {
   const float *cosine = nullptr, *sine = nullptr;  // (T, D/2), only backward's; null: q and k were not turned
   const int32_t* positions = nullptr;              // (1, N)
   int64_t cosine_stride = 0, sine_stride = 0;
-  // Only backward's: the first split_tiles tiles of 64 keys have `splits` blocks each (attention_bwd.cuh).
-  float* sums = nullptr;   // (kv_heads, split_tiles, splits, 2, 64, D)
+  // Only backward's: the first split_tiles tiles of 64 keys have 2^split_shift blocks each (attention_bwd.cuh).
+  float* sums = nullptr;   // (kv_heads, split_tiles, 2^split_shift, 2, 64, D)
   int* arrived = nullptr;  // (kv_heads, split_tiles), zero before and after
-  int split_tiles = 0, splits = 1;
+  int split_tiles = 0, split_shift = 0;
 };
 AttentionArgs make_attention_args(Tensor q, Tensor k, Tensor v, Tensor lse, Tensor seqs, int head_dim);
 // Whether rows may be read and written 16 bytes at a time.

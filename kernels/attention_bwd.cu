@@ -185,8 +185,10 @@ template <int D>
 __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArgs a) {
   extern __shared__ __align__(16) unsigned char shared_memory[];  // K, V, two query stages
   __shared__ Seen list[2 * kThreads + 1];
-  const KeyTile& tile = find_key_tile<kThreads>(a, blockIdx.x);
-  if (tile.parts == 0) return;
+  __shared__ int parts;
+  const KeyTile tile(a, static_cast<int>(blockIdx.x));
+  find_parts<kThreads>(a, tile, parts);
+  if (parts == 0) return;
   const int tile_begin = tile.begin, tile_end = tile.end, kv_head = blockIdx.y;
   const uint32_t k_tile = smem_address(shared_memory), stages = k_tile + 2 * kTileBytes<D>;
   load_tile<D, kTile, kThreads>(k_tile, static_cast<const __nv_bfloat16*>(a.k) + kv_head * D, a.k_stride, tile_begin,
@@ -212,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
     if (visit.entry < entries) load(visit, 0);
     for (int stage = 0; visit.entry < entries; stage ^= 1) {
       Visit next = visit;
-      next.skip(tile.parts, list, entries, a.group);
+      next.skip(parts, list, entries, a.group);
       cp_async_wait<0>();
       __syncthreads();  // this visit's tiles are there, and every warp has left the last one's
       if (next.entry < entries) load(next, stage ^ 1);
@@ -225,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_dkv_kernel(AttentionArg
     __syncthreads();  // the next chunk's first load goes to stage 0
   }
   cp_async_wait<0>();
-  if (!add_parts<kThreads>(a, tile, dk[0], dv[0])) return;
+  if (!add_parts<kThreads>(a, tile, parts, dk[0], dv[0])) return;
   __syncthreads();
   const float scale[1][2] = {{a.scale, a.scale}}, one[1][2] = {{1.f, 1.f}};
   unsigned char* staging = shared_memory + warp_row * kPitchBytes<D>;
@@ -252,13 +254,27 @@ void launch(const AttentionArgs& a, cudaStream_t stream) {
   }
 }
 
-constexpr int kSplitTiles = 4, kMostSplits = 8;        // a prefix of up to 256 tokens; 8 parts are 0.5 MB to add up
+constexpr int kSplitTiles = 4, kMostSplitShift = 3;    // a prefix of up to 256 tokens; 8 parts are 0.5 MB to add up
 constexpr int64_t kMostPartBytes = int64_t{32} << 20;  // of the backend's scratch memory
+
+int64_t part_bytes(const AttentionArgs& a) {
+  return int64_t{a.kv_heads} * a.split_tiles * 2 * kTile * a.head_dim * static_cast<int64_t>(sizeof(float));
+}
+
+// As many parts as leave no multiprocessor idle where two tiles have keys of prefixes; none where there cannot be two sequences on one.
+void divide_first_tiles(AttentionArgs& a, int sm_count) {
+  if (a.n_seqs < 3) return;
+  a.split_tiles = static_cast<int>(std::min<int64_t>(kSplitTiles, ceil_div(a.keys, kTile)));
+  while (a.split_shift < kMostSplitShift && a.kv_heads << (a.split_shift + 1) <= sm_count &&
+         part_bytes(a) << (a.split_shift + 1) <= kMostPartBytes)
+    ++a.split_shift;
+  if (a.split_shift == 0) a.split_tiles = 0;
+}
 
 }  // namespace
 
 unsigned key_tile_blocks(const AttentionArgs& a) {
-  return static_cast<unsigned>(ceil_div(a.keys, kTile) + a.split_tiles * (a.splits - 1));
+  return static_cast<unsigned>(ceil_div(a.keys, kTile) + a.split_tiles * ((1 << a.split_shift) - 1));
 }
 
 void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor q, Tensor k,
@@ -269,13 +285,9 @@ void CudaBackend::attention_bwd(Tensor dq, Tensor dk, Tensor dv, Tensor delta, T
   a.o_stride = o.stride, a.dq_stride = dq.stride, a.dk_stride = dk.stride, a.dv_stride = dv.stride,
   a.dout_stride = dout.stride;
   a.delta_stride = delta.stride;
-  // As many parts as leave no multiprocessor idle where two tiles have keys of prefixes.
-  a.split_tiles = static_cast<int>(std::min<int64_t>(kSplitTiles, ceil_div(a.keys, kTile)));
-  const int64_t slots = int64_t{a.kv_heads} * a.split_tiles, part_bytes = 2 * kTile * head_dim * int64_t{sizeof(float)};
-  const int64_t wanted = std::clamp<int64_t>(sm_count() / std::max(a.kv_heads, 1), 2, kMostSplits);
-  a.splits = static_cast<int>(std::min(wanted, kMostPartBytes / std::max<int64_t>(slots * part_bytes, 1)));
-  if (a.n_seqs < 3 || a.splits < 2 || slots > kMeetings) a.split_tiles = 0, a.splits = 1;  // a prefix and two on it
-  else a.sums = static_cast<float*>(workspace(slots * a.splits * part_bytes)), a.arrived = meetings();
+  divide_first_tiles(a, sm_count());
+  if (a.split_tiles > 0)
+    a.sums = static_cast<float*>(workspace(part_bytes(a) << a.split_shift)), a.arrived = meetings();
   bool tiles = q.dtype == DType::BF16;
   for (const Tensor& x : {q, k, v, o, dout, dq, dk, dv}) tiles = tiles && rows_are_aligned(x);
   const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);

@@ -30,32 +30,31 @@ __device__ inline Seen find_seen(const AttentionArgs& a, int i, bool prefix, int
   return seen;
 }
 
-// The tile of keys of a block, and which of the visits are its own: every parts-th one from `part` on; parts = 0: none.
-struct KeyTile {
-  int begin, end;  // rows of the buffer
-  int index, part, parts;
-};
 // A shared prefix's keys are seen by all sequences that hang on it: one block would still be visiting them when all others are done.
 // So the first tiles (pack() puts prefixes in front) have several blocks, which share the visits where the tile has keys of a prefix.
-// The result stays in shared memory, as find_query_tile's does.
+struct KeyTile {
+  int index, part;  // the block's tile of keys; every parts-th visit from `part` on is its own
+  int begin, end;   // rows of the buffer
+  __device__ KeyTile(const AttentionArgs& a, int block) {
+    const int divided = a.split_tiles << a.split_shift;
+    index = block < divided ? block >> a.split_shift : block - divided + a.split_tiles;
+    part = block < divided ? block & ((1 << a.split_shift) - 1) : 0;
+    begin = index * kQueryTile, end = min(begin + kQueryTile, a.keys);
+  }
+};
+// parts, for the whole block: 0 where another one has all visits. In shared memory, so that it costs no register in the main loop.
 template <int kThreads>
-__device__ inline const KeyTile& find_key_tile(const AttentionArgs& a, int index) {
-  __shared__ KeyTile result;
-  const int divided = a.split_tiles * a.splits;
-  const int tile = index < divided ? index / a.splits : index - divided + a.split_tiles;
-  const int begin = tile * kQueryTile, end = min(begin + kQueryTile, a.keys);
-  const int part = index < divided ? index % a.splits : 0;
+__device__ inline void find_parts(const AttentionArgs& a, const KeyTile& tile, int& parts) {
   bool shared = false;
-  if (index < divided) {
+  if (tile.index < a.split_tiles) {
     for (int i = threadIdx.x; i < a.n_seqs; i += kThreads) {
       const SeqRange s = load_seq(a, i);
-      shared = shared || (s.queries() > 0 && max(s.p_begin, begin) < min(s.p_end, end));
+      shared = shared || (s.queries() > 0 && max(s.p_begin, tile.begin) < min(s.p_end, tile.end));
     }
     shared = __syncthreads_or(shared);
   }
-  if (threadIdx.x == 0) result = {begin, end, tile, part, shared ? a.splits : part == 0 ? 1 : 0};
+  if (threadIdx.x == 0) parts = shared ? 1 << a.split_shift : tile.part == 0 ? 1 : 0;
   __syncthreads();
-  return result;
 }
 
 // Where the block is in its visits: for each entry of the list, each query head of the group, each query tile.
@@ -88,13 +87,13 @@ __device__ inline int list_seen(const AttentionArgs& a, int chunk, int tile_begi
 
 // The sums of a tile's parts, in their order, in the block that comes last: true there, and in a block that has all visits.
 template <int kThreads, int kCount>
-__device__ inline bool add_parts(const AttentionArgs& a, const KeyTile& tile, float (&dk)[kCount][4],
+__device__ inline bool add_parts(const AttentionArgs& a, const KeyTile& tile, int parts, float (&dk)[kCount][4],
                                  float (&dv)[kCount][4]) {
-  if (tile.parts == 1) return true;
+  if (parts == 1) return true;
   __shared__ bool last;
   const int slot = blockIdx.y * a.split_tiles + tile.index;
   const auto sums = [&](int part) {
-    return reinterpret_cast<float4*>(a.sums) + int64_t{slot * tile.parts + part} * 2 * kCount * kThreads + threadIdx.x;
+    return reinterpret_cast<float4*>(a.sums) + int64_t{slot * parts + part} * 2 * kCount * kThreads + threadIdx.x;
   };
   float4* mine = sums(tile.part);
 #pragma unroll
@@ -106,14 +105,14 @@ __device__ inline bool add_parts(const AttentionArgs& a, const KeyTile& tile, fl
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(a.arrived + slot, 1) == tile.parts - 1;
+    last = atomicAdd(a.arrived + slot, 1) == parts - 1;
     if (last) a.arrived[slot] = 0;
   }
   __syncthreads();
   if (!last) return false;
   __threadfence();
   const auto add = [](float(&x)[4], const float4& y) { x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w; };
-  for (int part = 0; part < tile.parts; ++part) {
+  for (int part = 0; part < parts; ++part) {
     const float4* from = sums(part);
 #pragma unroll
     for (int n = 0; n < kCount; ++n)

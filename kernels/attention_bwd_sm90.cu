@@ -252,8 +252,10 @@ template <int D>
 __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(AttentionArgs a) {
   extern __shared__ unsigned char shared_memory[];  // K, V, stages of Q and dO, of lse and delta
   __shared__ Seen list[2 * kThreads + 1];
-  const KeyTile& tile = find_key_tile<kThreads>(a, blockIdx.x);
-  if (tile.parts == 0) return;
+  __shared__ int parts;
+  const KeyTile tile(a, static_cast<int>(blockIdx.x));
+  find_parts<kThreads>(a, tile, parts);
+  if (parts == 0) return;
   const int tile_begin = tile.begin, tile_end = tile.end, kv_head = blockIdx.y;
   unsigned char* memory = aligned_memory(shared_memory);
   const uint32_t k_tile = smem_address(memory), v_tile = k_tile + kTileBytes<D>, stages = k_tile + kStageBytes<D>;
@@ -265,72 +267,83 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   const float c = a.scale * kLog2E;
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
 
-  for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
-    const int entries = list_seen<kThreads>(a, chunk, tile_begin, tile_end, list);
-    if (entries == 0) continue;
-    const auto load = [&](const Visit& v, int slot) {
-      if (v.entry < entries) {
-        const Seen& s = list[v.entry];
-        const int head = kv_head * a.group + v.head, first = s.q_begin + v.tile * kTile;
-        const uint32_t stage = stages + slot * kStageBytes<D>;
-        load_panels<D>(stage, a.q, a.q_stride, head * D, first, s.q_end);
-        load_panels<D>(stage + kTileBytes<D>, a.dout, a.dout_stride, head * D, first, s.q_end);
-        const int i = static_cast<int>(threadIdx.x) % kTile;
-        const float* rows = threadIdx.x < kTile ? a.lse + head * a.lse_stride : a.delta + head * a.delta_stride;
-        cp_async_4(stages + kStages * kStageBytes<D> + slot * kRowBytes + threadIdx.x * 4,
-                   rows + (first + i < s.q_end ? first + i : 0), first + i < s.q_end);
+  const auto visit_all = [&](auto alone) {  // alone: all visits are the block's own
+    const auto step = [&](Visit& v, int entries) {
+      if constexpr (alone.value) {
+        if (v.entry < entries) v.next(list, a.group);
+      } else {
+        v.skip(parts, list, entries, a.group);
       }
-      cp_async_commit();
     };
-    Visit visit = {0, 0, list[0].first_tile};
-    visit.skip(tile.part, list, entries, a.group);
-    Visit ahead = visit;
-    load(ahead, 0);
-    ahead.skip(tile.parts, list, entries, a.group);
-    for (int slot = 0; visit.entry < entries; slot = (slot + 1) % kStages) {
-      cp_async_wait<0>();
-      wgmma_wait<0>();
-      publish_to_products();
-      __syncthreads();  // this visit's tiles are there, and the last one's products, whose place is loaded, are done
-      load(ahead, (slot + 1) % kStages);
-      ahead.skip(tile.parts, list, entries, a.group);
-      const Seen& seen = list[visit.entry];
-      const int first_query = visit.tile * kTile, low = max(seen.key_begin, tile_begin);
-      visit.skip(tile.parts, list, entries, a.group);
-      if (low >= min(seen.key_end, tile_begin + kTile) || low - seen.key_lead >= first_query + kTile) continue;
-      const uint32_t q_tile = stages + slot * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
-      const float* lse = row_values + slot * 2 * kTile;
-      float s[kTile / 8][4], dp[kTile / 8][4];
-      wgmma_fence();
-      start_abt<D>(s, k_tile, q_tile);
-      start_abt<D>(dp, v_tile, dout_tile);
-      wgmma_wait<1>();
-      results_are_there(s);
-      transposed_probabilities(s, lse, seen, tile_begin, first_query, c);
-      uint32_t p[kTile / 16][4], ds[kTile / 16][4];
-      pack_operand(p, s);
-      wgmma_fence();
-      start_pb<D>(dv, p, dout_tile);
-      wgmma_wait<1>();
-      results_are_there(dp);
+    for (int chunk = 0; chunk < a.n_seqs; chunk += kThreads) {
+      const int entries = list_seen<kThreads>(a, chunk, tile_begin, tile_end, list);
+      if (entries == 0) continue;
+      const auto load = [&](const Visit& v, int slot) {
+        if (v.entry < entries) {
+          const Seen& s = list[v.entry];
+          const int head = kv_head * a.group + v.head, first = s.q_begin + v.tile * kTile;
+          const uint32_t stage = stages + slot * kStageBytes<D>;
+          load_panels<D>(stage, a.q, a.q_stride, head * D, first, s.q_end);
+          load_panels<D>(stage + kTileBytes<D>, a.dout, a.dout_stride, head * D, first, s.q_end);
+          const int i = static_cast<int>(threadIdx.x) % kTile;
+          const float* rows = threadIdx.x < kTile ? a.lse + head * a.lse_stride : a.delta + head * a.delta_stride;
+          cp_async_4(stages + kStages * kStageBytes<D> + slot * kRowBytes + threadIdx.x * 4,
+                     rows + (first + i < s.q_end ? first + i : 0), first + i < s.q_end);
+        }
+        cp_async_commit();
+      };
+      Visit visit = {0, 0, list[0].first_tile};
+      if constexpr (!alone.value) visit.skip(tile.part, list, entries, a.group);
+      Visit ahead = visit;
+      load(ahead, 0);
+      step(ahead, entries);
+      for (int slot = 0; visit.entry < entries; slot = (slot + 1) % kStages) {
+        cp_async_wait<0>();
+        wgmma_wait<0>();
+        publish_to_products();
+        __syncthreads();  // this visit's tiles are there, and the last one's products, whose place is loaded, are done
+        load(ahead, (slot + 1) % kStages);
+        step(ahead, entries);
+        const Seen& seen = list[visit.entry];
+        const int first_query = visit.tile * kTile, low = max(seen.key_begin, tile_begin);
+        step(visit, entries);
+        if (low >= min(seen.key_end, tile_begin + kTile) || low - seen.key_lead >= first_query + kTile) continue;
+        const uint32_t q_tile = stages + slot * kStageBytes<D>, dout_tile = q_tile + kTileBytes<D>;
+        const float* lse = row_values + slot * 2 * kTile;
+        float s[kTile / 8][4], dp[kTile / 8][4];
+        wgmma_fence();
+        start_abt<D>(s, k_tile, q_tile);
+        start_abt<D>(dp, v_tile, dout_tile);
+        wgmma_wait<1>();
+        results_are_there(s);
+        transposed_probabilities(s, lse, seen, tile_begin, first_query, c);
+        uint32_t p[kTile / 16][4], ds[kTile / 16][4];
+        pack_operand(p, s);
+        wgmma_fence();
+        start_pb<D>(dv, p, dout_tile);
+        wgmma_wait<1>();
+        results_are_there(dp);
 #pragma unroll
-      for (int n = 0; n < kTile / 8; ++n) {
-        const float2 delta =
-            *reinterpret_cast<const float2*>(lse + kTile + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2);
+        for (int n = 0; n < kTile / 8; ++n) {
+          const float2 delta =
+              *reinterpret_cast<const float2*>(lse + kTile + n * 8 + static_cast<int>(threadIdx.x) % 4 * 2);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) s[n][e] *= dp[n][e] - (e % 2 ? delta.y : delta.x);
+          for (int e = 0; e < 4; ++e) s[n][e] *= dp[n][e] - (e % 2 ? delta.y : delta.x);
+        }
+        pack_operand(ds, s);
+        wgmma_fence();
+        start_pb<D>(dk, ds, q_tile);
       }
-      pack_operand(ds, s);
-      wgmma_fence();
-      start_pb<D>(dk, ds, q_tile);
+      wgmma_wait<0>();
+      __syncthreads();  // the next chunk's list and loads take the place of this one's
     }
-    wgmma_wait<0>();
-    __syncthreads();  // the next chunk's list and loads take the place of this one's
-  }
+  };
+  if (parts == 1) visit_all(std::true_type{});
+  else visit_all(std::false_type{});
   results_are_there(dk);
   results_are_there(dv);
   cp_async_wait<0>();
-  if (!add_parts<kThreads>(a, tile, dk, dv)) return;
+  if (!add_parts<kThreads>(a, tile, parts, dk, dv)) return;
   turn_back<D>(a, dk, tile_begin, tile_end);
   __syncthreads();
   store_group<D>(a.dk, a.dk_stride, kv_head * D, tile_begin, tile_end, memory, dk, a.scale);

@@ -75,7 +75,11 @@ TEST_F(TrainData, PromptsThatBeginAlikeAreComputedOnce) {
     for (size_t i = 0; i < own.size(); ++i) EXPECT_NEAR(losses()[i], own[i], 1e-5 * own[i]);
   }
   // Under dropout the examples have masks of their own unless told otherwise.
-  EXPECT_FALSE(told(run({"--dropout", "0.1"})));
+  const std::string advice = "note: prompts begin alike; --share-prefixes on would compute ";
+  const CommandResult masked = run({"--dropout", "0.1"});
+  EXPECT_FALSE(told(masked));
+  EXPECT_NE(masked.err.find(advice), std::string::npos) << masked.err;
+  EXPECT_EQ(run({"--dropout", "0.1", "--share-prefixes", "off"}).err.find(advice), std::string::npos);
   EXPECT_TRUE(told(run({"--dropout", "0.1", "--share-prefixes", "on"})));
 }
 

@@ -74,6 +74,7 @@ class Finetune {
   void load_examples();
   void note_long_examples() const;
   void plan_batches();
+  void note_shared_prompts(double tokens, double rows) const;
   void quantize();
   QuantizeOptions quantize_options() const;
   void choose_integers(QuantizeOptions& options) const;

@@ -180,14 +180,29 @@ void Finetune::note_long_examples() const {
               limits.c_str(), with_commas(config_.max_seq).c_str(), with_commas(longest).c_str()));
 }
 
+// What prompts that begin alike save; under dropout, what they could.
+void Finetune::note_shared_prompts(double tokens, double rows) const {
+  const auto text = [](double x) { return with_commas(std::llround(x)); };
+  if (rows < tokens)
+    note("prompts that begin alike are computed once: " + text(rows) + " rows a step for " + text(tokens) + " tokens");
+  if (prefixes_ == Prefixes::shared || o_.share_prefixes != "auto") return;
+  constexpr int64_t kLookedAt = 64;  // steps
+  constexpr double kWorthSaying = 0.9;
+  LoaderOptions options = loading(o_.micro_batch);
+  options.prefixes = Prefixes::shared;
+  const PlannedSteps could =
+      plan_steps(DataLoader(train_.examples, options, train_.chars), std::min(steps_, kLookedAt));
+  if (could.rows < kWorthSaying * could.tokens)
+    note("note: prompts begin alike; --share-prefixes on would compute " + text(could.rows) + " rows a step for " +
+         text(could.tokens) + " tokens, under common dropout masks");
+}
+
 // The sizes of all micro-batches of the run; the held-out examples in batches that are no larger.
 void Finetune::plan_batches() {
   const int64_t planned = planned_steps(std::max<int64_t>(steps_, 1), o_.batch);
   const PlannedSteps steps = plan_steps(*loader_, planned);
   train_shapes_ = steps.shapes;
-  if (steps.rows < steps.tokens)
-    note(strf("prompts that begin alike are computed once: %s rows a step for %s tokens",
-              with_commas(std::llround(steps.rows)).c_str(), with_commas(std::llround(steps.tokens)).c_str()));
+  note_shared_prompts(steps.tokens, steps.rows);
   if (steps_ > planned) {  // behind the batches looked at: the longest examples may all meet in one
     std::vector<int64_t> lengths;
     for (const Example& e : train_.examples) lengths.push_back(static_cast<int64_t>(e.ids.size()));
