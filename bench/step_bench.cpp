@@ -79,8 +79,10 @@ double predicted_a100_seconds(const StepBenchOptions& o, const MemoryPlan& plan,
   double bytes = rows * 2 * elements * static_cast<double>(c.layers);
   const double passes =
       o.micro_batch > 0 ? std::ceil(static_cast<double>(o.sequences) / static_cast<double>(o.micro_batch)) : 1;
-  if (plan.model.residency == Residency::packed)
-    bytes += 2 * passes * static_cast<double>(linear_weights(c)) * (2 + o.bits / 8.0 + 2.0 / 64);
+  const double packed = plan.model.residency == Residency::packed
+                            ? 1 - static_cast<double>(plan.model.cached_layers) / static_cast<double>(c.layers)
+                            : 0;
+  bytes += packed * 2 * passes * static_cast<double>(linear_weights(c)) * (2 + o.bits / 8.0 + 2.0 / 64);
   return flops / kA100FlopsPerSecond + bytes / kA100BytesPerSecond;
 }
 
@@ -108,7 +110,10 @@ struct Outcome {
   int64_t peak = 0;
 };
 
-std::string residency_text(const ModelPlan& m) { return m.residency == Residency::packed ? "packed" : "cached"; }
+std::string residency_text(const ModelPlan& m) {
+  if (m.residency == Residency::cached) return "cached";
+  return m.cached_layers == 0 ? "packed" : strf("%ld/%ld cached", m.cached_layers, m.config.layers);
+}
 std::string recompute_text(const ModelPlan& m) {
   const char* level = name_of(m.recompute);
   if (m.recompute == Recompute::none || m.recompute_layers == m.config.layers) return level;
@@ -147,7 +152,7 @@ void report(Backend& backend, const StepBenchOptions& o, const Outcome& r) {
   row("batch", strf("%ld x %ld = %ld tokens, %ld labelled, micro-batches of %ld", o.sequences, o.length, r.last.tokens,
                     r.last.labels, o.micro_batch > 0 ? o.micro_batch : o.sequences));
   if (r.rows < tokens) row("computed", strf("%.0f rows: what sequences begin alike with is computed once", r.rows));
-  row("plan", residency_text(plan.model) + " weights, recompute " + recompute_text(plan.model));
+  row("plan", weights_text(plan.model) + ", recompute " + recompute_text(plan.model));
   row("step",
       strf("%.2f ms, median of %d (%.2f to %.2f)", r.step.median_ms, r.step.repeats, r.step.min_ms, r.step.max_ms));
   row("tokens/s", with_commas(std::llround(tokens / seconds)));
@@ -244,8 +249,8 @@ void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& o) {
     return;
   }
   std::printf("%s\n  device  : %s\n", describe(o.config).c_str(), backend.describe().c_str());
-  std::printf("  batch   : %ld x %ld tokens, NF%d with shifts, %s weights, recompute %s\n", o.sequences, o.length,
-              o.bits, residency_text(adapted.plan.model).c_str(), recompute_text(adapted.plan.model).c_str());
+  std::printf("  batch   : %ld x %ld tokens, NF%d with shifts, %s, recompute %s\n", o.sequences, o.length, o.bits,
+              weights_text(adapted.plan.model).c_str(), recompute_text(adapted.plan.model).c_str());
   std::printf("  frozen  : %s\n", step_text(first).c_str());
   std::printf("  adapted : %s, LoRA rank %ld%s, dropout %g\n", step_text(adapted).c_str(), o.rank,
               o.iec ? " + IEC" : "", o.dropout);

@@ -68,23 +68,27 @@ TEST(Methods, RecomputeChangesNothing) {
   }
 }
 
-// A cached weight is dequantized again after each step: training goes the same way, bit for bit.
+// A cached weight is dequantized again after each step: training goes the same way, bit for bit, with one layer's or both cached.
 TEST(Methods, CachedScalesTrainAsPackedOnes) {
   const std::vector<Example> examples = tiny_examples(5);
   const Batch batch = pack_range(examples, 0, 5);
   OptimizerConfig config;
   config.lr = 1e-3;
-  std::vector<double> values[2];
-  double losses[2][3];
-  for (const bool cached : {false, true}) {
+  std::vector<double> values[3];
+  double losses[3][3];
+  for (const int cached : {0, 1, 2}) {
     ModelPlan plan = scales_plan(2, 16);
-    plan.residency = cached ? Residency::cached : Residency::packed;
+    ASSERT_EQ(plan.config.layers, 2);
+    plan.residency = cached == 2 ? Residency::cached : Residency::packed;
+    plan.cached_layers = cached == 1 ? 1 : 0;
     TinyModel tiny(cpu_backend(DType::F32), plan);
     for (int step = 1; step <= 3; ++step) losses[cached][step - 1] = tiny.trainer->step({batch}, step, config).loss;
     values[cached] = tiny.values();
   }
-  EXPECT_EQ(values[0], values[1]);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(losses[0][i], losses[1][i]);
+  for (const int cached : {1, 2}) {
+    EXPECT_EQ(values[0], values[cached]);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(losses[0][i], losses[cached][i]);
+  }
   EXPECT_LT(losses[0][2], losses[0][0]);
 }
 
@@ -108,6 +112,9 @@ TEST(Methods, PlanIsThePeakToTheByte) {
   for (const ModelPlan& p : {pooled_plan(PoolKind::mean, 16, false, true),
                              pooled_plan(PoolKind::sum, 16, true, true, 0.1), scales_plan(3, 8)}) {
     expect_plan_is_the_peak(p, batch);
+    ModelPlan mixed = p;
+    mixed.cached_layers = 1;
+    expect_plan_is_the_peak(mixed, batch);
   }
 }
 

@@ -15,6 +15,7 @@ show() { printf '\n$ %s\n' "$*"; "$@"; }
 engine() {
   show "$bench" step --model 7b --rows 16x512 --steps 10 --quiet
   show "$bench" step --model 7b --rows 16x123 --steps 10 --quiet
+  show "$bench" step --model 7b --rows 16x123 --labelled 0.49 --templates 29,39 --steps 10 --quiet
 }
 peer() { # module that must be there, then the script and its arguments
   local module=$1

@@ -113,7 +113,7 @@ void give_packed(Arena& arena, QuantizedMatrix& q) {
 }
 
 void stage_largest_matrix(Arena& arena, const ModelPlan& plan) {
-  if (!plan.quantized || plan.residency != Residency::cached) return;
+  if (!plan.quantized || plan.packs(0)) return;
   for (const LinearShape& s : layer_linears(plan.config)) {
     QuantizedMatrix q = take_packed(arena, plan.format, s.out, s.in);
     give_packed(arena, q);

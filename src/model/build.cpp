@@ -59,7 +59,7 @@ Llama::Llama(Backend& backend, Arena& arena, const ModelPlan& plan)
       for (int i = 0; i < kGroups[k].count; ++i) {
         const LinearShape& s = shapes[static_cast<size_t>(kGroups[k].first + i)];
         LinearPart part{s.name, g.out, s.out, false, {}};
-        if (plan.quantized && (plan.residency == Residency::packed || plan.scales)) {
+        if (plan.packs(static_cast<int64_t>(l)) || plan.scales) {
           part.quantized = true;
           part.packed = packed_matrix(arena, plan, s.out, s.in, map);
         }
@@ -130,8 +130,7 @@ void Llama::build_group(LinearGroup& g, int first_linear) {
       if (lora.u2) p.param_beta2 = params_.add(name(p, "beta2"), 1, 1);
     }
   }
-  if (!plan_.quantized || plan_.residency == Residency::cached)
-    g.resident = arena_.push("resident weights", storage, g.out + g.rank, g.in + g.rank);
+  if (!plan_.packs(g.layer)) g.resident = arena_.push("resident weights", storage, g.out + g.rank, g.in + g.rank);
   if (g.rank > 0) place_folded(g);
 }
 

@@ -55,6 +55,8 @@ struct ModelPlan {
   bool quantized = false;
   QuantFormat format;
   Residency residency = Residency::packed;
+  int64_t cached_layers = 0;  // packed: the first layers, whose weights are cached all the same
+  bool packs(int64_t layer) const { return quantized && residency == Residency::packed && layer >= cached_layers; }
   bool full = false;  // every parameter trains
   bool lora = false;
   LoraConfig lora_config;

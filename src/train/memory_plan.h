@@ -29,12 +29,14 @@ MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& mode
 struct PlanFreedom {
   bool residency = true, recompute = true;
 };
-// The fastest plan that fits: cached weights, norms computed again, packed weights, both, gate_up, block; recompute layer by layer. Throws an
+// The fastest plan that fits: cached weights, norms computed again, weights packed in as few layers as will do with either, gate_up, block;
+// recompute layer by layer. Throws an
 // Error that says what would fit when nothing does. Planning stops at an interrupt with Exit::interrupted.
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
 
 std::string memory_text(int64_t bytes);  // in the units of --memory-limit: "1.50 GiB", "12.3 MiB", "793.2 KiB"
+std::string weights_text(const ModelPlan& model);  // "cached weights", "weights cached in 12 of 60 layers", ...
 // The plan as a table for people.
 std::string describe(const MemoryPlan& plan);
 
