@@ -9,7 +9,8 @@
 // Tricky  Both kernels keep S and dP in registers: dq's rows are queries (S = Q K^T), dk's and dv's rows are keys (S^T = K Q^T),
 //         so P and dS are already where the next product wants its left operand. Key tiles are tiles of the buffer, not of
 //         a sequence: such a block visits, in the order of seqs, everything that sees any of its keys, hence a shared prefix
-//         needs no atomics and keys in no sequence get their zeros. Query rows behind a sequence's end are loaded as zeros
+//         needs no atomics and keys in no sequence get their zeros (where prefixes lie, in front, several blocks divide the
+//         visits and add up their sums in order). Query rows behind a sequence's end are loaded as zeros
 //         with lse = delta = 0: their P is 1, but dO = 0 makes their share of dv, dS and dk exactly 0.
 #include "kernels/attention_bwd.cuh"
 #include "kernels/kernel_choice.h"

@@ -267,7 +267,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) attention_dkv_sm90_kernel(A
   const float c = a.scale * kLog2E;
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
 
-  const auto visit_all = [&](auto alone) {  // alone: all visits are the block's own
+  // alone: all visits are the block's own. With one loop for both cases everything unshared takes 2 % longer.
+  const auto visit_all = [&](auto alone) {
     const auto step = [&](Visit& v, int entries) {
       if constexpr (alone.value) {
         if (v.entry < entries) v.next(list, a.group);
