@@ -64,7 +64,7 @@ int64_t deal(Args& a, int cluster, int64_t clusters, int tokens) {
   a.tiles = static_cast<int>(ceil_div(ceil_div(quads, clusters) * 4, kTileRows));
   if (a.tiles > kGroups) return 0;
   a.turns = kGroups / a.tiles;
-  return ceil_div(chunks, cluster) * ((a.tiles == 3 ? 275 : 250) * a.tiles + 6 * tokens + 70) + 64 * cluster;
+  return ceil_div(chunks, cluster) * (a.tiles * (430 + 7 * tokens / 2) + 5 * tokens / 2) + 64 * cluster;
 }
 
 template <int kBits, int kSets>
@@ -102,7 +102,7 @@ bool launch(Args& a, int64_t shared_bytes, cudaStream_t stream) {
   a.stages = static_cast<int>(std::min<int64_t>(kMostStages, (shared_bytes - end) / a.stage_bytes));
   if (a.stages < kFewestStages) return false;
   // A team leaves a stage in the middle of its next chunk, which must be there by then.
-  a.turns = std::min(a.turns, a.stages - 2), a.behind = a.stages - a.turns > 2 ? 2 : 1;
+  a.turns = std::min(a.turns, a.stages - 2), a.behind = std::min(a.stages - a.turns - 1, 4);
   a.ring = take(std::max<int64_t>(a.stages * a.stage_bytes, int64_t{kSets} * 8 * kPitch));
   if (end > shared_bytes) return false;
   const Launch how(grid, a.cluster, end, stream);
