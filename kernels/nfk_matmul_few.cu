@@ -3,8 +3,9 @@
 //         Levels are rounded to bf16 (nfk_pairs.cuh), x is bf16 as it comes; all sums, scales and shifts are F32.
 // Shapes: x (m, cols), y (m, rows) BF16, m <= 16; w (rows, cols) NF2/3/4 codes with dq8 scales, cols % 256 = 0.
 // Cost  : k/8 + 0.03 bytes a weight: 11008 x 4096 NF4 are 24 MB = 7.9 us at 3.03 TB/s; a copy of as many bytes, measured alike,
-//         takes 9.7. Measured: 14.1 us at m = 1, 14.3 at 8, 20.7 at 16 (x of 16 rows is read by every multiprocessor: 17 MB
-//         from L2). About 2 instructions a weight.
+//         takes 9.7. Measured: 12.9 us at m = 1, 14.4 at 8, 20.1 at 16 (x of 16 rows is read by every multiprocessor: 17 MB
+//         from L2). 3.1 of them takes a kernel that does nothing, 2.0 go by until the first product, and products keep shared
+//         memory busy most of the time. About 2 instructions a weight.
 // Tricky: one thread block of 16 (12) warps a multiprocessor, each with rows / multiprocessors rows of w (83 or 84), so that all
 //         have the same bytes. A warp has columns: 256 of all these rows, so its part of x stays in registers; the codes run
 //         through a ring of its own, with no barrier but those at the beginning and the end. What is asked for behind many

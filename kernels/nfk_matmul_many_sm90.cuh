@@ -32,7 +32,6 @@ struct Args {
   float beta, unit;
   ShareLayout at;
   int barriers, ring, stages, codes_in_stage, stage_bytes;
-  int behind;       // a chunk is said to be there when this many more are on the way: 1 to 4
   float level[16];  // scaled
 };
 
@@ -203,33 +202,24 @@ struct Block {
     const int token = thread / (kChunk * 8), eight = thread % (kChunk * 8), token_count = a.m_count - token;
     const __nv_bfloat16* x = a.x + token * a.x_stride + chunk0 * (kChunk * kBlock) + eight * 8;
     const uint32_t x_to = eight / 8 * kPanel + panel_byte(token, eight % 8);
-    int stage = 0, round = 0, there = 0;
+    int stage = 0, round = 0;
     uint32_t to = window + a.ring;
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks + a.behind; ++chunk) {
-      if (chunk < chunks) {
-        barrier_wait(empty(stage), round + 1);
-        const uint8_t* from = codes;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      barrier_wait(empty(stage), round + 1);
+      const uint8_t* from = codes;
 #pragma unroll
-        for (int r = 0; r < kGroups * kTileRows; r += kRowsAtOnce, from += kRowsAtOnce * row_bytes)
-          if (r < row_count) cp_async_16(to + codes_to + r * S::kPitch, from, true);
-        const __nv_bfloat16* from_x = x;
+      for (int r = 0; r < kGroups * kTileRows; r += kRowsAtOnce, from += kRowsAtOnce * row_bytes)
+        if (r < row_count) cp_async_16(to + codes_to + r * S::kPitch, from, true);
+      const __nv_bfloat16* from_x = x;
 #pragma unroll
-        for (int m = 0; m < kTokens; m += kTokensAtOnce, from_x += kTokensAtOnce * a.x_stride)
-          if (m < token_count) cp_async_16(to + x_to + m * 128, from_x, true);
-        codes += S::kPitch, x += kChunk * kBlock, to += a.stage_bytes;
-        if (++stage == a.stages) stage = 0, ++round, to = window + a.ring;
-      }
-      cp_async_commit();
-      if (chunk < a.behind) continue;
-      if (a.behind == 4) cp_async_wait<4>();
-      else if (a.behind == 3) cp_async_wait<3>();
-      else if (a.behind == 2) cp_async_wait<2>();
-      else cp_async_wait<1>();
-      publish_to_products();
-      barrier_arrive(full(there));
-      if (++there == a.stages) there = 0;
+      for (int m = 0; m < kTokens; m += kTokensAtOnce, from_x += kTokensAtOnce * a.x_stride)
+        if (m < token_count) cp_async_16(to + x_to + m * 128, from_x, true);
+      barrier_arrive_after_copies(full(stage));
+      codes += S::kPitch, x += kChunk * kBlock, to += a.stage_bytes;
+      if (++stage == a.stages) stage = 0, ++round, to = window + a.ring;
     }
+    cp_async_wait<0>();  // no thread ends before what it has started
   }
 
   // The weights of 16 rows in a block of 64 columns as operands. scale: of rows g and g + 8, twice the larger part, twice the rest.
@@ -309,7 +299,8 @@ struct Block {
     for (int chunk = team; chunk < chunks; chunk += a.turns) {
       const uint32_t begin = stage * a.stage_bytes;
       barrier_wait(full(stage), round);
-      wgmma_wait<1>();  // the products before the last have read their registers
+      publish_to_products();  // other threads' copies of x
+      wgmma_wait<1>();        // the products before the last have read their registers
       multiply<0>(sum, w[0], codes + begin, x + begin / 16, column, chooses, scales);
       const Scales after = decode(at, column, offset);  // behind the last one: not used
       wgmma_wait<1>();                                  // all products of the chunk before are done
