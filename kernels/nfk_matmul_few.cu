@@ -3,8 +3,9 @@
 //         Levels are rounded to bf16 (nfk_pairs.cuh), x is bf16 as it comes; all sums, scales and shifts are F32.
 // Shapes: x (m, cols), y (m, rows) BF16, m <= 16; w (rows, cols) NF2/3/4 codes with dq8 scales, cols % 256 = 0.
 // Cost  : k/8 + 0.03 bytes a weight: 11008 x 4096 NF4 are 24 MB = 7.9 us at 3.03 TB/s; a copy of as many bytes, measured alike,
-//         takes 9.7. Measured: 14.1 us at m = 1, 14.3 at 8, 20.7 at 16 (x of 16 rows is read by every multiprocessor: 17 MB
-//         from L2). About 2 instructions a weight.
+//         takes 9.7. Measured: 12.9 us at m = 1, 14.4 at 8, 20.1 at 16 (x of 16 rows is read by every multiprocessor: 17 MB
+//         from L2). 3.1 of them takes a kernel that does nothing, 2.0 go by until the first product, and products keep shared
+//         memory busy most of the time. About 2 instructions a weight.
 // Tricky: one thread block of 16 (12) warps a multiprocessor, each with rows / multiprocessors rows of w (83 or 84), so that all
 //         have the same bytes. A warp has columns: 256 of all these rows, so its part of x stays in registers; the codes run
 //         through a ring of its own, with no barrier but those at the beginning and the end. What is asked for behind many
@@ -17,12 +18,12 @@
 namespace irq {
 namespace {
 
-template <int kBits, int kTokens>
+template <int kBits, int kTokens, bool kEarly>
 __global__ void __launch_bounds__(few_warps(kTokens) * kWarp, 1) few_kernel(const __grid_constant__ FewArgs a) {
   extern __shared__ __align__(16) char memory[];
   const uint32_t begin = smem_address(memory);
   if (begin > kShareTable) __trap();
-  FewBlock<kBits, kTokens>{a}.run();
+  FewBlock<kBits, kTokens, kEarly>{a}.run();
 }
 
 // Behind `end` in shared memory; for the shares of `rows` rows.
@@ -37,12 +38,12 @@ FewLayout layout(int64_t rows, int blocks, int tokens, int64_t end) {
   return at;
 }
 
-template <int kBits, int kTokens>
+template <int kBits, int kTokens, bool kEarly>
 bool launch(FewArgs& a, int64_t grid, int64_t shared_bytes, cudaStream_t stream) {
   constexpr int kWarps = few_warps(kTokens);
-  a.at.total = a.at.ring + kWarps * kFewStages * FewBlock<kBits, kTokens>::kStage;
+  a.at.total = a.at.ring + kWarps * kFewStages * FewBlock<kBits, kTokens, kEarly>::kStage;
   if (a.at.total > shared_bytes) return false;
-  const auto kernel = few_kernel<kBits, kTokens>;
+  const auto kernel = few_kernel<kBits, kTokens, kEarly>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.at.total));
   launch_early(kernel, static_cast<unsigned>(grid), kWarps * kWarp, a.at.total, stream, a);
   return true;
@@ -59,19 +60,23 @@ bool nfk_matmul_few(__nv_bfloat16* y, int64_t y_stride, const __nv_bfloat16* x, 
   scale_levels(a.level, a.unit, bits);
   bool done = false;
   dispatch_bits(bits, [&](auto k) {
-    const auto run = [&](auto tokens) {
+    const auto run = [&](auto tokens, auto early) {
       // More thread blocks than multiprocessors only if the rows of one do not fit.
       for (int64_t waves = 1; !done && waves <= 16; ++waves) {
         const int64_t grid = std::min<int64_t>(q.rows, waves * multiprocessors);
         int64_t end = 0;
         a.share = share_layout(q, grid, end);
         a.at = layout(ceil_div(q.rows, grid), a.blocks, tokens.value, end);
-        done = launch<k.value, tokens.value>(a, grid, shared_bytes, stream);
+        done = launch<k.value, tokens.value, early.value>(a, grid, shared_bytes, stream);
       }
     };
-    if (m <= 2) run(std::integral_constant<int, 2>{});
-    else if (m <= 8) run(std::integral_constant<int, 8>{});
-    else run(std::integral_constant<int, kFewTokens>{});
+    // Which is faster was measured: early with 16 tokens, and with two where there are more than two tiles.
+    using Early = std::true_type;
+    using Late = std::false_type;
+    if (m > 8) run(std::integral_constant<int, kFewTokens>{}, Early{});
+    else if (m > 2) run(std::integral_constant<int, 8>{}, Late{});
+    else if (k.value == 2 || q.rows <= 2 * kFewTile * multiprocessors) run(std::integral_constant<int, 2>{}, Late{});
+    else if constexpr (k.value > 2) run(std::integral_constant<int, 2>{}, Early{});
   });
   return done;
 }

@@ -35,7 +35,9 @@ struct FewArgs {
 
 // kTokens: rows of x that there is room for. 2: column 2 j + m of a product is block j of token m, so that a lane's results are of
 // the one block whose scales it decodes. 8, 16: column m of product t is token 8 t + m.
-template <int kBits, int kTokens>
+// kEarly: a piece's codes go to registers at once, so that the next copy need not wait for the products; and a chunk's last tile,
+// which may have few rows, comes first, so that what arrives at the end are whole tiles.
+template <int kBits, int kTokens, bool kEarly>
 struct FewBlock {
   using S = ShareShape<kBits, kFewChunk>;
   static constexpr int kStage = kFewTile * S::kPitch;
@@ -55,14 +57,14 @@ struct FewBlock {
     int turn, chunk, tile, step;
   };
   __device__ __forceinline__ void enter(Walk& w) const {
-    w.chunk = w.turn * kWarps + warp, w.tile = 0, w.step = 1;
+    w.chunk = w.turn * kWarps + warp, w.tile = kEarly ? tiles - 1 : 0, w.step = 1;
     if (w.turn < a.at.turns) return;
     const int share = warp * a.at.reciprocal >> 16;
-    w.tile = share, w.step = a.at.sharing;
+    w.tile += kEarly ? -share : share, w.step = a.at.sharing;
     w.chunk = w.turn == a.at.turns && share < a.at.sharing && share < tiles ? w.chunk - share * a.at.last : -1;
   }
   __device__ __forceinline__ void advance(Walk& w) const {
-    if (w.chunk < 0 || (w.tile += w.step) < tiles) return;
+    if (w.chunk < 0 || (kEarly ? (w.tile -= w.step) >= 0 : (w.tile += w.step) < tiles)) return;
     ++w.turn;
     enter(w);
   }
@@ -151,15 +153,25 @@ struct FewBlock {
     }
   }
 
-  // sum[t][2 r + c]: row g + 8 r; of token 8 t + 2 p + c, or of token c (this lane's block alone). codes, column: Places, in
-  // the stage.
-  __device__ __forceinline__ void multiply(float (&sum)[kSets][4], uint32_t codes, uint32_t column, const Input& in,
+  // A lane's codes of rows g and g + 8 in block j of a chunk. codes: Places, in the stage.
+  struct BlockCodes {
+    Codes<kBits> rows[2];
+  };
+  __device__ __forceinline__ static BlockCodes load_codes(uint32_t codes, int j) {
+    const uint32_t block = kBits == 4 ? codes ^ j * 32 : codes + j * S::kBlockBytes;
+    return {{Codes<kBits>(block), Codes<kBits>(block + 8 * S::kPitch)}};
+  }
+
+  // sum[t][2 r + c]: row g + 8 r; of token 8 t + 2 p + c, or of token c (this lane's block alone). codes_of(j): BlockCodes; column:
+  // Places.
+  template <class F>
+  __device__ __forceinline__ void multiply(float (&sum)[kSets][4], F&& codes_of, uint32_t column, const Input& in,
                                            const float (&scale)[2], const float (&shift)[2]) const {
     float apart[2][4] = {};  // kByBlock: two chains of products
 #pragma unroll
     for (int j = 0; j < kFewChunk; ++j) {
-      const uint32_t block = kBits == 4 ? codes ^ j * 32 : codes + j * S::kBlockBytes;
-      const Codes<kBits> now[2] = {Codes<kBits>(block), Codes<kBits>(block + 8 * S::kPitch)};
+      const BlockCodes codes = codes_of(j);
+      const Codes<kBits>(&now)[2] = codes.rows;
       float product[kSets][4] = {};
       const auto step = [&](auto s) {
         constexpr int i = 2 * s.value;
@@ -285,11 +297,24 @@ struct FewBlock {
       }
       cp_async_wait<kFewStages - 1>();
       __syncwarp();
-      multiply(sum, place.codes + stage, place.column, in, scale, shift);
-      __syncwarp();  // all lanes have read the stage
-      if (ahead.chunk >= 0) copy_piece(ahead, place.from, place.to + stage);
-      cp_async_commit();
-      advance(ahead);
+      const auto copy_next = [&] {
+        __syncwarp();  // all lanes have read the stage
+        if (ahead.chunk >= 0) copy_piece(ahead, place.from, place.to + stage);
+        cp_async_commit();
+        advance(ahead);
+      };
+      if constexpr (kEarly) {
+        BlockCodes codes[kFewChunk];
+#pragma unroll
+        for (int j = 0; j < kFewChunk; ++j) codes[j] = load_codes(place.codes + stage, j);
+        copy_next();
+        multiply(
+            sum, [&](int j) { return codes[j]; }, place.column, in, scale, shift);
+      } else {
+        multiply(
+            sum, [&](int j) { return load_codes(place.codes + stage, j); }, place.column, in, scale, shift);
+        copy_next();
+      }
       add_partial(sum, place.partial + now.tile * (kFewTile * kWidth * 4));
       advance(now);
       stage = stage + kStage < kFewStages * kStage ? stage + kStage : 0;

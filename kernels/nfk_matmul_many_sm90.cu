@@ -4,16 +4,16 @@
 //         scale, 1.84e-3 with weights rounded once (nfk_matmul_many.cu), 1.69e-3 with exact levels too (nfk_dequant). Sums F32.
 // Shapes: x (m, cols), y (m, rows) BF16, m <= 64; w (rows, cols) NF2/3/4 codes with dq8 scales, cols % 256 = 0.
 // Cost  : k/8 + 0.03 bytes a weight from DRAM; x from L2 once for each cluster: 66 x 512 KB for 64 x 4096 beside 11008 rows of w.
-//         Measured on sm_90, NF4, m = 32; 64: 11008 x 4096 22.0; 26.5 us, 4096 x 11008 27.4; 32.8, 4096 x 4096 15.1; 17.8 (the
-//         bytes: 8 and 3). 244 instructions of a warp for 16 rows of 128 columns, half of them what the weights need; three warps
-//         a scheduler do not hide their latencies.
+//         Measured on an H100, NF4, m = 32; 64: 11008 x 4096 22.5; 27.0 us, 4096 x 11008 21.2; 27.5, 4096 x 4096 12.8; 15.5 (the
+//         bytes: 8 and 3). Half of a warp's instructions are what the weights need; its latencies are what it waits for.
 // Tricky: a cluster of 1 to 8 thread blocks has up to 256 rows of w and splits their columns, so that x is read from L2 a few times
 //         only; the blocks' sums meet in distributed shared memory, in a fixed order. Clusters do not fill the device: 66 of 2, 30 of 4,
 //         15 of 8 for 132 multiprocessors. A warpgroup has 64 rows; where two or four have no rows of their own, teams take the chunks
-//         of columns in turns. A fifth copies. The codes become the left operand in registers, a pair of codes one register, looked up
-//         in a table with a copy for each lane; x is the right operand and stays in shared memory. The order of k is free within 64
-//         columns: lane (g, p) has the 16 codes 16p .. 16p+15 of rows g and g+8, so x is permuted on its way: pair i of lane p is word
-//         p of 16-byte chunk i. Copies by 4 bytes do that for nothing. In a cluster shared addresses carry the block's rank.
+//         of columns in turns. A fifth copies; its copies announce themselves, so as many chunks are on the way as there are stages,
+//         and those who multiply fence for products to see x. The codes become the left operand in registers, a pair of codes one
+//         register, looked up in a table with a copy for each lane; x is the right operand and stays in shared memory, in its own
+//         order, copied 16 bytes at a time: each lane reads a row's whole block of codes and multiplies every fourth pair. In a
+//         cluster shared addresses carry the block's rank.
 #include "kernels/nfk_matmul_many_sm90.cuh"
 
 namespace irq {
@@ -53,7 +53,8 @@ int most_clusters(int cluster, int64_t shared_bytes) {
   return count;
 }
 
-// Deals rows to clusters of `cluster` thread blocks; returns the time of a thread block, roughly, in cycles; 0: they do not fit.
+// Deals rows to clusters of `cluster` thread blocks; returns the time of a thread block, roughly, in cycles (fitted to what clusters
+// of 1 to 6 took); 0: they do not fit.
 int64_t deal(Args& a, int cluster, int64_t clusters, int tokens) {
   const int64_t quads = ceil_div(a.q.rows, 4), chunks = a.blocks / kChunk;
   clusters = std::min(clusters, quads);
@@ -64,7 +65,7 @@ int64_t deal(Args& a, int cluster, int64_t clusters, int tokens) {
   a.tiles = static_cast<int>(ceil_div(ceil_div(quads, clusters) * 4, kTileRows));
   if (a.tiles > kGroups) return 0;
   a.turns = kGroups / a.tiles;
-  return ceil_div(chunks, cluster) * ((a.tiles == 3 ? 275 : 250) * a.tiles + 6 * tokens + 70) + 64 * cluster;
+  return ceil_div(chunks, cluster) * (a.tiles * (430 + 7 * tokens / 2) + 5 * tokens / 2) + 64 * cluster;
 }
 
 template <int kBits, int kSets>
@@ -102,7 +103,7 @@ bool launch(Args& a, int64_t shared_bytes, cudaStream_t stream) {
   a.stages = static_cast<int>(std::min<int64_t>(kMostStages, (shared_bytes - end) / a.stage_bytes));
   if (a.stages < kFewestStages) return false;
   // A team leaves a stage in the middle of its next chunk, which must be there by then.
-  a.turns = std::min(a.turns, a.stages - 2), a.behind = a.stages - a.turns > 2 ? 2 : 1;
+  a.turns = std::min(a.turns, a.stages - 2);
   a.ring = take(std::max<int64_t>(a.stages * a.stage_bytes, int64_t{kSets} * 8 * kPitch));
   if (end > shared_bytes) return false;
   const Launch how(grid, a.cluster, end, stream);

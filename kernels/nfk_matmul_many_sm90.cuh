@@ -8,14 +8,13 @@ namespace irq {
 namespace many_sm90 {
 
 // Four warpgroups multiply, a fifth copies. The launch gives each thread 96 registers.
-constexpr int kGroups = 4, kWarps = 4 * kGroups, kThreads = kWarps * kWarp, kCopiers = 128,
-              kCopyingWarps = kCopiers / kWarp;
+constexpr int kGroups = 4, kWarps = 4 * kGroups, kThreads = kWarps * kWarp, kCopiers = 128;
 constexpr int kMultiplierRegisters = 104, kCopierRegisters = 64;
 static_assert(kMultiplierRegisters * kThreads + kCopierRegisters * kCopiers <= 96 * (kThreads + kCopiers));
-constexpr int kTileRows = 64;  // of a warpgroup
-constexpr int kChunk = 2;      // blocks of 64 columns in a stage
-constexpr int kMostCluster = 8;
-constexpr int kMostStages = 8, kFewestStages = 4;
+constexpr int kTileRows = 64;    // of a warpgroup
+constexpr int kChunk = 2;        // blocks of 64 columns in a stage
+constexpr int kPartsAtOnce = 8;  // of a sum
+constexpr int kMostStages = 12, kFewestStages = 4;
 constexpr int kPitch = (kGroups * kTileRows + 4) * 4;  // of a token's partial sums: 4 lanes, 8 rows meet 32 banks
 
 struct Args {
@@ -33,23 +32,77 @@ struct Args {
   float beta, unit;
   ShareLayout at;
   int barriers, ring, stages, codes_in_stage, stage_bytes;
-  int behind;       // a chunk is said to be there when this many more are on the way: 1 or 2
   float level[16];  // scaled
 };
 
-// Codes of a chunk in shared memory: eight rows start in different banks.
+// Codes of a chunk in shared memory: what eight rows are read for at once is in different banks.
 template <int kBits>
 struct StageShape {
   static constexpr int kBlockBytes = kBlock / 8 * kBits, kPitch = kChunk * kBlockBytes, kUnits = kPitch / 16;
+  // Units of 16 bytes change places within a row, also in an address: unit u is at the row's first place ^ 16 u.
   __device__ __forceinline__ static int turned(int row) {
-    return kBits == 4 ? row >> 1 & 1 : kBits == 2 ? row >> 2 & 1 : 0;
+    return kBits == 4 ? (row & 2) | (row >> 2 & 1) : kBits == 2 ? row >> 2 & 1 : 0;
   }
-  __device__ __forceinline__ static int place(int row, int unit) { return unit ^ turned(row) * (kUnits / 2); }
-  __device__ __forceinline__ static int block_place(int row, int p) {
-    return turned(row) * kBlockBytes + p * 2 * kBits;
+  __device__ __forceinline__ static int place(int row, int unit) { return unit ^ turned(row); }
+  __device__ __forceinline__ static uint32_t block(uint32_t row, int j) {
+    return kBits == 3 ? row + j * kBlockBytes : row ^ j * kBlockBytes;
   }
-  __device__ __forceinline__ static uint32_t block(uint32_t first, int j) {
-    return kBits == 3 ? first + j * kBlockBytes : first ^ j * kBlockBytes;
+};
+
+// The codes of a row's block, read by all four lanes alike; of eight of them lane p multiplies 2 p and 2 p + 1, so that x keeps its
+// order. address<k>: in the table, of the k-th eight. chooses: what chooses(p) says.
+template <int kBits>
+struct RowCodes;
+template <>
+struct RowCodes<4> {
+  static constexpr int kParts = 2;  // a block is read in two parts, to save registers
+  uint4 half;
+  __device__ __forceinline__ static uint32_t chooses(int p) { return 0x7504 + (p << 4); }
+  template <int part>
+  __device__ __forceinline__ void load(uint32_t row) {
+    half = load_shared_128(row ^ part * 16);
+  }
+  template <int k>
+  __device__ __forceinline__ uint32_t address(uint32_t column, uint32_t chooses) const {
+    return __byte_perm(k % 4 == 0 ? half.x : k % 4 == 1 ? half.y : k % 4 == 2 ? half.z : half.w, column, chooses);
+  }
+};
+template <>
+struct RowCodes<3> {
+  static constexpr int kParts = 1;
+  uint32_t w[6];
+  __device__ __forceinline__ static uint32_t chooses(int p) { return 18 - 6 * p; }
+  template <int part>
+  __device__ __forceinline__ void load(uint32_t row) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const uint2 two = load_shared_64(row + 8 * i);
+      w[2 * i] = two.x, w[2 * i + 1] = two.y;
+    }
+  }
+  template <int k>
+  __device__ __forceinline__ uint32_t address(uint32_t column, uint32_t chooses) const {
+    constexpr int i = k / 4 * 3;  // three words hold four eights; the first code on top, below the last something else
+    const uint32_t eight = k % 4 == 0   ? __byte_perm(w[i], 0, 0x0122)
+                           : k % 4 == 1 ? __byte_perm(w[i], w[i + 1], 0x3455)
+                           : k % 4 == 2 ? __byte_perm(w[i + 1], w[i + 2], 0x2344)
+                                        : __byte_perm(w[i + 2], 0, 0x1233);
+    return (eight >> chooses & 63 << 8) | column;
+  }
+};
+template <>
+struct RowCodes<2> {
+  static constexpr int kParts = 1;
+  uint4 all;
+  __device__ __forceinline__ static uint32_t chooses(int p) { return p / 2 * 8 + (p % 2 == 0 ? 4 : 0) + 24; }
+  template <int part>
+  __device__ __forceinline__ void load(uint32_t row) {
+    all = load_shared_128(row);
+  }
+  template <int k>
+  __device__ __forceinline__ uint32_t address(uint32_t column, uint32_t chooses) const {
+    const uint32_t v = k / 2 == 0 ? all.x : k / 2 == 1 ? all.y : k / 2 == 2 ? all.z : all.w;
+    return (__funnelshift_r(v, v, chooses + k % 2 * 16) & 15 << 8) | column;
   }
 };
 
@@ -137,62 +190,57 @@ struct Block {
   // By a warpgroup of its own: all chunks of all rows of w and of x. Rows past the end stay what they were in shared memory, and
   // so do not count.
   __device__ __forceinline__ void copy() const {
-    constexpr int kRowsAtOnce = kCopiers / S::kUnits;
-    const int thread = threadIdx.x - kThreads, copier = thread / kWarp;
+    constexpr int kRowsAtOnce = kCopiers / S::kUnits, kTokensAtOnce = kCopiers / (kChunk * 8);
+    static_assert(kTokensAtOnce == 8, "chunks of a token's x change places by the token modulo 8");
+    const int thread = threadIdx.x - kThreads;
     const uint32_t row_bytes = a.blocks * S::kBlockBytes;
     const int first = thread / S::kUnits, unit = thread % S::kUnits;
     const uint8_t* codes =
         a.q.codes + (static_cast<int64_t>(row0) + first) * row_bytes + chunk0 * S::kPitch + unit * 16;
     const uint32_t codes_to = a.codes_in_stage + first * S::kPitch + S::place(first, unit) * 16;
     const int row_count = first < kRowsAtOnce ? rows - first : 0;
-    const __nv_bfloat16* x = a.x + copier * a.x_stride + chunk0 * (kChunk * kBlock) + lane * 2;
-    const uint32_t x_to = copier * 128 + (lane % 8 ^ copier) * 16 + lane / 8 * 4;
-    const int tokens = a.m_count - copier;
-    int stage = 0, round = 0, there = 0;
+    const int token = thread / (kChunk * 8), eight = thread % (kChunk * 8), token_count = a.m_count - token;
+    const __nv_bfloat16* x = a.x + token * a.x_stride + chunk0 * (kChunk * kBlock) + eight * 8;
+    const uint32_t x_to = eight / 8 * kPanel + panel_byte(token, eight % 8);
+    int stage = 0, round = 0;
     uint32_t to = window + a.ring;
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks + a.behind; ++chunk) {
-      if (chunk < chunks) {
-        barrier_wait(empty(stage), round + 1);
-        const uint8_t* from = codes;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      barrier_wait(empty(stage), round + 1);
+      const uint8_t* from = codes;
 #pragma unroll
-        for (int r = 0; r < kGroups * kTileRows; r += kRowsAtOnce, from += kRowsAtOnce * row_bytes)
-          if (r < row_count) cp_async_16(to + codes_to + r * S::kPitch, from, true);
-        const __nv_bfloat16* token = x;
+      for (int r = 0; r < kGroups * kTileRows; r += kRowsAtOnce, from += kRowsAtOnce * row_bytes)
+        if (r < row_count) cp_async_16(to + codes_to + r * S::kPitch, from, true);
+      const __nv_bfloat16* from_x = x;
 #pragma unroll
-        for (int m = 0; m < kTokens; m += kCopyingWarps, token += kCopyingWarps * a.x_stride) {
-          if (m >= tokens) break;
-          const uint32_t row = to + (m % 8 ? x_to ^ 64 : x_to) + m * 128;  // the chunk of 16 bytes changes places
-#pragma unroll
-          for (int j = 0; j < kChunk; ++j) cp_async_4(row + j * kPanel, token + j * kBlock, true);
-        }
-        codes += S::kPitch, x += kChunk * kBlock, to += a.stage_bytes;
-        if (++stage == a.stages) stage = 0, ++round, to = window + a.ring;
-      }
-      cp_async_commit();
-      if (chunk < a.behind) continue;
-      if (a.behind == 2) cp_async_wait<2>();
-      else cp_async_wait<1>();
-      publish_to_products();
-      barrier_arrive(full(there));
-      if (++there == a.stages) there = 0;
+      for (int m = 0; m < kTokens; m += kTokensAtOnce, from_x += kTokensAtOnce * a.x_stride)
+        if (m < token_count) cp_async_16(to + x_to + m * 128, from_x, true);
+      barrier_arrive_after_copies(full(stage));
+      codes += S::kPitch, x += kChunk * kBlock, to += a.stage_bytes;
+      if (++stage == a.stages) stage = 0, ++round, to = window + a.ring;
     }
+    cp_async_wait<0>();  // no thread ends before what it has started
   }
 
   // The weights of 16 rows in a block of 64 columns as operands. scale: of rows g and g + 8, twice the larger part, twice the rest.
-  __device__ __forceinline__ void dequantize(uint32_t (&w)[4][4], const Codes<kBits> (&now)[2], uint32_t column,
+  __device__ __forceinline__ void dequantize(uint32_t (&w)[4][4], uint32_t row, uint32_t column, uint32_t chooses,
                                              const uint32_t (&large)[2], const uint32_t (&small)[2],
                                              const uint32_t (&shift)[2]) const {
+    RowCodes<kBits> codes[2];
     const auto weights = [&](int r, uint32_t place) {
       const uint32_t levels = share_levels(place);
       return fma_bf16x2(levels, large[r], fma_bf16x2(levels, small[r], shift[r]));
     };
     const auto step = [&](auto s) {
-      constexpr int i = 2 * s.value;
-      w[s.value][0] = weights(0, now[0].template wide_address<i>(column));
-      w[s.value][1] = weights(1, now[1].template wide_address<i>(column));
-      w[s.value][2] = weights(0, now[0].template wide_address<i + 1>(column));
-      w[s.value][3] = weights(1, now[1].template wide_address<i + 1>(column));
+      constexpr int k = 2 * s.value, kPart = s.value * RowCodes<kBits>::kParts / 4;
+      if constexpr (s.value * RowCodes<kBits>::kParts % 4 == 0) {
+        codes[0].template load<kPart>(row);
+        codes[1].template load<kPart>(row + 8 * S::kPitch);
+      }
+      w[s.value][0] = weights(0, codes[0].template address<k>(column, chooses));
+      w[s.value][1] = weights(1, codes[1].template address<k>(column, chooses));
+      w[s.value][2] = weights(0, codes[0].template address<k + 1>(column, chooses));
+      w[s.value][3] = weights(1, codes[1].template address<k + 1>(column, chooses));
     };
     step(std::integral_constant<int, 0>{});
     step(std::integral_constant<int, 1>{});
@@ -218,8 +266,8 @@ struct Block {
 
   // Block j of a chunk of this warpgroup's rows; its products may still run afterwards. x: how products are told of it.
   template <int j>
-  __device__ __forceinline__ void multiply(float (&sum)[kSets][4], uint32_t (&w)[4][4], const Codes<kBits> (&codes)[2],
-                                           uint32_t x, uint32_t column, const Scales& scales) const {
+  __device__ __forceinline__ void multiply(float (&sum)[kSets][4], uint32_t (&w)[4][4], uint32_t row, uint32_t x,
+                                           uint32_t column, uint32_t chooses, const Scales& scales) const {
     uint32_t large[2], small[2], shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -228,7 +276,7 @@ struct Block {
       large[r] = __byte_perm(both, 0, 0x1010), small[r] = __byte_perm(both, 0, 0x3232);
       shift[r] = __shfl_sync(kFullWarp, scales.shift, from);
     }
-    dequantize(w, codes, column, large, small, shift);
+    dequantize(w, S::block(row, j), column, chooses, large, small, shift);
     operands_are_there(w);
     wgmma_fence();
     constexpr uint64_t kHigh = (kPanelSwizzle | kPanelGroup) >> 32 << 32;
@@ -241,23 +289,23 @@ struct Block {
   __device__ __forceinline__ void multiply_all(float (&sum)[kSets][4], ShareScales at, float offset, int team) const {
     const uint32_t column = kept(window + lane * 4);
     const int row = (warp / 4 - team * a.tiles) * kTileRows + warp % 4 * 16 + g;
-    const uint32_t codes = kept(window + a.ring + a.codes_in_stage + row * S::kPitch + S::block_place(g, p));
+    const uint32_t codes = kept(window + a.ring + a.codes_in_stage + row * S::kPitch + S::turned(g) * 16);
+    const uint32_t chooses = kept(RowCodes<kBits>::chooses(p));
     const uint32_t x = static_cast<uint32_t>(panel_along(window + a.ring));
     uint32_t w[kChunk][4][4];
     Scales scales = decode(at, column, offset);
     int stage = team, round = 0, before = 0;
 #pragma unroll 1
     for (int chunk = team; chunk < chunks; chunk += a.turns) {
-      const uint32_t begin = stage * a.stage_bytes, first = codes + begin, second = S::block(first, 1);
+      const uint32_t begin = stage * a.stage_bytes;
       barrier_wait(full(stage), round);
-      const Codes<kBits> now[2] = {Codes<kBits>(first), Codes<kBits>(first + 8 * S::kPitch)};
-      const Codes<kBits> next[2] = {Codes<kBits>(second), Codes<kBits>(second + 8 * S::kPitch)};
-      wgmma_wait<1>();  // the products before the last have read their registers
-      multiply<0>(sum, w[0], now, x + begin / 16, column, scales);
+      publish_to_products();  // other threads' copies of x
+      wgmma_wait<1>();        // the products before the last have read their registers
+      multiply<0>(sum, w[0], codes + begin, x + begin / 16, column, chooses, scales);
       const Scales after = decode(at, column, offset);  // behind the last one: not used
       wgmma_wait<1>();                                  // all products of the chunk before are done
       if (lane == 0 && chunk != team) barrier_arrive(empty(before));
-      multiply<1>(sum, w[1], next, x + begin / 16, column, scales);
+      multiply<1>(sum, w[1], codes + begin, x + begin / 16, column, chooses, scales);
       scales = after;
       before = stage, stage += a.turns;
       if (stage >= a.stages) stage -= a.stages, ++round;
@@ -283,14 +331,18 @@ struct Block {
     for (int i = threadIdx.x; i < a.m_count * count; i += kThreads) {
       const int m = i / count, row = 4 * (first + i - m * count);
       float4 total{};
+      int team = 0, part_rank = 0;
 #pragma unroll 1
-      for (int team = 0; team < a.turns; ++team) {
-        const uint32_t from = window + a.ring + m * kPitch + (team * a.tiles * kTileRows + row) * 4;
-        float4 part[kMostCluster];
+      for (int left = a.turns * a.cluster; left > 0; left -= kPartsAtOnce) {  // mostly once
+        float4 part[kPartsAtOnce];
 #pragma unroll
-        for (int k = 0; k < kMostCluster; ++k) part[k] = k < a.cluster ? load_cluster_128(from, k) : float4{};
+        for (int k = 0; k < kPartsAtOnce; ++k) {
+          const uint32_t from = window + a.ring + m * kPitch + (team * a.tiles * kTileRows + row) * 4;
+          part[k] = k < left ? load_cluster_128(from, part_rank) : float4{};
+          if (++part_rank == a.cluster) part_rank = 0, ++team;
+        }
 #pragma unroll
-        for (int k = 0; k < kMostCluster; ++k)
+        for (int k = 0; k < kPartsAtOnce; ++k)
           total.x += part[k].x, total.y += part[k].y, total.z += part[k].z, total.w += part[k].w;
       }
       store_quad(a.y + m * a.y_stride + row0 + row, total, rows - row);
