@@ -251,6 +251,8 @@ void run_lora_ratio(CheckedBackend& backend, const StepBenchOptions& o) {
   std::printf("%s\n  device  : %s\n", describe(o.config).c_str(), backend.describe().c_str());
   std::printf("  batch   : %ld x %ld tokens, NF%d with shifts, %s, recompute %s\n", o.sequences, o.length, o.bits,
               weights_text(adapted.plan.model).c_str(), recompute_text(adapted.plan.model).c_str());
+  if (adapted.rows < static_cast<double>(adapted.last.tokens))
+    std::printf("  computed: %.0f rows: what sequences begin alike with is computed once\n", adapted.rows);
   std::printf("  frozen  : %s\n", step_text(first).c_str());
   std::printf("  adapted : %s, LoRA rank %ld%s, dropout %g\n", step_text(adapted).c_str(), o.rank,
               o.iec ? " + IEC" : "", o.dropout);

@@ -160,12 +160,15 @@ TEST(Loader, SizesAreThoseOfBatchesThatSharePrefixes) { check_sizes(Prefixes::sh
 
 // A batch of 12 of 5 examples meets some twice: their prompts are computed once.
 TEST(Loader, PrefixesAreSharedWhereAsked) {
-  const std::vector<Example> examples(5, Example{{4, 4, 4, 5}, {0, 0, 0, 1}});
+  std::vector<int32_t> ids(12, 4);
+  std::vector<uint8_t> scored(12, 0);
+  scored.back() = 1;
+  const std::vector<Example> examples(5, Example{ids, scored});
   LoaderOptions o = options(12, 0);
   o.prefixes = Prefixes::shared;
-  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 2 + 12);
+  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 10 + 12);
   o.prefixes = Prefixes::own;
-  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 36);
+  EXPECT_EQ(DataLoader(examples, o).next()[0].packed().real_rows, 12 * 11);
 }
 
 TEST(Loader, StepsForEpochs) {

@@ -50,20 +50,29 @@ std::vector<Example> two_templates(int count, int64_t vocab, int first_template 
   return examples;
 }
 
+// 1, 2, ... n, then the rest.
+Ints counting(int n, const Ints& rest = {}) {
+  Ints ids(static_cast<size_t>(n));
+  for (int i = 0; i < n; ++i) ids[static_cast<size_t>(i)] = i + 1;
+  ids.insert(ids.end(), rest.begin(), rest.end());
+  return ids;
+}
+
 TEST(Prefixes, PackedContents) {
-  const std::vector<Example> examples = {example({1, 2, 3, 10}, {20, 21}), example({7, 8}, {22}),
-                                         example({1, 2, 3}, {23, 24})};
+  const std::vector<Example> examples = {example(counting(9, {30}), {20, 21}), example({17, 18}, {22}),
+                                         example(counting(9), {23, 24})};
   const Batch b = packed(examples, Prefixes::shared);
-  EXPECT_EQ(b.tokens_read, 5 + 2 + 4);
-  // The third example's last row without loss is its second: the row of 3 predicts 23.
-  ASSERT_EQ(b.real_rows, 2 + 3 + 2 + 2);
-  const auto head = [](const Ints& v, size_t n) { return Ints(v.begin(), v.begin() + static_cast<int64_t>(n)); };
-  EXPECT_EQ(head(b.tokens, 10), Ints({1, 2, 3, 10, 20, 7, 8, 3, 23, -1}));
-  EXPECT_EQ(head(b.positions, 10), Ints({0, 1, 2, 3, 4, 0, 1, 2, 3, -1}));
-  EXPECT_EQ(head(b.samples, 10), Ints({0, 0, 0, 0, 0, 1, 1, 2, 2, -1}));
-  EXPECT_EQ(head(b.label_rows, 6), Ints({3, 4, 6, 7, 8, -1}));
-  EXPECT_EQ(head(b.targets, 6), Ints({20, 21, 22, 23, 24, -1}));
-  EXPECT_EQ(head(b.row_label, 10), Ints({-1, -1, -1, 0, 1, -1, 2, 3, 4, -1}));
+  EXPECT_EQ(b.tokens_read, 11 + 2 + 10);
+  // The third example's last row without loss is its eighth: the row of 9 predicts 23.
+  ASSERT_EQ(b.real_rows, 8 + 3 + 2 + 2);
+  const auto part = [](const Ints& v, int64_t from, int64_t to) { return Ints(v.begin() + from, v.begin() + to); };
+  EXPECT_EQ(part(b.tokens, 0, 8), counting(8));
+  EXPECT_EQ(part(b.tokens, 8, 16), Ints({9, 30, 20, 17, 18, 9, 23, -1}));
+  EXPECT_EQ(part(b.positions, 0, 16), Ints({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 1, 8, 9, -1}));
+  EXPECT_EQ(part(b.samples, 0, 16), Ints({0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, -1}));
+  EXPECT_EQ(part(b.label_rows, 0, 6), Ints({9, 10, 12, 13, 14, -1}));
+  EXPECT_EQ(part(b.targets, 0, 6), Ints({20, 21, 22, 23, 24, -1}));
+  EXPECT_EQ(part(b.row_label, 7, 16), Ints({-1, -1, 0, 1, -1, 2, 3, 4, -1}));
   ASSERT_EQ(b.seqs.size(), 4u);  // the prefix and three examples: a multiple of kSharingBucket
   const auto range = [&](size_t i) {
     const SeqRange& s = b.seqs[i];
@@ -71,10 +80,20 @@ TEST(Prefixes, PackedContents) {
     EXPECT_EQ(s.q_end, s.k_end);
     return Ints{s.q_begin, s.q_end, s.p_begin, s.p_end};
   };
-  EXPECT_EQ(range(0), Ints({0, 2, 0, 0}));
-  EXPECT_EQ(range(1), Ints({2, 5, 0, 2}));
-  EXPECT_EQ(range(2), Ints({5, 7, 0, 0}));
-  EXPECT_EQ(range(3), Ints({7, 9, 0, 2}));
+  EXPECT_EQ(range(0), Ints({0, 8, 0, 0}));
+  EXPECT_EQ(range(1), Ints({8, 11, 0, 8}));
+  EXPECT_EQ(range(2), Ints({11, 13, 0, 0}));
+  EXPECT_EQ(range(3), Ints({13, 15, 0, 8}));
+}
+
+// A common row or two cost more than they save.
+TEST(Prefixes, ShortOnesAreNotShared) {
+  for (const int64_t rows : {kFewestSharedRows - 1, kFewestSharedRows}) {
+    std::vector<Example> examples;
+    for (int i = 0; i < 4; ++i) examples.push_back(example(counting(static_cast<int>(rows), {20 + i, 30}), {31}));
+    EXPECT_EQ(group_by_prefix(pointers(examples)).size(), rows < kFewestSharedRows ? 0u : 1u);
+    EXPECT_EQ(group_by_prefix(pointers(examples), 1).size(), 1u);
+  }
 }
 
 TEST(Prefixes, LabelledRowsAreNeverShared) {
@@ -88,16 +107,16 @@ TEST(Prefixes, LabelledRowsAreNeverShared) {
 
 // Examples without a loss may be shared whole; one of a single token has no row at all.
 TEST(Prefixes, ExamplesWithoutRowsOfTheirOwn) {
-  std::vector<Example> examples(4, example({5, 6, 7}, {}));
-  examples.push_back(example({5, 6, 7}, {8}));
+  std::vector<Example> examples(4, example(counting(10), {}));
+  examples.push_back(example(counting(10), {28}));
   examples.push_back(example({5}, {}));
   examples.push_back(Example{});
   const Batch b = packed(examples, Prefixes::shared);
-  EXPECT_EQ(b.real_rows, 3);
+  EXPECT_EQ(b.real_rows, 10);
   EXPECT_EQ(b.real_labels, 1);
-  EXPECT_EQ(b.tokens_read, 4 * 2 + 3);
+  EXPECT_EQ(b.tokens_read, 4 * 9 + 10);
   const BatchSize size = packed_size(pointers(examples), Prefixes::shared);
-  EXPECT_EQ(size.real_rows, 3);
+  EXPECT_EQ(size.real_rows, 10);
   EXPECT_EQ(size.sequences, static_cast<int64_t>(b.seqs.size()));
 }
 
@@ -126,7 +145,7 @@ int64_t most_saved(std::vector<Ints> prompts) {
   return most;
 }
 
-TEST(Prefixes, GroupingSavesTheMost) {
+TEST(Prefixes, GroupingSavesTheMostOfNeighbours) {
   Rng rng(5, 1);
   int grouped = 0;
   for (int round = 0; round < 200; ++round) {
@@ -139,7 +158,7 @@ TEST(Prefixes, GroupingSavesTheMost) {
       ids.push_back(9);
       examples.push_back(example(ids, {30}));
     }
-    const auto groups = group_by_prefix(pointers(examples));
+    const auto groups = group_by_prefix(pointers(examples), 1);
     EXPECT_EQ(saved(groups), most_saved(prompts)) << "round " << round;
     std::vector<int> seen(examples.size(), 0);
     for (const PrefixGroup& g : groups) {
@@ -175,13 +194,13 @@ TEST(Prefixes, SizesAreThoseOfThePackedBatch) {
 // A row behind a prefix sees all of it and half of its own sequence; one that is not computed costs nothing.
 TEST(Prefixes, FlopsAreOfComputedRows) {
   ModelConfig c = tiny_config();
-  const std::vector<Example> examples = {example({1, 2, 3, 4, 5, 6}, {7, 8}), example({1, 2, 3, 4, 5, 9}, {7, 8})};
+  const std::vector<Example> examples = {example(counting(8, {16}), {7, 8}), example(counting(8, {19}), {7, 8})};
   const Batch own = packed(examples, Prefixes::own), shared = packed(examples, Prefixes::shared);
-  ASSERT_EQ(shared.real_rows, 5 + 2 + 2);
+  ASSERT_EQ(shared.real_rows, 8 + 2 + 2);
   const double attention = 7.0 * static_cast<double>(c.layers * c.q_width());
   const double per_row = model_flops_per_token(c, 4, 0, 0);
-  const double head = model_flops(c, 4, {own}) - 14 * per_row - attention * (49 + 49);
-  EXPECT_NEAR(model_flops(c, 4, {shared}), 9 * per_row + head + attention * (25 + 2 * (4 + 2 * 5 * 2)), 1e-9 * head);
+  const double head = model_flops(c, 4, {own}) - 20 * per_row - attention * (100 + 100);
+  EXPECT_NEAR(model_flops(c, 4, {shared}), 12 * per_row + head + attention * (64 + 2 * (4 + 2 * 8 * 2)), 1e-9 * head);
 }
 
 // ---- the model ------------------------------------------------------------------------------------------------------

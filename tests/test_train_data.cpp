@@ -81,6 +81,16 @@ TEST_F(TrainData, PromptsThatBeginAlikeAreComputedOnce) {
   EXPECT_NE(masked.err.find(advice), std::string::npos) << masked.err;
   EXPECT_EQ(run({"--dropout", "0.1", "--share-prefixes", "off"}).err.find(advice), std::string::npos);
   EXPECT_TRUE(told(run({"--dropout", "0.1", "--share-prefixes", "on"})));
+  // They are part of the run then: what shares a mask must not change on the way. Without dropout it is only another order.
+  const Args more = {"--batch", "3", "--holdout", "0", "--data", dir_ / "alpaca.json", "--steps", "4", "--resume"};
+  for (const Args& other :
+       {Args{"--dropout", "0.1"}, Args{"--dropout", "0.1", "--share-prefixes", "on", "--micro-batch", "2"}}) {
+    const CommandResult refused =
+        run_command("irq_train",
+                    Args{dir_ / "config.json", "--rank", "8", "--device", "cpu", "--out", dir_ / "run"} + more + other);
+    EXPECT_EQ(refused.status, 1);
+    EXPECT_NE(refused.err.find("that run had other options"), std::string::npos) << refused.err;
+  }
 }
 
 TEST_F(TrainData, FindsTrainJsonBesideTheModel) {

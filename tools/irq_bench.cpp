@@ -130,7 +130,7 @@ int bench(Arguments& a, const Cli& cli, CheckedBackend& backend) {
       throw usage_error(cli.tool(), "--rows: a step takes SEQUENCESxTOKENS, for example 16x512");
     a.step.sequences = whole_number(cli, a.rows.substr(0, x));
     a.step.length = whole_number(cli, a.rows.substr(x + 1));
-    if (!a.templates.empty()) a.step.templates = row_list(cli, a.templates, "--templates");
+    if (cli.given("--templates")) a.step.templates = row_list(cli, a.templates, "--templates");
     for (const int64_t rows : a.step.templates)
       if (rows >= a.step.length)
         throw usage_error(cli.tool(), "--templates: sequences of " + std::to_string(a.step.length) +
@@ -208,7 +208,8 @@ int main(int argc, char** argv) {
   cli.range("--labelled", 0.001, 1);
   cli.option(
       "--templates", &a.templates,
-      "step: sequences begin with this many tokens that never change, e.g. 29,39 in turns (Alpaca's two prompts)");
+      "step: sequences begin with this many tokens that never change, e.g. 29,39 in turns (Alpaca's two prompts), to "
+      "which --labelled must leave room");
   cli.option("--share-prefixes", &a.share_prefixes,
              "step: compute what sequences begin alike with once; auto: where there is no dropout",
              {"auto", "on", "off"});

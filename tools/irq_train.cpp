@@ -66,8 +66,8 @@ int main(int argc, char** argv) {
   cli.option("--graphs", &o.graphs, "on a GPU, record the passes of a step and replay them", {"on", "off"});
   cli.option(
       "--share-prefixes", &o.share_prefixes,
-      "compute what prompts begin alike with once a batch; auto: wherever there is no dropout; on: there too, with "
-      "the same masks for all of them",
+      "compute what prompts begin alike with once a batch; auto: without dropout; on: under dropout too, with one mask "
+      "for what is shared",
       {"auto", "on", "off"});
   cli.option("--dtype", &o.dtype, "type of the model.bin that full training writes", {"f32", "f16", "bf16"});
   cli.option("--eval-every", &o.eval_every, "steps between held-out losses, 0 = at the ends only");

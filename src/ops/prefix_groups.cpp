@@ -7,7 +7,7 @@ namespace irq {
 namespace {
 
 // Bounds the search in a batch of very many examples, and what one tile of keys is visited by in attention's backward.
-constexpr size_t kMostMembers = 1024;
+constexpr size_t kMostMembers = 256;
 
 // The rows before the first one with a loss: row i has one if token i + 1 counts.
 int64_t rows_without_loss(const Example& e) {
@@ -29,7 +29,7 @@ struct Beginning {
 
 }  // namespace
 
-std::vector<PrefixGroup> group_by_prefix(const std::vector<const Example*>& examples) {
+std::vector<PrefixGroup> group_by_prefix(const std::vector<const Example*>& examples, int64_t fewest) {
   const size_t n = examples.size();
   std::vector<Beginning> beginnings;
   for (const Example* e : examples) beginnings.push_back({e->ids.data(), rows_without_loss(*e)});
@@ -46,7 +46,7 @@ std::vector<PrefixGroup> group_by_prefix(const std::vector<const Example*>& exam
     int64_t shared = INT64_MAX;
     for (size_t begin = i - 1; begin > 0 && i - begin < kMostMembers; --begin) {
       shared = std::min(shared, common[begin]);
-      if (shared == 0) break;
+      if (shared < std::max<int64_t>(fewest, 1)) break;
       const int64_t all = saved[begin - 1] + static_cast<int64_t>(i - begin) * shared;
       if (all > saved[i]) saved[i] = all, first[i] = begin - 1, rows[i] = shared;
     }

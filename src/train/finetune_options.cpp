@@ -148,7 +148,10 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   add("--recipe", o_.recipe, kFixed);
   add("--steps", number(steps_), kFree);
   add("--batch", number(o_.batch), kFixed);
-  add("--micro-batch", number(o_.micro_batch), kFree);  // the same sums in another order
+  // The same sums in another order; but what prompts share a dropout mask depends on both.
+  const bool shared_masks = prefixes_ == Prefixes::shared && method_.lora && *o_.dropout > 0;
+  add("--micro-batch", number(o_.micro_batch), shared_masks);
+  add("--share-prefixes", o_.share_prefixes, shared_masks);
   add("--lr", json_number(*o_.lr), kFixed);
   add("--warmup", number(o_.warmup), kFixed);
   add("--schedule", o_.schedule, kFixed);
@@ -176,7 +179,6 @@ std::vector<Finetune::Setting> Finetune::settings() const {
   if (method_.quantized()) add("--residency", o_.residency, kFree);
   add("--tune-matmul", o_.tune_matmul, kFree);
   add("--graphs", o_.graphs, kFree);
-  add("--share-prefixes", o_.share_prefixes, kFree);  // the same sums in another order, and under dropout other masks
   if (method_.full) add("--dtype", o_.dtype, kFree);
   add("--eval-every", number(o_.eval_every), kFree);
   add("--save-every", number(o_.save_every), kFree);

@@ -347,13 +347,16 @@ Error Finetune::with_advice(Error error, const ModelPlan& model, int64_t budget)
   ModelPlan smallest = model;
   smallest.residency = Residency::packed;
   smallest.recompute = Recompute::block, smallest.recompute_layers = config_.layers;
+  const bool masks =
+      prefixes_ == Prefixes::shared && model.lora_config.dropout > 0;  // prompts of a micro-batch share them
   int64_t needed = 0;
   for (int64_t micro = (o_.micro_batch + 1) / 2; o_.micro_batch > 1; micro = (micro + 1) / 2) {
     const DataLoader loader(train_.examples, loading(micro), train_.chars);
     const auto shapes = plan_steps(loader, planned_steps(steps_, o_.batch)).shapes;
     needed = plan_memory(backend_.device(), backend_.precision(), smallest, shapes, {}).peak_bytes;
     if (needed <= budget)
-      return error.line("try", strf("--micro-batch %ld: the same result, %s", micro, memory_text(needed).c_str()));
+      return error.line("try", strf(masks ? "--micro-batch %ld: %s" : "--micro-batch %ld: the same result, %s", micro,
+                                    memory_text(needed).c_str()));
     if (micro == 1) break;
   }
   if (needed > 0) error.line("found", strf("even --micro-batch 1 needs %s", memory_text(needed).c_str()));

@@ -117,9 +117,14 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
       else fails = middle;
     }
   };
-  // Weights packed in as few layers as will do.
+  // Weights packed in as few layers as will do, then the level's price paid by as few.
   const auto unpack_some = [&](MemoryPlan& best, Recompute level) {
-    bisect(0, layers, best, [&](int64_t n) { return plan_with(Residency::packed, level, layers, n); });
+    const auto packed = [&](int64_t paying, int64_t n) { return plan_with(Residency::packed, level, paying, n); };
+    const int64_t paying = best.model.recompute_layers;
+    bisect(0, layers, best, [&](int64_t n) { return packed(paying, n); });
+    if (level == Recompute::none || !freedom.recompute) return;
+    const int64_t cached = best.model.cached_layers;
+    bisect(paying, 0, best, [&](int64_t n) { return packed(n, cached); });
   };
   MemoryPlan best;
   for (const auto& [level, residency] : choices(model, freedom)) {
@@ -135,6 +140,7 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
     }
     if (level == Recompute::none || !freedom.recompute) return best;
     bisect(layers, 0, best, [&, l = level, r = residency](int64_t n) { return plan_with(r, l, n); });  // few must pay
+    if (any) unpack_some(best, level);
     return best;
   }
   throw Error(strf("out of memory: the run needs at least %s, %s can be had", memory_text(best.peak_bytes).c_str(),

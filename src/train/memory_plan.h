@@ -29,9 +29,9 @@ MemoryPlan plan_memory(Device device, Precision precision, const ModelPlan& mode
 struct PlanFreedom {
   bool residency = true, recompute = true;
 };
-// The fastest plan that fits: cached weights, norms computed again, weights packed in as few layers as will do with either, gate_up, block;
-// recompute layer by layer. Throws an
-// Error that says what would fit when nothing does. Planning stops at an interrupt with Exit::interrupted.
+// The first plan that fits of these, the fastest first: cached weights; norms computed again; weights packed in as few layers as will do,
+// with either; packed weights and gate_up; block. Each level is paid by as few layers as will do. Throws an Error that says what would fit when
+// nothing does. Planning stops at an interrupt with Exit::interrupted.
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
 

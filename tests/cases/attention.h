@@ -156,6 +156,13 @@ inline AttentionShape shared_attention(int head_dim, int heads, int kv_heads) {
   s.queries = s.keys = row + 3;
   return s;
 }
+// More sequences on one prefix than threads in a block.
+inline AttentionShape many_on_a_prefix() {
+  AttentionShape s = packed_attention("many_on_a_prefix", 64, 2, 1, std::vector<int>(301, 3));
+  for (size_t i = 1; i < s.seqs.size(); ++i)
+    if (i % 4 != 2) s.seqs[i][5] = 3;
+  return s;
+}
 // One query row each against a cache with free rows between the sequences; one sequence also has a prefix, one is dead.
 inline AttentionShape decode_attention(int head_dim, int heads, int kv_heads) {
   return {"decode",
@@ -214,7 +221,8 @@ inline std::vector<OpCase> attention_cases() {
   shapes.push_back(packed_attention("odd_stride", 64, 2, 1, {33, 70}, 1, 3));  // rows not aligned to 16 bytes
   shapes.push_back(packed_attention("no_rows", 64, 2, 2, {0}));
   shapes.push_back(
-      packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));           // more sequences than threads in a block
+      packed_attention("many", 64, 1, 1, std::vector<int>(300, 3)));  // more sequences than threads in a block
+  shapes.push_back(many_on_a_prefix());
   shapes.push_back(packed_attention("dead_tiles", 128, 2, 1, {70, 40}, 130));  // whole tiles of keys that no query sees
   std::vector<OpCase> cases;
   for (const AttentionShape& s : shapes) {
