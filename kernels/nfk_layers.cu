@@ -57,6 +57,7 @@ struct StreamRun : StreamBlock<kBits> {
     this->fill(0);
     StreamAhead early;
     this->look_ahead(early, 0);
+    this->prefetch_all_late(0);
     fill_pair_table<kBits, kStreamThreads, 256>(this->template in_shared<uint32_t>(0),
                                                 this->p.all.level[this->lane & ((1 << kBits) - 1)]);
     if (threadIdx.x < 256) this->template in_shared<float>(this->at.map)[threadIdx.x] = entry;
@@ -72,7 +73,7 @@ struct StreamRun : StreamBlock<kBits> {
         else attend<128>(a);
         this->arrive();
       }
-      if (n + 1 < count) this->look_ahead(early, n + 1);
+      if (n + 1 < count) this->look_ahead(early, n + 1), this->prefetch_all_late(n + 1);
       // Where linear n - 1 was, which everybody has left. Its arguments are waited for while x is.
       this->load_slot(n + kStreamSlots - 1);
     }

@@ -190,32 +190,44 @@ struct StreamBlock : StreamFinish {
     }
   }
 
+  // Asks L2 for what the end of a linear loads.
+  __device__ __forceinline__ void prefetch_all_late(int n) const {
+    const StreamSlot& s = slot(n);
+#pragma unroll 1
+    for (int i = threadIdx.x / kStreamRowLanes; i < s.tiles * kLinearRows; i += kStreamRowsAtOnce) prefetch_late(s, i);
+  }
   // One linear, whose x is there.
   __device__ __forceinline__ void linear(int n, StreamAhead& e) {
     const StreamSlot& s = slot(n);
     const StreamLinear& a = s.a;
-    constexpr int kRowsAtOnce = kStreamThreads / 8, kLate = 3;
-    const int items = s.tiles * kLinearRows, mine = threadIdx.x / 8;
+    const int items = s.tiles * kLinearRows, mine = threadIdx.x / kStreamRowLanes;
     store_x(a, n, e);
     __syncthreads();
     if (a.ranks > 0) make_u(a, n, e);
     fill(n);
-#pragma unroll 1
-    for (int i = 0; i < items; i += kRowsAtOnce) prefetch_late(s, i + mine);
     products(n);
-    StreamLate late[kLate];
+    Late late[kStreamLate];
 #pragma unroll
-    for (int k = 0; k < kLate; ++k) load_late(late[k], s, k * kRowsAtOnce + mine);
+    for (int k = 0; k < kStreamLate; ++k) load_late(late[k], s, k * kStreamRowsAtOnce + mine);
     if (a.ranks > 0 && items > 0) fetch_u(a, n);  // who has no rows is not waited for, and must not wait
     __syncthreads();                              // partial sums and u are there
+    if (items > kStreamRowsAtOnce) {
+      float sum[kStreamLate];
+      row_sums(sum, s, late);
 #pragma unroll
-    for (int k = 0; k < kLate; ++k)
-      if (k * kRowsAtOnce < items) finish(s, n, k * kRowsAtOnce + mine, late[k]);
+      for (int k = 0; k < kStreamLate; ++k) finish(s, n, late[k], sum[k]);
+    } else if (items > 0) finish_one(s, n, late[0]);
 #pragma unroll 1
-    for (int i = kLate * kRowsAtOnce; i < items; i += kRowsAtOnce) {
+    for (int i = kStreamLate * kStreamRowsAtOnce; i < items; i += kStreamRowsAtOnce) {
       load_late(late[0], s, i + mine);
-      finish(s, n, i + mine, late[0]);
+      finish_one(s, n, late[0]);
     }
+  }
+  __device__ __forceinline__ void finish_one(const StreamSlot& s, int n, const Late& late) const {
+    const Late one[1] = {late};
+    float sum[1];
+    row_sums(sum, s, one);
+    finish(s, n, late, sum[0]);
   }
 };
 

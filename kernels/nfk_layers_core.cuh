@@ -125,11 +125,12 @@ struct StreamCore {
     const int block = i / 8;
     return *in_shared<uint4>(at.x + block * at.x_pitch + ((i ^ block) % 8) * 16);
   }
-  // Packs i and i + kStreamThreads (if there) of what linear n gave, waited for, into shared memory.
+  // Packs i, i + kStreamThreads, ... (kAtOnce, as far as they are there) of what linear n gave, waited for, into shared memory.
+  template <int kAtOnce>
   __device__ __forceinline__ void receive(int i, int packs, int n, float& squares) const {
     const uint2* from = p.all.result[n % 4 - 1];
     const uint32_t number = epoch + n + 1;
-    uint4 w[2][2];
+    uint4 w[kAtOnce][2];
     const auto load = [&](uint4(&to)[2], int pack) {
 #pragma unroll
       for (int h = 0; h < 2; ++h)
@@ -139,9 +140,10 @@ struct StreamCore {
                      : "memory");
     };
 #pragma unroll
-    for (int k = 0; k < 2; ++k) load(w[k], min(i + k * kStreamThreads, packs - 1));
+    for (int k = 0; k < kAtOnce; ++k)
+      if (k == 0 || i + k * kStreamThreads < packs) load(w[k], i + k * kStreamThreads);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       const int pack = i + k * kStreamThreads;
       if (pack >= packs) break;
       while (w[k][0].y != number || w[k][0].w != number || w[k][1].y != number || w[k][1].w != number) load(w[k], pack);
@@ -161,12 +163,11 @@ struct StreamCore {
     float rstd = 1;
     float squares = 0;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < packs; i += (n % 4 == 1 ? 1 : 2) * kStreamThreads) {
+    for (int i = threadIdx.x; i < packs; i += (n > 0 && n % 4 == 3 ? 3 : 1) * kStreamThreads) {
       if (n % 4 == 1) keep_x(i, merged_pack(p.attend[n / 4], i), squares);
-      else if (n > 0) receive(i, packs, n - 1, squares);
-      else
-        for (int k = i; k < min(packs, i + 2 * kStreamThreads); k += kStreamThreads)
-          keep_x(k, __ldcg(reinterpret_cast<const uint4*>(a.x) + k), squares);
+      else if (n % 4 == 3) receive<3>(i, packs, n - 1, squares);
+      else if (n > 0) receive<1>(i, packs, n - 1, squares);
+      else keep_x(i, __ldcg(reinterpret_cast<const uint4*>(a.x) + i), squares);
     }
     if (a.norm) rstd = 1.f / sqrtf(block_sum<kStreamThreads>(squares) / static_cast<float>(a.cols) + a.eps);
 #pragma unroll 1
@@ -232,15 +233,24 @@ struct StreamCore {
   }
   // Everybody's parts, waited for.
   __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
-    for (int i = threadIdx.x; i < a.ranks * a.segments; i += kStreamThreads) {
-      uint32_t value, number;
-      do {
-        asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(value), "=r"(number)
-                     : "l"(p.all.u + i)
-                     : "memory");
-      } while (number != epoch + n + 1);
-      in_shared<float>(at.u_parts)[i] = __uint_as_float(value);
+    constexpr int kAtOnce = 2;
+    const int units = a.ranks * a.segments;
+    const auto load = [&](uint2& to, int i) {
+      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(to.x), "=r"(to.y) : "l"(p.all.u + i) : "memory");
+    };
+#pragma unroll 1
+    for (int first = threadIdx.x; first < units; first += kAtOnce * kStreamThreads) {
+      uint2 w[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (first + k * kStreamThreads < units) load(w[k], first + k * kStreamThreads);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = first + k * kStreamThreads;
+        if (i >= units) break;
+        while (w[k].y != epoch + n + 1) load(w[k], i);
+        in_shared<float>(at.u_parts)[i] = __uint_as_float(w[k].x);
+      }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {
