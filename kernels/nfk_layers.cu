@@ -30,21 +30,21 @@ using Finish = PackedLinear::Finish;
 
 template <int kBits>
 struct StreamRun : StreamBlock<kBits> {
+  // Attention behind linear n.
   template <int D>
-  __device__ __forceinline__ void attend(const StreamAttention& a) {
-    const auto& all = this->p.all;
-    float* scratch = this->partial();
-    StreamKeys ahead{};
-    {
-      const StreamAttend<D> mine(a, scratch, blockIdx.x);
-      if (mine.head < a.heads) mine.load_all(ahead, 0);
+  __device__ __forceinline__ void attend(const StreamAttention& a, int n) {
+    const int units = a.heads * a.splits;
+    float* const scratch = this->partial();
+#pragma unroll 1
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+      StreamKeys ahead{};
+      const StreamAttend<D> now(*this, a, n, unit);
+      now.load_all(ahead, 0);
+      __syncthreads();  // nobody reads the sums any more that lie in the scratch
+      now.run(ahead, scratch);
     }
-    this->meet();
-    for (int unit = blockIdx.x; unit < a.heads * a.splits; unit += gridDim.x) {
-      const StreamAttend<D> now(a, scratch, unit);
-      if (unit != static_cast<int>(blockIdx.x)) now.load_all(ahead, 0);
-      now.run(ahead, all.record_o, all.record_sum);
-    }
+#pragma unroll 1
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) merge_splits<D>(*this, a, unit, n);
   }
 
   __device__ __forceinline__ void run() {
@@ -62,16 +62,14 @@ struct StreamRun : StreamBlock<kBits> {
                                                 this->p.all.level[this->lane & ((1 << kBits) - 1)]);
     if (threadIdx.x < 256) this->template in_shared<float>(this->at.map)[threadIdx.x] = entry;
     wait_for_previous_kernel();  // all before was on weights
-    this->epoch = __ldcg(&this->p.all.meeting->epoch);
+    const unsigned epoch = __ldcg(&this->p.all.meeting->epoch);
+    if (threadIdx.x == 0) this->first_number() = epoch + 1;  // read after the first linear's x is there
     for (int n = 0; n < count; ++n) {
-      if (n % 4 == 1) this->meet();
       this->linear(n, early);
       if (n % 4 == 0) {
-        this->arrive();
         const StreamAttention& a = this->p.attend[n / 4];
-        if (a.head_dim == 64) attend<64>(a);
-        else attend<128>(a);
-        this->arrive();
+        if (a.head_dim == 64) attend<64>(a, n);
+        else attend<128>(a, n);
       }
       if (n + 1 < count) this->look_ahead(early, n + 1), this->prefetch_all_late(n + 1);
       // Where linear n - 1 was, which everybody has left. Its arguments are waited for while x is.
@@ -82,8 +80,7 @@ struct StreamRun : StreamBlock<kBits> {
     if (threadIdx.x != 0) return;
     StreamMeeting* meeting = this->p.all.meeting;
     __threadfence();
-    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1)
-      meeting->arrived = 0, meeting->left = 0, meeting->epoch = this->epoch + count;
+    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1) meeting->left = 0, meeting->epoch = this->number(count - 1);
   }
 };
 
@@ -178,18 +175,20 @@ bool launch(const StreamProgram& program, const std::vector<PackedLinearArgs>& l
 }
 
 void fill_shared(StreamShared& all, const PackedLinearArgs& first, const StreamAttention& attend, int bits,
-                 StreamMeeting* meeting, void* records) {
+                 StreamMeeting* meeting) {
   all.map = first.part[0].map;
   all.meeting = meeting, all.u = reinterpret_cast<uint2*>(meeting + 16);
-  for (int i = 0; i < 3; ++i) all.result[i] = all.u + (i + 1) * kStreamExchange;
-  all.record_o = static_cast<float*>(records);
-  all.record_sum = reinterpret_cast<float2*>(all.record_o + attend.heads * kStreamSplits * attend.head_dim);
+  all.attended = all.u + kStreamExchange;
+  for (int i = 1; i < 4; ++i) all.result[i] = all.attended + i * kStreamExchange;
+  all.result[0] = all.result[3] + kStreamExchange;
+  all.record_o = all.result[0] + kStreamExchangeQkv;
+  all.record_sum = all.record_o + attend.heads * attend.splits * attend.head_dim;
   scale_levels(all.level, all.unit, bits);
 }
 
 // Each linear reads what the one before it gave: results pass between blocks without their tensors.
 bool chained(const PackedLayer& c) {
-  return c.gate_up.x.data == c.o.y.data && c.down.x.data == c.gate_up.y.data && c.qkv.parts == 3 &&
+  return c.gate_up.x.data == c.o.y.data && c.down.x.data == c.gate_up.y.data && c.qkv.parts == 3 && !c.down.norm &&
          c.o.finish == Finish::add && c.gate_up.finish == Finish::swiglu && c.down.finish == Finish::add;
 }
 
@@ -208,12 +207,13 @@ bool layer_arguments(const PackedLayer& c, int multiprocessors, PackedLinearArgs
       c.o.x.cols != c.qkv.w[0].rows || !chained(c) || !rows_aligned(c.qkv.keys) || !rows_aligned(c.qkv.values) ||
       !aligned_16(c.qkv.y.data) || c.qkv.keys.stride >= int64_t{1} << 31)
     return false;
-  t.q = a[0].y, t.keys = a[0].keys, t.values = a[0].values, t.seq = c.seqs.as<int32_t>();
+  t.keys = a[0].keys, t.values = a[0].values, t.seq = c.seqs.as<int32_t>();
   t.kv_stride = static_cast<int>(a[0].kv_stride), t.heads = heads;
   t.group = static_cast<int>(c.qkv.w[0].rows / c.qkv.w[1].rows), t.head_dim = d;
+  t.first_key = static_cast<int>(c.qkv.w[0].rows), t.first_value = static_cast<int>(c.qkv.w[0].rows + c.qkv.w[1].rows);
   t.splits = std::clamp(multiprocessors / heads, 1, kStreamSplits);
   t.scale = 1.0f / std::sqrt(static_cast<float>(d));
-  return true;
+  return c.qkv.width() <= 2 * kStreamExchangeQkv && heads * t.splits * (d + 2) <= kStreamExchangeRecords;
 }
 
 }  // namespace
@@ -237,10 +237,8 @@ void CudaBackend::nfk_layers(const PackedLayer* layers, int count) {
     }
     if (takes) {
       const StreamAttention& t = program.attend[0];
-      void* records =
-          workspace(int64_t{t.heads} * kStreamSplits * (t.head_dim * int64_t{sizeof(float)} + int64_t{sizeof(float2)}));
       program.count = 4 * part;
-      fill_shared(program.all, linears[0], t, w.format.bits, stream_meeting(), records);
+      fill_shared(program.all, linears[0], t, w.format.bits, stream_meeting());
       takes = launch(program, linears, w.format.bits, sm_count(), shared_bytes(), stream());
     }
     if (!takes) packed_layers_by_ops(*this, layers + begin, part);

@@ -201,6 +201,8 @@ struct StreamBlock : StreamFinish {
     const StreamSlot& s = slot(n);
     const StreamLinear& a = s.a;
     const int items = s.tiles * kLinearRows, mine = threadIdx.x / kStreamRowLanes;
+    // Who has nothing to do here does not wait for x either: nobody waits for him, so its words may be gone.
+    if (items == 0 && static_cast<int>(blockIdx.x) >= a.ranks * a.segments) return __syncthreads();
     store_x(a, n, e);
     __syncthreads();
     if (a.ranks > 0) make_u(a, n, e);
