@@ -93,16 +93,18 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   StreamRun<kBits>{{{{p, at, memory + (kTableAddress - begin)}}}}.run();
 }
 
+bool aligned_8(const void* p) { return reinterpret_cast<uintptr_t>(p) % 8 == 0; }
+
 StreamLinear stream_linear(const PackedLinearArgs& a) {
   StreamLinear s{};
+  const bool paired = a.finish == Finish::swiglu;
+  bool whole = a.cols % kStreamColumns == 0;
   int first = 0;
   for (int i = 0; i < PackedLinear::kParts; ++i) {
     const PackedView& q = a.part[i];
     s.part[i] = {q.codes,
-                 q.scale_codes,
-                 q.tau_codes,
-                 q.scale_groups,
-                 q.tau_groups,
+                 {q.scale_codes, q.tau_codes},
+                 {q.scale_groups, q.tau_groups},
                  q.scale_offset,
                  a.b[i],
                  static_cast<int>(a.b_stride[i]),
@@ -111,14 +113,20 @@ StreamLinear stream_linear(const PackedLinearArgs& a) {
                  static_cast<int>(q.rows),
                  first};
     first += static_cast<int>(q.rows);
-    s.tile_end[i] = a.tile_end[i];
+    whole = whole && aligned_8(q.scale_codes) && aligned_8(q.tau_codes);
+    StreamTiles& t = s.tiles_of[i];
+    t = {i == 0 ? 0 : a.tile_end[i - 1], 0, kLinearRows, 8};
+    if (a.finish == Finish::rope && i < 2) t.shift = a.tile_shift, t.step = 2 * a.half, t.upper = a.half;
+    if (paired) t.step = 8, t.upper = 0;
+    if (i + 1 < PackedLinear::kParts) s.tile_end[i] = paired ? a.tiles : a.tile_end[i];
   }
+  s.paired = paired, s.whole_pieces = whole;
   s.tiles = a.tiles, s.cols = a.cols, s.finish = a.finish;
   s.x = a.x, s.norm = a.norm, s.y = a.y, s.base = a.base, s.a = a.a;
   s.a_stride = static_cast<int>(a.a_stride), s.ranks = a.ranks, s.segments = a.segments;
   s.eps = a.eps, s.base_scale = a.base_scale;
   s.cos_stride = static_cast<int>(a.cos_stride), s.sin_stride = static_cast<int>(a.sin_stride);
-  s.half = a.half, s.tile_shift = a.tile_shift, s.kv_stride = static_cast<int>(a.kv_stride);
+  s.half = a.half, s.kv_stride = static_cast<int>(a.kv_stride);
   s.cosine = a.cosine, s.sine = a.sine, s.positions = a.positions, s.cache_rows = a.cache_rows;
   s.keys = a.keys, s.values = a.values;
   return s;

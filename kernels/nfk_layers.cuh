@@ -15,9 +15,14 @@ constexpr int kStreamExchange = 8192;                   // words of u, or of one
 constexpr int kStreamExchangeQkv = 2 * kStreamExchange, kStreamExchangeRecords = 4 * kStreamExchange;  // of those
 constexpr int kStreamSplits = 4;  // most blocks that share a head's keys
 
+// Of tile `first` + i of a part: its rows 0 to 7 are rows (i >> shift) * step + i % 2^shift * 8 and on, its rows 8 to 15 begin
+// `upper` rows later.
+struct StreamTiles {
+  int first, shift, step, upper;
+};
 struct StreamPart {
-  const uint8_t *codes, *scale_codes, *tau_codes;  // tau_codes null: no shift
-  const float *scale_groups, *tau_groups, *scale_offset;
+  const uint8_t *codes, *block_codes[2];  // of weights; of scales and shifts, whose pointer may be null
+  const float *block_groups[2], *scale_offset;
   const __nv_bfloat16* b;
   int b_stride, b_column, b_rank;
   int rows;
@@ -26,7 +31,10 @@ struct StreamPart {
 // PackedLinearArgs for one token, without what the linears of a program share.
 struct StreamLinear {
   StreamPart part[PackedLinear::kParts];
-  int tile_end[PackedLinear::kParts];
+  StreamTiles tiles_of[PackedLinear::kParts];
+  int tile_end[PackedLinear::kParts - 1];  // tiles of the parts before and with this one
+  int paired;                              // 1: rows 8 to 15 of a tile belong to the next part
+  int whole_pieces;  // 1: each piece of a row has blocks of one group of scales, 8 bytes of codes that are aligned
   int tiles, cols;
   PackedLinear::Finish finish;
   const __nv_bfloat16* x;  // null: what attention left
@@ -36,7 +44,7 @@ struct StreamLinear {
   const __nv_bfloat16* a;
   int a_stride, ranks, segments;
   float eps, base_scale;
-  int cos_stride, sin_stride, half, tile_shift, kv_stride;
+  int cos_stride, sin_stride, half, kv_stride;
   const float *cosine, *sine;
   const int32_t *positions, *cache_rows;
   __nv_bfloat16 *keys, *values;

@@ -58,8 +58,7 @@ struct StreamAttend {
     float o[8] = {}, largest = -INFINITY, sum = 0;
     if (count > 0) {
       const uint2* words = core.p.all.result[0];
-      float query[8];
-      unpack(query, core.wait_for_pack(words + query_at / 2, n));
+      const uint4 query = core.wait_for_pack(words + query_at / 2, n);
 #pragma unroll 1
       for (int step = 0; step * kStreamKeys * kPerStep < count; ++step) {
         if (step > 0) load_all(ahead, step);
@@ -76,9 +75,10 @@ struct StreamAttend {
     }
     write(o, largest, sum, scratch);
   }
-  __device__ __forceinline__ void add(const StreamKeys& from, int step, const float (&query)[8], float (&o)[8],
+  __device__ __forceinline__ void add(const StreamKeys& from, int step, const uint4& packed, float (&o)[8],
                                       float& largest, float& sum) const {
-    float score[kStreamKeys], best = largest;
+    float query[8], score[kStreamKeys], best = largest;
+    unpack(query, packed);
 #pragma unroll
     for (int i = 0; i < kStreamKeys; ++i) {
       float k[8], dot = 0;

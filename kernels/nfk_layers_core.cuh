@@ -32,6 +32,12 @@ struct StreamCore {
   __device__ __forceinline__ const StreamSlot& slot(int n) const {
     return in_shared<StreamSlot>(at.slots)[n % kStreamSlots];
   }
+  __device__ __forceinline__ TileRows rows_of(const StreamLinear& a, int tile) const {
+    const int part = (tile >= a.tile_end[0]) + (tile >= a.tile_end[1]);
+    const StreamTiles t = a.tiles_of[part];
+    const int i = tile - t.first, low = (i >> t.shift) * t.step + (i & ((1 << t.shift) - 1)) * 8;
+    return {part, part + a.paired, low, low + t.upper};
+  }
   __device__ __forceinline__ float* partial() const { return in_shared<float>(at.partial); }
 
   // ---- arguments -----------------------------------------------------------------------------------------------------

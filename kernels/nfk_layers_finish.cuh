@@ -27,7 +27,7 @@ struct StreamFinish : StreamCore {
     const StreamLinear& a = s.a;
     const int tile = i / kLinearRows, j = i % kLinearRows;
     if (tile >= s.tiles) return {0, 0, 0, 0, false};
-    const TileRows rows = rows_of_tile(a, blockIdx.x + tile * gridDim.x);
+    const TileRows rows = rows_of(a, blockIdx.x + tile * gridDim.x);
     const bool upper = j % 2;
     return {tile, j / 2 + upper * 8, upper ? rows.high_part : rows.low_part, (upper ? rows.high : rows.low) + j / 2,
             true};
