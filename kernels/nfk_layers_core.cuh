@@ -102,7 +102,8 @@ struct StreamCore {
   }
 
   // ---- x ---------------------------------------------------------------------------------------------------------------
-  __device__ __forceinline__ int first_unit() const { return blockIdx.x + warp * gridDim.x; }
+  // The last warps of a block have fewer pieces where these do not come out even: parts of u are theirs first.
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + (kStreamWarps - 1 - warp) * gridDim.x; }
   __device__ __forceinline__ void load_a(uint4 (&w)[kLinearSegment / 8 / kWarp], const StreamLinear& a,
                                          int unit) const {
     const int first = unit % a.segments * kLinearSegment;
