@@ -30,21 +30,21 @@ using Finish = PackedLinear::Finish;
 
 template <int kBits>
 struct StreamRun : StreamBlock<kBits> {
+  // Attention behind linear n.
   template <int D>
-  __device__ __forceinline__ void attend() {
-    const StreamAttention& a = this->slot(0).attend;
+  __device__ __forceinline__ void attend(const StreamAttention& a, int n) {
     const int units = a.heads * a.splits;
     float* const scratch = this->partial();
 #pragma unroll 1
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
       StreamKeys ahead{};
-      const StreamAttend<D> now(*this, a, unit);
+      const StreamAttend<D> now(*this, a, n, unit);
       now.load_all(ahead, 0);
       __syncthreads();  // nobody reads the sums any more that lie in the scratch
       now.run(ahead, scratch);
     }
 #pragma unroll 1
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) merge_splits<D>(*this, a, unit);
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) merge_splits<D>(*this, a, unit, n);
   }
 
   __device__ __forceinline__ void run() {
@@ -63,15 +63,13 @@ struct StreamRun : StreamBlock<kBits> {
     if (threadIdx.x < 256) this->template in_shared<float>(this->at.map)[threadIdx.x] = entry;
     wait_for_previous_kernel();  // all before was on weights
     const unsigned epoch = __ldcg(&this->p.all.meeting->epoch);
-    // Read after the first linear's x is there.
-    if (threadIdx.x == 0) this->first_number() = epoch + 1;
-    if (threadIdx.x < kStreamSlots - 1)
-      this->template in_shared<StreamSlot>(this->at.slots)[threadIdx.x].number = epoch + 1 + threadIdx.x;
+    if (threadIdx.x == 0) this->first_number() = epoch + 1;  // read after the first linear's x is there
     for (int n = 0; n < count; ++n) {
       this->linear(n, early);
       if (n % 4 == 0) {
-        if (this->slot(0).attend.head_dim == 64) attend<64>();
-        else attend<128>();
+        const StreamAttention& a = this->p.attend[n / 4];
+        if (a.head_dim == 64) attend<64>(a, n);
+        else attend<128>(a, n);
       }
       if (n + 1 < count) this->look_ahead(early, n + 1), this->prefetch_all_late(n + 1);
       // Where linear n - 1 was, which everybody has left. Its arguments are waited for while x is.
@@ -82,8 +80,7 @@ struct StreamRun : StreamBlock<kBits> {
     if (threadIdx.x != 0) return;
     StreamMeeting* meeting = this->p.all.meeting;
     __threadfence();
-    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1)
-      meeting->left = 0, meeting->epoch = this->first_number() + count - 1;
+    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1) meeting->left = 0, meeting->epoch = this->number(count - 1);
   }
 };
 
@@ -145,18 +142,19 @@ bool stream_takes(const PackedLinearArgs& a) {
 template <int kBits>
 StreamMemory memory_for(const std::vector<PackedLinearArgs>& linears, unsigned grid) {
   using S = StreamShape<kBits>;
-  int cols = 0, ranks = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
+  int cols = 0, ranks = 0, parts = 0, sums = kStreamWarps * (128 + 2) * 4;  // attention's, at least
   for (const PackedLinearArgs& a : linears) {
     const int chunks = (a.cols + kStreamColumns - 1) / kStreamColumns;
     const int tiles = static_cast<int>(ceil_div(a.tiles, grid));
     cols = std::max(cols, chunks * kStreamColumns), ranks = std::max(ranks, a.ranks);
-    sums = std::max(sums, tiles * chunks * kLinearRows * 4);
+    parts = std::max(parts, a.ranks * a.segments), sums = std::max(sums, tiles * chunks * kLinearRows * 4);
   }
   StreamMemory m{};
   m.x_pitch = S::kXPitch;
   m.map = S::kTable;
   m.block_sums = m.map + 256 * 4;
-  m.u = m.block_sums + stream_align(cols / kBlock * 4);
+  m.u_parts = m.block_sums + stream_align(cols / kBlock * 4);
+  m.u = m.u_parts + stream_align(parts * 4);
   m.partial = m.u + stream_align(ranks * 4);
   m.slots = m.partial + stream_align(sums);
   m.stages = m.slots + stream_align(kStreamSlots * static_cast<int>(sizeof(StreamSlot)));

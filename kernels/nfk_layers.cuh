@@ -89,9 +89,7 @@ struct StreamSlot {
   float offset[PackedLinear::kParts];
   int tiles, chunks;  // this block's; pieces of a row of W
   int position, cache_row;
-  unsigned number;         // of this linear among all of all launches: words are known by it
-  StreamAttention attend;  // behind it
-  StreamVisible visible;   // to that
+  StreamVisible visible;  // to attention behind it
 };
 
 template <int kBits>
@@ -110,7 +108,7 @@ struct StreamShape {
 // Bytes from kTableAddress on.
 struct StreamMemory {
   int x_pitch;  // of a block of x
-  int map, x, block_sums, u, partial, slots, stages, total;
+  int map, x, block_sums, u_parts, u, partial, slots, stages, total;
 };
 constexpr int stream_align(int bytes) { return (bytes + 15) / 16 * 16; }
 

@@ -18,26 +18,25 @@ struct StreamAttend {
   static constexpr int kLanes = D / 8, kPerWarp = kWarp / kLanes, kPerStep = kStreamWarps * kPerWarp;
   const StreamCore& core;
   const StreamAttention& a;
-  const int unit;       // head and split
-  const StreamSlot& s;  // of the linear in front, a layer's first
+  const int n, unit;  // linear in front; head and split
   const int thread = fresh_thread_index(), lane = thread % kWarp, warp = thread / kWarp, part = lane % kLanes;
   int query_at, column;  // first elements of this lane's: of the query among all heads, of a row of keys
   int first, count;      // keys of this split
   bool newest;           // the last of them is the token's own, which lies in row cache_row of the cache
 
-  __device__ __forceinline__ StreamAttend(const StreamCore& c, const StreamAttention& args, int u)
-      : core(c), a(args), unit(u), s(c.slot(0)) {
+  __device__ __forceinline__ StreamAttend(const StreamCore& c, const StreamAttention& args, int linear, int u)
+      : core(c), a(args), n(linear), unit(u) {
     const int head = unit / a.splits, split = unit - head * a.splits;
     query_at = head * D + part * 8, column = head / a.group * D + part * 8;
-    const int keys = s.visible.keys, per_split = (keys + a.splits - 1) / a.splits;
+    const int keys = core.slot(n).visible.keys, per_split = (keys + a.splits - 1) / a.splits;
     first = min(split * per_split, keys), count = min(per_split, keys - first);
-    newest = count > 0 && first + count == keys && row_of(count - 1) == s.cache_row;
+    newest = count > 0 && first + count == keys && row_of(count - 1) == core.slot(n).cache_row;
   }
   __device__ __forceinline__ int key_of(int step, int i) const {  // among this split's
     return (step * kStreamKeys + i) * kPerStep + warp * kPerWarp + lane / kLanes;
   }
   __device__ __forceinline__ int row_of(int key) const {
-    const StreamVisible& v = s.visible;
+    const StreamVisible& v = core.slot(n).visible;
     const int i = first + key;
     return i + (i < v.prefix ? v.p_begin : v.k_begin);
   }
@@ -53,20 +52,20 @@ struct StreamAttend {
     }
   }
 
-  // What that linear gives is waited for in words: the query, and key and value of the token itself. `ahead`: the first keys,
+  // What linear n gives is waited for in words: the query, and key and value of the token itself. `ahead`: the first keys,
   // loaded before that. The block's result becomes words of record `unit`.
   __device__ __forceinline__ void run(StreamKeys& ahead, float* scratch) const {
     float o[8] = {}, largest = -INFINITY, sum = 0;
     if (count > 0) {
       const uint2* words = core.p.all.result[0];
-      const uint4 query = core.wait_for_pack(words + query_at / 2, s.number);
+      const uint4 query = core.wait_for_pack(words + query_at / 2, n);
 #pragma unroll 1
       for (int step = 0; step * kStreamKeys * kPerStep < count; ++step) {
         if (step > 0) load_all(ahead, step);
         const int behind = count - 1 - key_of(step, 0);  // from this lane's first key to the last
         if (newest && behind >= 0 && behind < kStreamKeys * kPerStep && behind % kPerStep == 0) {
-          uint4 k, v;
-          core.wait_for_packs(k, v, words + (a.first_key + column) / 2, words + (a.first_value + column) / 2, s.number);
+          const uint4 k = core.wait_for_pack(words + (a.first_key + column) / 2, n),
+                      v = core.wait_for_pack(words + (a.first_value + column) / 2, n);
 #pragma unroll
           for (int i = 0; i < kStreamKeys; ++i)
             if (behind == i * kPerStep) ahead.k[i] = k, ahead.v[i] = v;
@@ -133,9 +132,8 @@ struct StreamAttend {
         const float share = maxima[w] == -INFINITY ? 0.f : expf(maxima[w] - top);
         total = fmaf(share, scratch[w * D + thread], total), all = fmaf(share, sums[w], all);
       }
-      core.send(core.p.all.record_o + unit * D + thread, __float_as_uint(total), s.number);
-      if (thread < 2)
-        core.send(core.p.all.record_sum + unit * 2 + thread, __float_as_uint(thread == 0 ? top : all), s.number);
+      core.send(core.p.all.record_o + unit * D + thread, __float_as_uint(total), n);
+      if (thread < 2) core.send(core.p.all.record_sum + unit * 2 + thread, __float_as_uint(thread == 0 ? top : all), n);
     }
   }
 };
@@ -143,9 +141,8 @@ struct StreamAttend {
 // Every splits-th pack of a head's result is put together by the block with that split, each by a warp: lane 4 j + k has
 // column j of split k.
 template <int D>
-__device__ __forceinline__ void merge_splits(const StreamCore& core, const StreamAttention& a, int unit) {
+__device__ __forceinline__ void merge_splits(const StreamCore& core, const StreamAttention& a, int unit, int n) {
   static_assert(kStreamSplits == 4 && D / 8 <= kStreamWarps);
-  const unsigned number = core.slot(0).number;
   const int head = unit / a.splits, split = unit - head * a.splits, lane = core.lane;
   const int pack = split + core.warp * a.splits, k = lane % 4, column = pack * 8 + lane / 4;
   if (pack >= D / 8) return;
@@ -153,7 +150,7 @@ __device__ __forceinline__ void merge_splits(const StreamCore& core, const Strea
   const uint2* from = core.p.all.record_o + record * D + column;
   uint4 sums = core.look(core.p.all.record_sum + record * 2);
   uint2 value = core.look_at_one(from);
-  while (!core.is_there(sums, number) || value.y != sums.y)
+  while (!core.is_there(sums, n) || value.y != sums.y)
     sums = core.look(core.p.all.record_sum + record * 2), value = core.look_at_one(from);
   const float top = __uint_as_float(sums.x), all = __uint_as_float(sums.z);
   float largest = top;
@@ -167,7 +164,7 @@ __device__ __forceinline__ void merge_splits(const StreamCore& core, const Strea
     total += __shfl_xor_sync(kFullWarp, total, offset);
   }
   const float z = sum > 0 ? total / sum : 0.f, next = __shfl_down_sync(kFullWarp, z, 4);
-  if (lane % 8 == 0) core.send(core.p.all.attended + (head * D + column) / 2, pack_bf16(z, next), number);
+  if (lane % 8 == 0) core.send(core.p.all.attended + (head * D + column) / 2, pack_bf16(z, next), n);
 }
 
 }  // namespace irq

@@ -40,12 +40,6 @@ struct StreamCore {
   }
   __device__ __forceinline__ float* partial() const { return in_shared<float>(at.partial); }
 
-  // The number of the launch's first linear.
-  static __device__ __forceinline__ unsigned& first_number() {
-    __shared__ unsigned number;
-    return number;
-  }
-
   // ---- arguments -----------------------------------------------------------------------------------------------------
   __device__ __forceinline__ void load_slot(int n) const {
     if (n >= p.count) return;
@@ -57,18 +51,12 @@ struct StreamCore {
     const int part = i - (kStreamThreads - PackedLinear::kParts);
     if (part >= 0 && p.linear[n].part[part].scale_offset) to.offset[part] = __ldg(p.linear[n].part[part].scale_offset);
     if (i == kWords) {
-      to.number = first_number() + n;
       to.chunks = (p.linear[n].cols + kStreamColumns - 1) / kStreamColumns;
       to.tiles = (p.linear[n].tiles - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) /
                  static_cast<int>(gridDim.x);
     }
     if (i == kWords + 1 && p.linear[n].positions)
       to.position = __ldg(p.linear[n].positions), to.cache_row = __ldg(p.linear[n].cache_rows);
-    constexpr int kAttend = kStreamThreads / 2, kAttendWords = sizeof(StreamAttention) / 4;
-    static_assert(kWords + 2 < kAttend && kAttend + kAttendWords + PackedLinear::kParts <= kStreamThreads);
-    if (n % 4 == 0 && i >= kAttend && i < kAttend + kAttendWords)
-      reinterpret_cast<uint32_t*>(&to.attend)[i - kAttend] =
-          reinterpret_cast<const uint32_t*>(&p.attend[n / 4])[i - kAttend];
     if (i == kWords + 2 && n % 4 == 0) {
       const int32_t* seq = p.attend[n / 4].seq;
       const int q_begin = __ldg(seq), q_end = __ldg(seq + 1), k_begin = __ldg(seq + 2), k_end = __ldg(seq + 3),
@@ -79,10 +67,17 @@ struct StreamCore {
     }
   }
 
+  // The number of linear n, by which words are known. The launch's first one lies in shared memory: it would be spilled.
+  static __device__ __forceinline__ unsigned& first_number() {
+    __shared__ unsigned number;
+    return number;
+  }
+  __device__ __forceinline__ unsigned number(int n) const { return first_number() + static_cast<unsigned>(n); }
+
   // ---- words ----------------------------------------------------------------------------------------------------------
   // A word for the other blocks, with the number of its linear.
-  __device__ __forceinline__ void send(uint2* to, uint32_t word, unsigned number) const {
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(number) : "memory");
+  __device__ __forceinline__ void send(uint2* to, uint32_t word, int n) const {
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(number(n)) : "memory");
   }
   // Two of them: (word, number, word, number).
   __device__ __forceinline__ uint4 look(const uint2* from) const {
@@ -98,21 +93,12 @@ struct StreamCore {
     asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(from) : "memory");
     return w;
   }
-  __device__ __forceinline__ bool is_there(const uint4& w, unsigned number) const {
-    return w.y == number && w.w == number;
-  }
-  // Eight elements of what the linear of that number gave, waited for.
-  __device__ __forceinline__ uint4 wait_for_pack(const uint2* from, unsigned number) const {
+  __device__ __forceinline__ bool is_there(const uint4& w, int n) const { return w.y == number(n) && w.w == number(n); }
+  // Eight elements of what linear n gave, waited for.
+  __device__ __forceinline__ uint4 wait_for_pack(const uint2* from, int n) const {
     uint4 w[2] = {look(from), look(from + 2)};
-    while (!is_there(w[0], number) || !is_there(w[1], number)) w[0] = look(from), w[1] = look(from + 2);
+    while (!is_there(w[0], n) || !is_there(w[1], n)) w[0] = look(from), w[1] = look(from + 2);
     return make_uint4(w[0].x, w[0].z, w[1].x, w[1].z);
-  }
-  __device__ __forceinline__ void wait_for_packs(uint4& a, uint4& b, const uint2* from_a, const uint2* from_b,
-                                                 unsigned number) const {
-    uint4 w[4];
-    do w[0] = look(from_a), w[1] = look(from_a + 2), w[2] = look(from_b), w[3] = look(from_b + 2);
-    while (!is_there(w[0], number) || !is_there(w[1], number) || !is_there(w[2], number) || !is_there(w[3], number));
-    a = make_uint4(w[0].x, w[0].z, w[1].x, w[1].z), b = make_uint4(w[2].x, w[2].z, w[3].x, w[3].z);
   }
 
   // ---- x ---------------------------------------------------------------------------------------------------------------
@@ -147,7 +133,6 @@ struct StreamCore {
   template <int kAtOnce>
   __device__ __forceinline__ void receive(int i, int packs, int n, float& squares) const {
     const uint2* from = n % 4 == 0 ? p.all.attended : p.all.result[n % 4];
-    const unsigned number = slot(n).number;
     uint4 w[kAtOnce][2];
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
@@ -158,7 +143,7 @@ struct StreamCore {
     for (int k = 0; k < kAtOnce; ++k) {
       const int pack = i + k * kStreamThreads;
       if (pack >= packs) break;
-      while (!is_there(w[k][0], number) || !is_there(w[k][1], number))
+      while (!is_there(w[k][0], n) || !is_there(w[k][1], n))
         w[k][0] = look(from + 4 * pack), w[k][1] = look(from + 4 * pack + 2);
       keep_x(pack, make_uint4(w[k][0].x, w[k][0].z, w[k][1].x, w[k][1].z), squares);
     }
@@ -240,33 +225,32 @@ struct StreamCore {
       }
       if (unit + step < units) load_a(e.a, a, unit + step);
       sum = warp_sum(sum);
-      if (lane == 0) send(p.all.u + segment * a.ranks + row, __float_as_uint(sum), slot(n).number);
+      if (lane == 0) send(p.all.u + segment * a.ranks + row, __float_as_uint(sum), n);
     }
   }
-  // Everybody's parts, waited for and added up, each rank by some lanes. Two words a lane are on their way at once.
+  // Everybody's parts, waited for.
   __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
-    if (a.ranks <= kStreamThreads / 8) fetch_u<8>(a, n);
-    else if (a.ranks <= kStreamThreads / 4) fetch_u<4>(a, n);
-    else fetch_u<2>(a, n);
-  }
-  template <int kLanes>
-  __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
-    const unsigned number = slot(n).number;
+    constexpr int kAtOnce = 2;
+    const int units = a.ranks * a.segments;
 #pragma unroll 1
-    for (int first = threadIdx.x; first - lane < kLanes * a.ranks; first += kStreamThreads) {
-      const int rank = first / kLanes;
-      float sum = 0;
-#pragma unroll 1
-      for (int k = lane % kLanes; rank < a.ranks && k < a.segments; k += 2 * kLanes) {
-        const uint2* const from = p.all.u + k * a.ranks + rank;
-        const int next = k + kLanes < a.segments ? kLanes * a.ranks : 0;
-        uint2 w[2] = {look_at_one(from), look_at_one(from + next)};
-        while (w[0].y != number || w[1].y != number) w[0] = look_at_one(from), w[1] = look_at_one(from + next);
-        sum += __uint_as_float(w[0].x) + (next > 0 ? __uint_as_float(w[1].x) : 0.f);
-      }
+    for (int first = threadIdx.x; first < units; first += kAtOnce * kStreamThreads) {
+      uint2 w[kAtOnce];
 #pragma unroll
-      for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullWarp, sum, offset);
-      if (lane % kLanes == 0 && rank < a.ranks) in_shared<float>(at.u)[rank] = sum;
+      for (int k = 0; k < kAtOnce; ++k)
+        if (first + k * kStreamThreads < units) w[k] = look_at_one(p.all.u + first + k * kStreamThreads);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = first + k * kStreamThreads;
+        if (i >= units) break;
+        while (w[k].y != number(n)) w[k] = look_at_one(p.all.u + i);
+        in_shared<float>(at.u_parts)[i] = __uint_as_float(w[k].x);
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {
+      float sum = 0;
+      for (int k = 0; k < a.segments; ++k) sum += in_shared<float>(at.u_parts)[k * a.ranks + i];
+      in_shared<float>(at.u)[i] = sum;
     }
   }
 };

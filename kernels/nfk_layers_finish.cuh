@@ -118,7 +118,7 @@ struct StreamFinish : StreamCore {
       const float next = __shfl_down_sync(kFullWarp, sum, kNext);
       if (!mine || (a.finish == Finish::swiglu && upper)) return;
       if (a.finish == Finish::add) a.y[w.first + t.row] = __float2bfloat16_rn(sum);
-      if (t.row % 2 == 0) send(p.all.result[n % 4] + (w.first + t.row) / 2, pack_bf16(sum, next), s.number);
+      if (t.row % 2 == 0) send(p.all.result[n % 4] + (w.first + t.row) / 2, pack_bf16(sum, next), n);
     } else {
       const float c = __uint_as_float(late.first), d = __uint_as_float(late.second);
       const float z = t.part == 2 ? sum : upper ? sum * c + other * d : sum * c - other * d;
@@ -127,7 +127,7 @@ struct StreamFinish : StreamCore {
       if (t.part > 0 && s.cache_row >= 0)
         (t.part == 1 ? a.keys : a.values)[static_cast<int64_t>(s.cache_row) * a.kv_stride + t.row] =
             __float2bfloat16_rn(z);
-      if (t.row % 2 == 0) send(p.all.result[0] + (w.first + t.row) / 2, pack_bf16(z, next), s.number);
+      if (t.row % 2 == 0) send(p.all.result[0] + (w.first + t.row) / 2, pack_bf16(z, next), n);
     }
   }
 };
