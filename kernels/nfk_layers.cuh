@@ -8,10 +8,11 @@ constexpr int kStreamWarps = 16, kStreamThreads = kStreamWarps * kWarp;
 constexpr int kStreamBlocks = 8;                        // of 64 in a piece, which has kLinearRows rows of W
 constexpr int kStreamColumns = kStreamBlocks * kBlock;  // of a piece
 constexpr int kStreamStages = 2;                        // pieces of a warp that are there or on their way
-constexpr int kStreamMaxBlocks = 256;                   // of a row: as many as the table of NF4 has gaps
-constexpr int kStreamLayers = 16;                       // most of a launch (its parameters end at 32 KB)
-constexpr int kStreamSlots = 4;                         // linears whose arguments lie in shared memory
-constexpr int kStreamExchange = 8192;                   // words of u, or of one result, on their way to other blocks;
+constexpr int kStreamEager = 4;        // warps that ask for pieces of the next linear before its x is there
+constexpr int kStreamMaxBlocks = 256;  // of a row: as many as the table of NF4 has gaps
+constexpr int kStreamLayers = 16;      // most of a launch (its parameters end at 32 KB)
+constexpr int kStreamSlots = 4;        // linears whose arguments lie in shared memory
+constexpr int kStreamExchange = 8192;  // words of u, or of one result, on their way to other blocks;
 constexpr int kStreamExchangeQkv = 2 * kStreamExchange, kStreamExchangeRecords = 4 * kStreamExchange;  // of those
 constexpr int kStreamSplits = 4;  // most blocks that share a head's keys
 
@@ -37,6 +38,7 @@ struct StreamLinear {
   int whole_pieces;  // 1: each piece of a row has blocks of one group of scales, 8 bytes of codes that are aligned
   int tiles, cols;
   PackedLinear::Finish finish;
+  int kv_stride;
   const __nv_bfloat16* x;  // null: what attention left
   const float* norm;
   __nv_bfloat16* y;
@@ -44,7 +46,7 @@ struct StreamLinear {
   const __nv_bfloat16* a;
   int a_stride, ranks, segments;
   float eps, base_scale;
-  int cos_stride, sin_stride, half, kv_stride;
+  int cos_stride, sin_stride, half;
   const float *cosine, *sine;
   const int32_t *positions, *cache_rows;
   __nv_bfloat16 *keys, *values;

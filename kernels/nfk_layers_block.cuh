@@ -184,8 +184,8 @@ struct StreamBlock : StreamFinish {
     }
     if (q < 2) to[g + 8 * q] = q == 0 ? sum[0] : sum[1];
   }
-  // All pieces of this warp. The room of the last one is filled when the next linear's x is there: what a block asks for behind
-  // copies waits for them.
+  // All pieces of this warp. The room of the last one is filled when the next linear's x is there, but for a few warps: what a
+  // block asks for behind copies waits for them, and without any memory idles.
   __device__ __forceinline__ void products(int n) {
     const StreamSlot& s = slot(n);
     const int chunks = s.chunks, tiles = s.tiles;
@@ -200,7 +200,7 @@ struct StreamBlock : StreamFinish {
                partial() + (tile * chunks + chunk) * kLinearRows);
       __syncwarp();  // all lanes have read the stage
       ++consumed;
-      if (tile * chunks + chunk + kStreamWarps < tiles * chunks) fill(n);
+      if (warp < kStreamEager || tile * chunks + chunk + kStreamWarps < tiles * chunks) fill(n);
     }
   }
 
