@@ -8,11 +8,12 @@
 //         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 190 of them copies.
 // Tricky: one block of 16 warps per multiprocessor stays for the whole launch. A warp takes every sixteenth piece (16 rows by 8
 //         blocks) of its block's tiles and leaves 16 sums in shared memory; nobody waits for anybody until a linear's end, where
-//         eight lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
-//         ahead, into the next linears; so are A, the norm and the keys loaded before x is there. What o, gate|up and down
-//         give passes to the other blocks in words that carry the number of their linear, as u does: one look both waits
-//         and reads, no fence, no counter. Around attention all blocks meet at a counter. A block without tiles may lag behind
-//         until then, so it must not wait for u, and each of the three results has words of its own. Column j of a
+//         four lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
+//         ahead, into the next linears; so are A, the norm and the keys loaded before x is there, and B's rows asked for. What
+//         linears, attention and its splits give passes to the other blocks in words that carry the number of their linear, as
+//         u does: one look both waits and reads, no fence, no counter, and blocks never meet. So words may be overwritten only
+//         when all who need them have read them: nobody gets past the next x before every block has finished its rows of this
+//         linear, and a block that has none and no part of u waits for no x and for no u. Column j of a
 //         tensor-core product is block j of the piece, so that one chain of products serves eight blocks and the scales come
 //         after it. x lies in the gaps of the table of pairs. Registers are the budget: what is spilled on its way from
 //         memory is waited for.

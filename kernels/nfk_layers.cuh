@@ -58,7 +58,7 @@ struct StreamAttention {
   int first_key, first_value;  // columns of q, k and v side by side
   float scale;
 };
-// Zero before and after each launch, but the epoch.
+// Zero before and after each launch, but the epoch: the number of the last linear.
 struct StreamMeeting {
   unsigned left, epoch, unused[2];  // left: blocks that are through
 };

@@ -138,12 +138,28 @@ struct StreamAttend {
   }
 };
 
+// Where the token's own key is not among those that it sees, nobody has waited for all of the head's words in front of attention.
+// That is done here: nobody may go on while a block's rows are unfinished, since words for it would be overwritten.
+template <int D>
+__device__ __forceinline__ void wait_for_unused(const StreamCore& core, const StreamAttention& a, int head, int n) {
+  const StreamSlot& s = core.slot(n);
+  const StreamVisible& v = s.visible;
+  const int last = v.keys - 1;
+  if (v.keys > 0 && last + (last < v.prefix ? v.p_begin : v.k_begin) == s.cache_row) return;
+  const int part = core.lane % (D / 8) * 8, column = head / a.group * D + part;
+  const uint2* const words = core.p.all.result[0];
+  core.wait_for_pack(words + (head * D + part) / 2, n);
+  core.wait_for_pack(words + (a.first_key + column) / 2, n);
+  core.wait_for_pack(words + (a.first_value + column) / 2, n);
+}
+
 // Every splits-th pack of a head's result is put together by the block with that split, each by a warp: lane 4 j + k has
 // column j of split k.
 template <int D>
 __device__ __forceinline__ void merge_splits(const StreamCore& core, const StreamAttention& a, int unit, int n) {
   static_assert(kStreamSplits == 4 && D / 8 <= kStreamWarps);
   const int head = unit / a.splits, split = unit - head * a.splits, lane = core.lane;
+  wait_for_unused<D>(core, a, head, n);
   const int pack = split + core.warp * a.splits, k = lane % 4, column = pack * 8 + lane / 4;
   if (pack >= D / 8) return;
   const int record = head * a.splits + min(k, a.splits - 1);
