@@ -174,8 +174,11 @@ bool launch(const StreamProgram& program, const std::vector<PackedLinearArgs>& l
     const auto kernel = stream_kernel<k.value>;
     const unsigned grid = static_cast<unsigned>(multiprocessors);
     const StreamMemory at = memory_for<k.value>(linears, grid);
-    const int bytes = at.total + kTableAddress;
-    if (bytes > shared_bytes) return;
+    if (at.total + kTableAddress > shared_bytes) return;
+    // What is static lies in front of what is dynamic, and so of the table.
+    cudaFuncAttributes fixed{};
+    CUDA_CHECK(cudaFuncGetAttributes(&fixed, kernel));
+    const int bytes = at.total + kTableAddress - static_cast<int>(fixed.sharedSizeBytes);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     launch_early(kernel, grid, kStreamThreads, bytes, stream, program, at);
     done = true;
