@@ -5,7 +5,7 @@
 // Shapes: one row of BF16, columns a multiple of 256 up to 16,384, dq8 scales, ranks a multiple of 8, heads of 64 or 128, one
 //         sequence; what does not fit goes through packed_layers_by_ops() or the kernel of nfk_linear.cu.
 // Cost  : k/8 + 0.03 bytes a weight and the keys: a layer of LLaMA-7B NF4, rank 64, 512 keys is 126 MB, 45 us at 2.8 TB/s; its
-//         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 190 of them copies.
+//         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 150 of them copies.
 // Tricky: one block of 16 warps per multiprocessor stays for the whole launch. A warp takes every sixteenth piece (16 rows by 8
 //         blocks) of its block's tiles and leaves 16 sums in shared memory; nobody waits for anybody until a linear's end, where
 //         four lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
