@@ -44,7 +44,7 @@ class CudaBackend final : public Backend {
   static constexpr int kMeetings = 1 << 16;
   int* meetings() const { return meetings_; }
   // The same for nfk_layers.cu, whose blocks also exchange numbers there that outlive a launch.
-  static constexpr int kStreamWords = 64 + 4 * 2 * 8192;
+  static constexpr int kStreamWords = 64 + 11 * 2 * 8192;
   StreamMeeting* stream_meeting() const { return reinterpret_cast<StreamMeeting*>(meetings_ + kMeetings); }
 
   cudaStream_t stream_ = nullptr;

@@ -5,14 +5,15 @@
 // Shapes: one row of BF16, columns a multiple of 256 up to 16,384, dq8 scales, ranks a multiple of 8, heads of 64 or 128, one
 //         sequence; what does not fit goes through packed_layers_by_ops() or the kernel of nfk_linear.cu.
 // Cost  : k/8 + 0.03 bytes a weight and the keys: a layer of LLaMA-7B NF4, rank 64, 512 keys is 126 MB, 45 us at 2.8 TB/s; its
-//         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 190 of them copies.
+//         measured time stands in bench/NOTES.md. About 700 instructions a piece of 8,192 weights, 150 of them copies.
 // Tricky: one block of 16 warps per multiprocessor stays for the whole launch. A warp takes every sixteenth piece (16 rows by 8
 //         blocks) of its block's tiles and leaves 16 sums in shared memory; nobody waits for anybody until a linear's end, where
-//         eight lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
-//         ahead, into the next linears; so are A, the norm and the keys loaded before x is there. What o, gate|up and down
-//         give passes to the other blocks in words that carry the number of their linear, as u does: one look both waits
-//         and reads, no fence, no counter. Around attention all blocks meet at a counter. A block without tiles may lag behind
-//         until then, so it must not wait for u, and each of the three results has words of its own. Column j of a
+//         four lanes a row add up, apply the adapter and finish. Weights do not depend on x: each warp's copies run two pieces
+//         ahead, into the next linears; so are A, the norm and the keys loaded before x is there, and B's rows asked for. What
+//         linears, attention and its splits give passes to the other blocks in words that carry the number of their linear, as
+//         u does: one look both waits and reads, no fence, no counter, and blocks never meet. So words may be overwritten only
+//         when all who need them have read them: nobody gets past the next x before every block has finished its rows of this
+//         linear, and a block that has none and no part of u waits for no x and for no u. Column j of a
 //         tensor-core product is block j of the piece, so that one chain of products serves eight blocks and the scales come
 //         after it. x lies in the gaps of the table of pairs. Registers are the budget: what is spilled on its way from
 //         memory is waited for.
@@ -30,21 +31,21 @@ using Finish = PackedLinear::Finish;
 
 template <int kBits>
 struct StreamRun : StreamBlock<kBits> {
+  // Attention behind linear n.
   template <int D>
-  __device__ __forceinline__ void attend(const StreamAttention& a) {
-    const auto& all = this->p.all;
-    float* scratch = this->partial();
-    StreamKeys ahead{};
-    {
-      const StreamAttend<D> mine(a, scratch, blockIdx.x);
-      if (mine.head < a.heads) mine.load_all(ahead, 0);
+  __device__ __forceinline__ void attend(const StreamAttention& a, int n) {
+    const int units = a.heads * a.splits;
+    float* const scratch = this->partial();
+#pragma unroll 1
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+      StreamKeys ahead{};
+      const StreamAttend<D> now(*this, a, n, unit);
+      now.load_all(ahead, 0);
+      __syncthreads();  // nobody reads the sums any more that lie in the scratch
+      now.run(ahead, scratch);
     }
-    this->meet();
-    for (int unit = blockIdx.x; unit < a.heads * a.splits; unit += gridDim.x) {
-      const StreamAttend<D> now(a, scratch, unit);
-      if (unit != static_cast<int>(blockIdx.x)) now.load_all(ahead, 0);
-      now.run(ahead, all.record_o, all.record_sum);
-    }
+#pragma unroll 1
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) merge_splits<D>(*this, a, unit, n);
   }
 
   __device__ __forceinline__ void run() {
@@ -57,22 +58,21 @@ struct StreamRun : StreamBlock<kBits> {
     this->fill(0);
     StreamAhead early;
     this->look_ahead(early, 0);
+    this->prefetch_all_late(0);
     fill_pair_table<kBits, kStreamThreads, 256>(this->template in_shared<uint32_t>(0),
                                                 this->p.all.level[this->lane & ((1 << kBits) - 1)]);
     if (threadIdx.x < 256) this->template in_shared<float>(this->at.map)[threadIdx.x] = entry;
     wait_for_previous_kernel();  // all before was on weights
-    this->epoch = __ldcg(&this->p.all.meeting->epoch);
+    const unsigned epoch = __ldcg(&this->p.all.meeting->epoch);
+    if (threadIdx.x == 0) this->first_number() = epoch + 1;  // read after the first linear's x is there
     for (int n = 0; n < count; ++n) {
-      if (n % 4 == 1) this->meet();
       this->linear(n, early);
       if (n % 4 == 0) {
-        this->arrive();
         const StreamAttention& a = this->p.attend[n / 4];
-        if (a.head_dim == 64) attend<64>(a);
-        else attend<128>(a);
-        this->arrive();
+        if (a.head_dim == 64) attend<64>(a, n);
+        else attend<128>(a, n);
       }
-      if (n + 1 < count) this->look_ahead(early, n + 1);
+      if (n + 1 < count) this->look_ahead(early, n + 1), this->prefetch_all_late(n + 1);
       // Where linear n - 1 was, which everybody has left. Its arguments are waited for while x is.
       this->load_slot(n + kStreamSlots - 1);
     }
@@ -81,8 +81,7 @@ struct StreamRun : StreamBlock<kBits> {
     if (threadIdx.x != 0) return;
     StreamMeeting* meeting = this->p.all.meeting;
     __threadfence();
-    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1)
-      meeting->arrived = 0, meeting->left = 0, meeting->epoch = this->epoch + count;
+    if (atomicAdd(&meeting->left, 1) == gridDim.x - 1) meeting->left = 0, meeting->epoch = this->number(count - 1);
   }
 };
 
@@ -95,16 +94,18 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   StreamRun<kBits>{{{{p, at, memory + (kTableAddress - begin)}}}}.run();
 }
 
+bool aligned_8(const void* p) { return reinterpret_cast<uintptr_t>(p) % 8 == 0; }
+
 StreamLinear stream_linear(const PackedLinearArgs& a) {
   StreamLinear s{};
+  const bool paired = a.finish == Finish::swiglu;
+  bool whole = a.cols % kStreamColumns == 0;
   int first = 0;
   for (int i = 0; i < PackedLinear::kParts; ++i) {
     const PackedView& q = a.part[i];
     s.part[i] = {q.codes,
-                 q.scale_codes,
-                 q.tau_codes,
-                 q.scale_groups,
-                 q.tau_groups,
+                 {q.scale_codes, q.tau_codes},
+                 {q.scale_groups, q.tau_groups},
                  q.scale_offset,
                  a.b[i],
                  static_cast<int>(a.b_stride[i]),
@@ -113,14 +114,20 @@ StreamLinear stream_linear(const PackedLinearArgs& a) {
                  static_cast<int>(q.rows),
                  first};
     first += static_cast<int>(q.rows);
-    s.tile_end[i] = a.tile_end[i];
+    whole = whole && aligned_8(q.scale_codes) && aligned_8(q.tau_codes);
+    StreamTiles& t = s.tiles_of[i];
+    t = {i == 0 ? 0 : a.tile_end[i - 1], 0, kLinearRows, 8};
+    if (a.finish == Finish::rope && i < 2) t.shift = a.tile_shift, t.step = 2 * a.half, t.upper = a.half;
+    if (paired) t.step = 8, t.upper = 0;
+    if (i + 1 < PackedLinear::kParts) s.tile_end[i] = paired ? a.tiles : a.tile_end[i];
   }
+  s.paired = paired, s.whole_pieces = whole;
   s.tiles = a.tiles, s.cols = a.cols, s.finish = a.finish;
   s.x = a.x, s.norm = a.norm, s.y = a.y, s.base = a.base, s.a = a.a;
   s.a_stride = static_cast<int>(a.a_stride), s.ranks = a.ranks, s.segments = a.segments;
   s.eps = a.eps, s.base_scale = a.base_scale;
   s.cos_stride = static_cast<int>(a.cos_stride), s.sin_stride = static_cast<int>(a.sin_stride);
-  s.half = a.half, s.tile_shift = a.tile_shift, s.kv_stride = static_cast<int>(a.kv_stride);
+  s.half = a.half, s.kv_stride = static_cast<int>(a.kv_stride);
   s.cosine = a.cosine, s.sine = a.sine, s.positions = a.positions, s.cache_rows = a.cache_rows;
   s.keys = a.keys, s.values = a.values;
   return s;
@@ -167,8 +174,11 @@ bool launch(const StreamProgram& program, const std::vector<PackedLinearArgs>& l
     const auto kernel = stream_kernel<k.value>;
     const unsigned grid = static_cast<unsigned>(multiprocessors);
     const StreamMemory at = memory_for<k.value>(linears, grid);
-    const int bytes = at.total + kTableAddress;
-    if (bytes > shared_bytes) return;
+    if (at.total + kTableAddress > shared_bytes) return;
+    // What is static lies in front of what is dynamic, and so of the table.
+    cudaFuncAttributes fixed{};
+    CUDA_CHECK(cudaFuncGetAttributes(&fixed, kernel));
+    const int bytes = at.total + kTableAddress - static_cast<int>(fixed.sharedSizeBytes);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     launch_early(kernel, grid, kStreamThreads, bytes, stream, program, at);
     done = true;
@@ -177,18 +187,20 @@ bool launch(const StreamProgram& program, const std::vector<PackedLinearArgs>& l
 }
 
 void fill_shared(StreamShared& all, const PackedLinearArgs& first, const StreamAttention& attend, int bits,
-                 StreamMeeting* meeting, void* records) {
+                 StreamMeeting* meeting) {
   all.map = first.part[0].map;
   all.meeting = meeting, all.u = reinterpret_cast<uint2*>(meeting + 16);
-  for (int i = 0; i < 3; ++i) all.result[i] = all.u + (i + 1) * kStreamExchange;
-  all.record_o = static_cast<float*>(records);
-  all.record_sum = reinterpret_cast<float2*>(all.record_o + attend.heads * kStreamSplits * attend.head_dim);
+  all.attended = all.u + kStreamExchange;
+  for (int i = 1; i < 4; ++i) all.result[i] = all.attended + i * kStreamExchange;
+  all.result[0] = all.result[3] + kStreamExchange;
+  all.record_o = all.result[0] + kStreamExchangeQkv;
+  all.record_sum = all.record_o + attend.heads * attend.splits * attend.head_dim;
   scale_levels(all.level, all.unit, bits);
 }
 
 // Each linear reads what the one before it gave: results pass between blocks without their tensors.
 bool chained(const PackedLayer& c) {
-  return c.gate_up.x.data == c.o.y.data && c.down.x.data == c.gate_up.y.data && c.qkv.parts == 3 &&
+  return c.gate_up.x.data == c.o.y.data && c.down.x.data == c.gate_up.y.data && c.qkv.parts == 3 && !c.down.norm &&
          c.o.finish == Finish::add && c.gate_up.finish == Finish::swiglu && c.down.finish == Finish::add;
 }
 
@@ -207,12 +219,13 @@ bool layer_arguments(const PackedLayer& c, int multiprocessors, PackedLinearArgs
       c.o.x.cols != c.qkv.w[0].rows || !chained(c) || !rows_aligned(c.qkv.keys) || !rows_aligned(c.qkv.values) ||
       !aligned_16(c.qkv.y.data) || c.qkv.keys.stride >= int64_t{1} << 31)
     return false;
-  t.q = a[0].y, t.keys = a[0].keys, t.values = a[0].values, t.seq = c.seqs.as<int32_t>();
+  t.keys = a[0].keys, t.values = a[0].values, t.seq = c.seqs.as<int32_t>();
   t.kv_stride = static_cast<int>(a[0].kv_stride), t.heads = heads;
   t.group = static_cast<int>(c.qkv.w[0].rows / c.qkv.w[1].rows), t.head_dim = d;
+  t.first_key = static_cast<int>(c.qkv.w[0].rows), t.first_value = static_cast<int>(c.qkv.w[0].rows + c.qkv.w[1].rows);
   t.splits = std::clamp(multiprocessors / heads, 1, kStreamSplits);
   t.scale = 1.0f / std::sqrt(static_cast<float>(d));
-  return true;
+  return c.qkv.width() <= 2 * kStreamExchangeQkv && heads * t.splits * (d + 2) <= kStreamExchangeRecords;
 }
 
 }  // namespace
@@ -236,10 +249,8 @@ void CudaBackend::nfk_layers(const PackedLayer* layers, int count) {
     }
     if (takes) {
       const StreamAttention& t = program.attend[0];
-      void* records =
-          workspace(int64_t{t.heads} * kStreamSplits * (t.head_dim * int64_t{sizeof(float)} + int64_t{sizeof(float2)}));
       program.count = 4 * part;
-      fill_shared(program.all, linears[0], t, w.format.bits, stream_meeting(), records);
+      fill_shared(program.all, linears[0], t, w.format.bits, stream_meeting());
       takes = launch(program, linears, w.format.bits, sm_count(), shared_bytes(), stream());
     }
     if (!takes) packed_layers_by_ops(*this, layers + begin, part);

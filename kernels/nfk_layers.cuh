@@ -8,15 +8,22 @@ constexpr int kStreamWarps = 16, kStreamThreads = kStreamWarps * kWarp;
 constexpr int kStreamBlocks = 8;                        // of 64 in a piece, which has kLinearRows rows of W
 constexpr int kStreamColumns = kStreamBlocks * kBlock;  // of a piece
 constexpr int kStreamStages = 2;                        // pieces of a warp that are there or on their way
-constexpr int kStreamMaxBlocks = 256;                   // of a row: as many as the table of NF4 has gaps
-constexpr int kStreamLayers = 16;                       // most of a launch (its parameters end at 32 KB)
-constexpr int kStreamSlots = 4;                         // linears whose arguments lie in shared memory
-constexpr int kStreamExchange = 8192;                   // words of u, or of one result, on their way to other blocks
-constexpr int kStreamSplits = 4;                        // most blocks that share a head's keys
+constexpr int kStreamEager = 4;        // warps that ask for pieces of the next linear before its x is there
+constexpr int kStreamMaxBlocks = 256;  // of a row: as many as the table of NF4 has gaps
+constexpr int kStreamLayers = 16;      // most of a launch (its parameters end at 32 KB)
+constexpr int kStreamSlots = 4;        // linears whose arguments lie in shared memory
+constexpr int kStreamExchange = 8192;  // words of u, or of one result, on their way to other blocks;
+constexpr int kStreamExchangeQkv = 2 * kStreamExchange, kStreamExchangeRecords = 4 * kStreamExchange;  // of those
+constexpr int kStreamSplits = 4;  // most blocks that share a head's keys
 
+// Of tile `first` + i of a part: its rows 0 to 7 are rows (i >> shift) * step + i % 2^shift * 8 and on, its rows 8 to 15 begin
+// `upper` rows later.
+struct StreamTiles {
+  int first, shift, step, upper;
+};
 struct StreamPart {
-  const uint8_t *codes, *scale_codes, *tau_codes;  // tau_codes null: no shift
-  const float *scale_groups, *tau_groups, *scale_offset;
+  const uint8_t *codes, *block_codes[2];  // of weights; of scales and shifts, whose pointer may be null
+  const float *block_groups[2], *scale_offset;
   const __nv_bfloat16* b;
   int b_stride, b_column, b_rank;
   int rows;
@@ -25,9 +32,13 @@ struct StreamPart {
 // PackedLinearArgs for one token, without what the linears of a program share.
 struct StreamLinear {
   StreamPart part[PackedLinear::kParts];
-  int tile_end[PackedLinear::kParts];
+  StreamTiles tiles_of[PackedLinear::kParts];
+  int tile_end[PackedLinear::kParts - 1];  // tiles of the parts before and with this one
+  int paired;                              // 1: rows 8 to 15 of a tile belong to the next part
+  int whole_pieces;  // 1: each piece of a row has blocks of one group of scales, 8 bytes of codes that are aligned
   int tiles, cols;
   PackedLinear::Finish finish;
+  int kv_stride;
   const __nv_bfloat16* x;  // null: what attention left
   const float* norm;
   __nv_bfloat16* y;
@@ -35,31 +46,32 @@ struct StreamLinear {
   const __nv_bfloat16* a;
   int a_stride, ranks, segments;
   float eps, base_scale;
-  int cos_stride, sin_stride, half, tile_shift, kv_stride;
+  int cos_stride, sin_stride, half;
   const float *cosine, *sine;
   const int32_t *positions, *cache_rows;
   __nv_bfloat16 *keys, *values;
 };
 struct StreamAttention {
-  const __nv_bfloat16 *q, *keys, *values;
+  const __nv_bfloat16 *keys, *values;
   const int32_t* seq;  // of the token: six numbers
   int kv_stride, heads, group, head_dim, splits;
+  int first_key, first_value;  // columns of q, k and v side by side
   float scale;
 };
-// Where the blocks meet. Zero before and after each launch, but the epoch.
+// Zero before and after each launch, but the epoch: the number of the last linear.
 struct StreamMeeting {
-  unsigned arrived, left, epoch, unused;
+  unsigned left, epoch, unused[2];  // left: blocks that are through
 };
 struct StreamShared {  // of all linears of a program
   const float* map;
   StreamMeeting* meeting;
   // Words for other blocks, each with the number of its linear, so that one look says that it is there: sums over a segment
-  // of A (segments, ranks), and pairs of elements of what linears 1, 2 and 3 of a layer give.
+  // of A (segments, ranks); pairs of elements of what the four linears of a layer and attention give; and what attention's
+  // splits give: unnormalized output (heads, splits, D), then maximum and sum (heads, splits, 2).
   uint2* u;
-  uint2* result[3];
-  float* record_o;     // (heads, splits, D): unnormalized output of a split,
-  float2* record_sum;  // (heads, splits): its maximum and sum
-  float level[16];     // scaled
+  uint2 *result[4], *attended;
+  uint2 *record_o, *record_sum;
+  float level[16];  // scaled
   float unit;
 };
 struct StreamProgram {
@@ -69,12 +81,17 @@ struct StreamProgram {
   StreamAttention attend[kStreamLayers];
 };
 
+// The keys that the token sees: the prefix, rows p_begin.. of the cache, and then its own, row k_begin + i for key i.
+struct StreamVisible {
+  int keys, prefix, p_begin, k_begin;
+};
 // A linear's arguments in shared memory, with the numbers that they point to.
 struct StreamSlot {
   StreamLinear a;
   float offset[PackedLinear::kParts];
   int tiles, chunks;  // this block's; pieces of a row of W
   int position, cache_row;
+  StreamVisible visible;  // to attention behind it
 };
 
 template <int kBits>

@@ -16,6 +16,12 @@ __device__ __forceinline__ void load_lane_codes(Codes<kBits> (&c)[2], const char
   }
 }
 
+// As cp_async_4(), with 8 bytes.
+__device__ __forceinline__ void cp_async_8(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(shared), "l"(global), "r"(valid ? 8 : 0)
+               : "memory");
+}
+
 template <int kBits>
 struct StreamBlock : StreamFinish {
   using S = StreamShape<kBits>;
@@ -31,7 +37,7 @@ struct StreamBlock : StreamFinish {
   // ---- copies ----------------------------------------------------------------------------------------------------------
   // Starts copying a piece. Rows and blocks past the end are zeros.
   __device__ __forceinline__ void copy_piece(const StreamLinear& a, int tile, int chunk, char* to_stage) const {
-    const TileRows rows = rows_of_tile(a, tile);
+    const TileRows rows = rows_of(a, tile);
     const uint32_t to = smem_address(to_stage);
     const int blocks = a.cols / kBlock, row_bytes = blocks * S::kBlockBytes;
     const StreamPart &low = a.part[rows.low_part], &high = a.part[rows.high_part];
@@ -64,18 +70,25 @@ struct StreamBlock : StreamFinish {
     const int r = lane % kLinearRows, shift = lane / kLinearRows;
     const bool upper = r >= 8;
     const StreamPart& w = a.part[upper ? rows.high_part : rows.low_part];
-    const uint8_t* codes = shift ? w.tau_codes : w.scale_codes;
-    const float* groups = shift ? w.tau_groups : w.scale_groups;
+    const uint8_t* codes = w.block_codes[shift];
     if (!codes) return;
-    const int row = upper ? rows.high + r - 8 : rows.low + r;
+    const float* groups = w.block_groups[shift];
+    const int row = (upper ? rows.high - 8 : rows.low) + r;
     const bool there = row < w.rows;
+    const uint32_t codes_at = to + S::kScales + (shift * kLinearRows + r) * kStreamBlocks,
+                   factors_at = to + S::kFactors + (shift * kLinearRows + r) * 8;
+    const uint32_t first = there ? row * blocks + chunk * kStreamBlocks : 0;
+    if (a.whole_pieces) {
+      cp_async_8(codes_at, codes + first, there);
+      cp_async_4(factors_at, groups + first / kScaleGroup, there);
+      return;
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int first = chunk * kStreamBlocks + h * 4;
-      const bool valid = there && first < blocks;
-      const int block = valid ? row * blocks + first : 0;
-      cp_async_4(to + S::kScales + (shift * kLinearRows + r) * kStreamBlocks + h * 4, codes + block, valid);
-      cp_async_4(to + S::kFactors + ((shift * kLinearRows + r) * 2 + h) * 4, groups + block / kScaleGroup, valid);
+      const bool valid = there && chunk * kStreamBlocks + h * 4 < blocks;
+      const uint32_t block = valid ? first + h * 4 : 0;
+      cp_async_4(codes_at + h * 4, codes + block, valid);
+      cp_async_4(factors_at + h * 4, groups + block / kScaleGroup, valid);
     }
   }
   // Keeps the stages full, with pieces of linear n and of the two behind it.
@@ -140,6 +153,7 @@ struct StreamBlock : StreamFinish {
     for (int i = 0; i < 4; ++i) multiply_part(product, piece, i, own, mine && g / 2 == i);
     const float2 total = *in_shared<float2>(at.block_sums + (chunk * kStreamBlocks + 2 * q) * 4);
     const float* map = in_shared<float>(at.map);
+    const int half = s.a.whole_pieces ? 0 : q / 2;
     float sum[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -149,7 +163,7 @@ struct StreamBlock : StreamFinish {
                                                   2 * q);
       };
       const auto factor = [&](int shift) {
-        return *reinterpret_cast<const float*>(piece + S::kFactors + ((shift * kLinearRows + row) * 2 + q / 2) * 4);
+        return *reinterpret_cast<const float*>(piece + S::kFactors + ((shift * kLinearRows + row) * 2 + half) * 4);
       };
       const uint32_t scales = codes(0);
       const float offset = s.offset[part], f = factor(0);
@@ -157,7 +171,7 @@ struct StreamBlock : StreamFinish {
                   s1 = __fadd_rn(__fmul_rn(map[scales >> 8], f), offset) * p.all.unit;
       sum[r] = fmaf(s0, product[0][2 * r] + product[1][2 * r], sum[r]);
       sum[r] = fmaf(s1, product[0][2 * r + 1] + product[1][2 * r + 1], sum[r]);
-      if (!s.a.part[part].tau_codes) continue;
+      if (!s.a.part[part].block_codes[1]) continue;
       const uint32_t shifts = codes(1);
       const float t = factor(1);
       sum[r] = fmaf(__fmul_rn(map[shifts & 255], t), total.x, sum[r]);
@@ -170,8 +184,8 @@ struct StreamBlock : StreamFinish {
     }
     if (q < 2) to[g + 8 * q] = q == 0 ? sum[0] : sum[1];
   }
-  // All pieces of this warp. The room of the last one is filled when the next linear's x is there: what a block asks for behind
-  // copies waits for them.
+  // All pieces of this warp. The room of the last one is filled when the next linear's x is there, but for a few warps: what a
+  // block asks for behind copies waits for them, and without any memory idles.
   __device__ __forceinline__ void products(int n) {
     const StreamSlot& s = slot(n);
     const int chunks = s.chunks, tiles = s.tiles;
@@ -182,40 +196,54 @@ struct StreamBlock : StreamFinish {
       if (issued - consumed > 1) cp_async_wait<1>();
       else cp_async_wait<0>();
       __syncwarp();
-      multiply(s, rows_of_tile(s.a, blockIdx.x + tile * gridDim.x), chunk, stage(consumed),
+      multiply(s, rows_of(s.a, blockIdx.x + tile * gridDim.x), chunk, stage(consumed),
                partial() + (tile * chunks + chunk) * kLinearRows);
       __syncwarp();  // all lanes have read the stage
       ++consumed;
-      if (tile * chunks + chunk + kStreamWarps < tiles * chunks) fill(n);
+      if (warp < kStreamEager || tile * chunks + chunk + kStreamWarps < tiles * chunks) fill(n);
     }
   }
 
+  // Asks L2 for what the end of a linear loads.
+  __device__ __forceinline__ void prefetch_all_late(int n) const {
+    const StreamSlot& s = slot(n);
+#pragma unroll 1
+    for (int i = threadIdx.x / kStreamRowLanes; i < s.tiles * kLinearRows; i += kStreamRowsAtOnce) prefetch_late(s, i);
+  }
   // One linear, whose x is there.
   __device__ __forceinline__ void linear(int n, StreamAhead& e) {
     const StreamSlot& s = slot(n);
     const StreamLinear& a = s.a;
-    constexpr int kRowsAtOnce = kStreamThreads / 8, kLate = 3;
-    const int items = s.tiles * kLinearRows, mine = threadIdx.x / 8;
+    const int items = s.tiles * kLinearRows, mine = threadIdx.x / kStreamRowLanes;
+    // Who has nothing to do here does not wait for x either: nobody waits for him, so its words may be gone.
+    if (items == 0 && static_cast<int>(blockIdx.x) >= a.ranks * a.segments) return __syncthreads();
     store_x(a, n, e);
     __syncthreads();
     if (a.ranks > 0) make_u(a, n, e);
     fill(n);
-#pragma unroll 1
-    for (int i = 0; i < items; i += kRowsAtOnce) prefetch_late(s, i + mine);
     products(n);
-    StreamLate late[kLate];
+    Late late[kStreamLate];
 #pragma unroll
-    for (int k = 0; k < kLate; ++k) load_late(late[k], s, k * kRowsAtOnce + mine);
+    for (int k = 0; k < kStreamLate; ++k) load_late(late[k], s, k * kStreamRowsAtOnce + mine);
     if (a.ranks > 0 && items > 0) fetch_u(a, n);  // who has no rows is not waited for, and must not wait
     __syncthreads();                              // partial sums and u are there
+    if (items > kStreamRowsAtOnce) {
+      float sum[kStreamLate];
+      row_sums(sum, s, late);
 #pragma unroll
-    for (int k = 0; k < kLate; ++k)
-      if (k * kRowsAtOnce < items) finish(s, n, k * kRowsAtOnce + mine, late[k]);
+      for (int k = 0; k < kStreamLate; ++k) finish(s, n, late[k], sum[k]);
+    } else if (items > 0) finish_one(s, n, late[0]);
 #pragma unroll 1
-    for (int i = kLate * kRowsAtOnce; i < items; i += kRowsAtOnce) {
+    for (int i = kStreamLate * kStreamRowsAtOnce; i < items; i += kStreamRowsAtOnce) {
       load_late(late[0], s, i + mine);
-      finish(s, n, i + mine, late[0]);
+      finish_one(s, n, late[0]);
     }
+  }
+  __device__ __forceinline__ void finish_one(const StreamSlot& s, int n, const Late& late) const {
+    const Late one[1] = {late};
+    float sum[1];
+    row_sums(sum, s, one);
+    finish(s, n, late, sum[0]);
   }
 };
 

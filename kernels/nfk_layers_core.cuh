@@ -23,7 +23,6 @@ struct StreamCore {
   const StreamProgram& p;
   const StreamMemory& at;
   char* shared;
-  unsigned epoch = 0, target = 0;  // of the meeting
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, q = lane % 4;
 
   template <class T>
@@ -32,6 +31,12 @@ struct StreamCore {
   }
   __device__ __forceinline__ const StreamSlot& slot(int n) const {
     return in_shared<StreamSlot>(at.slots)[n % kStreamSlots];
+  }
+  __device__ __forceinline__ TileRows rows_of(const StreamLinear& a, int tile) const {
+    const int part = (tile >= a.tile_end[0]) + (tile >= a.tile_end[1]);
+    const StreamTiles t = a.tiles_of[part];
+    const int i = tile - t.first, low = (i >> t.shift) * t.step + (i & ((1 << t.shift) - 1)) * 8;
+    return {part, part + a.paired, low, low + t.upper};
   }
   __device__ __forceinline__ float* partial() const { return in_shared<float>(at.partial); }
 
@@ -52,28 +57,53 @@ struct StreamCore {
     }
     if (i == kWords + 1 && p.linear[n].positions)
       to.position = __ldg(p.linear[n].positions), to.cache_row = __ldg(p.linear[n].cache_rows);
+    if (i == kWords + 2 && n % 4 == 0) {
+      const int32_t* seq = p.attend[n / 4].seq;
+      const int q_begin = __ldg(seq), q_end = __ldg(seq + 1), k_begin = __ldg(seq + 2), k_end = __ldg(seq + 3),
+                p_begin = __ldg(seq + 4), prefix = __ldg(seq + 5) - p_begin;
+      // The one row is 0: it sees the prefix, and of its own keys [0, 1 + lead) with lead = keys - queries.
+      const int own = 1 - q_begin + (k_end - k_begin) - (q_end - q_begin);
+      to.visible = {q_begin <= 0 && q_end > 0 ? prefix + max(0, own) : 0, prefix, p_begin, k_begin - prefix};
+    }
   }
 
-  // ---- meeting ---------------------------------------------------------------------------------------------------------
-  __device__ __forceinline__ void arrive() {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&p.all.meeting->arrived) : "memory");
-    }
-    target += gridDim.x;
+  // The number of linear n, by which words are known. The launch's first one lies in shared memory: it would be spilled.
+  static __device__ __forceinline__ unsigned& first_number() {
+    __shared__ unsigned number;
+    return number;
   }
-  __device__ __forceinline__ void meet() const {
-    if (threadIdx.x == 0) {
-      unsigned arrived;
-      do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(&p.all.meeting->arrived) : "memory");
-      while (arrived < target);
-      asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    }
-    __syncthreads();
+  __device__ __forceinline__ unsigned number(int n) const { return first_number() + static_cast<unsigned>(n); }
+
+  // ---- words ----------------------------------------------------------------------------------------------------------
+  // A word for the other blocks, with the number of its linear.
+  __device__ __forceinline__ void send(uint2* to, uint32_t word, int n) const {
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(number(n)) : "memory");
+  }
+  // Two of them: (word, number, word, number).
+  __device__ __forceinline__ uint4 look(const uint2* from) const {
+    uint4 w;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "l"(from)
+                 : "memory");
+    return w;
+  }
+  __device__ __forceinline__ uint2 look_at_one(const uint2* from) const {
+    uint2 w;
+    asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(from) : "memory");
+    return w;
+  }
+  __device__ __forceinline__ bool is_there(const uint4& w, int n) const { return w.y == number(n) && w.w == number(n); }
+  // Eight elements of what linear n gave, waited for.
+  __device__ __forceinline__ uint4 wait_for_pack(const uint2* from, int n) const {
+    uint4 w[2] = {look(from), look(from + 2)};
+    while (!is_there(w[0], n) || !is_there(w[1], n)) w[0] = look(from), w[1] = look(from + 2);
+    return make_uint4(w[0].x, w[0].z, w[1].x, w[1].z);
   }
 
   // ---- x ---------------------------------------------------------------------------------------------------------------
-  __device__ __forceinline__ int first_unit() const { return blockIdx.x + warp * gridDim.x; }
+  // The last warps of a block have fewer pieces where these do not come out even: parts of u are theirs first.
+  __device__ __forceinline__ int first_unit() const { return blockIdx.x + (kStreamWarps - 1 - warp) * gridDim.x; }
   __device__ __forceinline__ void load_a(uint4 (&w)[kLinearSegment / 8 / kWarp], const StreamLinear& a,
                                          int unit) const {
     const int first = unit % a.segments * kLinearSegment;
@@ -93,58 +123,28 @@ struct StreamCore {
     if (a.norm && threadIdx.x < a.cols / 8) load_norm(e.norm, a, threadIdx.x);
     if (first_unit() < a.ranks * a.segments) load_a(e.a, a, first_unit());
   }
-  // Pack i of what attention left: the splits of a head, put together in their order.
-  __device__ __forceinline__ uint4 merged_pack(const StreamAttention& t, int i) const {
-    const int head = i * 8 / t.head_dim, column = i * 8 - head * t.head_dim;
-    float2 of[kStreamSplits];
-    float4 o[kStreamSplits][2];
-#pragma unroll
-    for (int k = 0; k < kStreamSplits; ++k) {
-      const int record = head * t.splits + min(k, t.splits - 1);
-      const float4* from = reinterpret_cast<const float4*>(p.all.record_o + record * t.head_dim + column);
-      of[k] = __ldcg(p.all.record_sum + record), o[k][0] = __ldcg(from), o[k][1] = __ldcg(from + 1);
-    }
-    float largest = -INFINITY, sum = 0, total[8] = {};
-#pragma unroll
-    for (int k = 0; k < kStreamSplits; ++k) largest = fmaxf(largest, of[k].x);
-#pragma unroll
-    for (int k = 0; k < kStreamSplits; ++k) {
-      const float weight = k < t.splits && of[k].y > 0 ? expf(of[k].x - largest) : 0.f;
-      sum = fmaf(weight, of[k].y, sum);
-      const float v[8] = {o[k][0].x, o[k][0].y, o[k][0].z, o[k][0].w, o[k][1].x, o[k][1].y, o[k][1].z, o[k][1].w};
-#pragma unroll
-      for (int j = 0; j < 8; ++j) total[j] = fmaf(weight, v[j], total[j]);
-    }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) total[j] = sum > 0 ? total[j] / sum : 0.f;
-    return make_uint4(pack_bf16(total[0], total[1]), pack_bf16(total[2], total[3]), pack_bf16(total[4], total[5]),
-                      pack_bf16(total[6], total[7]));
-  }
   // 16 bytes of x: pack i. The packs of a block are turned by its number, so that lanes of eight blocks do not collide.
   __device__ __forceinline__ uint4& x_pack(int i) const {
     const int block = i / 8;
     return *in_shared<uint4>(at.x + block * at.x_pitch + ((i ^ block) % 8) * 16);
   }
-  // Packs i and i + kStreamThreads (if there) of what linear n gave, waited for, into shared memory.
+  // Packs i, i + kStreamThreads, ... (kAtOnce, as far as they are there) of what linear n gave, or attention behind it, waited
+  // for, into shared memory.
+  template <int kAtOnce>
   __device__ __forceinline__ void receive(int i, int packs, int n, float& squares) const {
-    const uint2* from = p.all.result[n % 4 - 1];
-    const uint32_t number = epoch + n + 1;
-    uint4 w[2][2];
-    const auto load = [&](uint4(&to)[2], int pack) {
+    const uint2* from = n % 4 == 0 ? p.all.attended : p.all.result[n % 4];
+    uint4 w[kAtOnce][2];
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[h].x), "=r"(to[h].y), "=r"(to[h].z), "=r"(to[h].w)
-                     : "l"(from + 4 * pack + 2 * h)
-                     : "memory");
-    };
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int pack = i + k * kStreamThreads;
+      if (k == 0 || pack < packs) w[k][0] = look(from + 4 * pack), w[k][1] = look(from + 4 * pack + 2);
+    }
 #pragma unroll
-    for (int k = 0; k < 2; ++k) load(w[k], min(i + k * kStreamThreads, packs - 1));
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       const int pack = i + k * kStreamThreads;
       if (pack >= packs) break;
-      while (w[k][0].y != number || w[k][0].w != number || w[k][1].y != number || w[k][1].w != number) load(w[k], pack);
+      while (!is_there(w[k][0], n) || !is_there(w[k][1], n))
+        w[k][0] = look(from + 4 * pack), w[k][1] = look(from + 4 * pack + 2);
       keep_x(pack, make_uint4(w[k][0].x, w[k][0].z, w[k][1].x, w[k][1].z), squares);
     }
   }
@@ -155,27 +155,30 @@ struct StreamCore {
 #pragma unroll
     for (int j = 0; j < 8; ++j) squares = fmaf(x[j], x[j], squares);
   }
-  // x, normalized if asked, into shared memory, and the sum of each of its blocks; zeros up to a whole piece.
-  __device__ __forceinline__ void store_x(const StreamLinear& a, int n, const StreamAhead& e) const {
+  // x, normalized if asked, into shared memory, and the sum of each of its blocks; zeros up to a whole piece. The long x of
+  // down has no norm, so that many of its packs can be on their way in registers.
+  __device__ __forceinline__ void store_x(const StreamLinear& a, int n, StreamAhead& e) const {
+    if (n % 4 == 3) store_x<2, false>(a, n, e);
+    else store_x<1, true>(a, n, e);
+  }
+  template <int kAtOnce, bool kNorm>
+  __device__ __forceinline__ void store_x(const StreamLinear& a, int n, StreamAhead& e) const {
     const int packs = a.cols / 8, blocks = a.cols / kBlock;  // packs: a multiple of 32
     float rstd = 1;
     float squares = 0;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < packs; i += (n % 4 == 1 ? 1 : 2) * kStreamThreads) {
-      if (n % 4 == 1) keep_x(i, merged_pack(p.attend[n / 4], i), squares);
-      else if (n > 0) receive(i, packs, n - 1, squares);
-      else
-        for (int k = i; k < min(packs, i + 2 * kStreamThreads); k += kStreamThreads)
-          keep_x(k, __ldcg(reinterpret_cast<const uint4*>(a.x) + k), squares);
+    for (int i = threadIdx.x; i < packs; i += kAtOnce * kStreamThreads) {
+      if (!kNorm || n > 0) receive<kAtOnce>(i, packs, n - 1, squares);
+      else keep_x(i, __ldcg(reinterpret_cast<const uint4*>(a.x) + i), squares);
     }
-    if (a.norm) rstd = 1.f / sqrtf(block_sum<kStreamThreads>(squares) / static_cast<float>(a.cols) + a.eps);
+    if (kNorm && a.norm) rstd = 1.f / sqrtf(block_sum<kStreamThreads>(squares) / static_cast<float>(a.cols) + a.eps);
 #pragma unroll 1
     for (int i = threadIdx.x; i < packs; i += kStreamThreads) {  // what this thread wrote
       float v[8];
       unpack(v, x_pack(i));
-      if (a.norm) {
-        float4 w[2] = {e.norm[0], e.norm[1]};
-        if (i != static_cast<int>(threadIdx.x)) load_norm(w, a, i);
+      if (kNorm && a.norm) {
+        if (i != static_cast<int>(threadIdx.x)) load_norm(e.norm, a, i);
+        const float4(&w)[2] = e.norm;
         const float weight[8] = {w[0].x, w[0].y, w[0].z, w[0].w, w[1].x, w[1].y, w[1].z, w[1].w};
         uint32_t words[4];
 #pragma unroll
@@ -200,11 +203,6 @@ struct StreamCore {
       x_pack(packs + threadIdx.x) = make_uint4(0, 0, 0, 0);
       if (threadIdx.x % 8 == 0) in_shared<float>(at.block_sums)[blocks + threadIdx.x / 8] = 0;
     }
-  }
-
-  // A word for the other blocks, with the number of its linear.
-  __device__ __forceinline__ void send(uint2* to, uint32_t word, int n) const {
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(epoch + n + 1) : "memory");
   }
 
   // ---- u = x A'^T --------------------------------------------------------------------------------------------------------
@@ -232,15 +230,21 @@ struct StreamCore {
   }
   // Everybody's parts, waited for.
   __device__ __forceinline__ void fetch_u(const StreamLinear& a, int n) const {
-    for (int i = threadIdx.x; i < a.ranks * a.segments; i += kStreamThreads) {
-      uint32_t value, number;
-      do {
-        asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(value), "=r"(number)
-                     : "l"(p.all.u + i)
-                     : "memory");
-      } while (number != epoch + n + 1);
-      in_shared<float>(at.u_parts)[i] = __uint_as_float(value);
+    constexpr int kAtOnce = 2;
+    const int units = a.ranks * a.segments;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < units; first += kAtOnce * kStreamThreads) {
+      uint2 w[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        if (first + k * kStreamThreads < units) w[k] = look_at_one(p.all.u + first + k * kStreamThreads);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = first + k * kStreamThreads;
+        if (i >= units) break;
+        while (w[k].y != number(n)) w[k] = look_at_one(p.all.u + i);
+        in_shared<float>(at.u_parts)[i] = __uint_as_float(w[k].x);
+      }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < a.ranks; i += kStreamThreads) {

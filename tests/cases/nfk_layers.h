@@ -11,13 +11,15 @@ struct PackedLayersShape {
   int64_t rank = 16;
   bool tau = true;
   int64_t prefix = 0;  // of the keys
+  bool cached = true;  // the token's key and value are written into the cache
 };
 
 inline OpCase nfk_layers_case(const PackedLayersShape& s) {
   OpCase c;
-  c.name = strf("nfk_layers/bits=%d,M=%ld,L=%ld,dim=%ld,ffn=%ld,heads=%ldx%ld,D=%d,keys=%ld,r=%ld,tau=%d,prefix=%ld",
-                s.bits, long(s.m), long(s.layers), long(s.dim), long(s.ffn), long(s.heads), long(s.kv_heads),
-                s.head_dim, long(s.keys), long(s.rank), s.tau, long(s.prefix));
+  c.name = strf(
+      "nfk_layers/bits=%d,M=%ld,L=%ld,dim=%ld,ffn=%ld,heads=%ldx%ld,D=%d,keys=%ld,r=%ld,tau=%d,prefix=%ld,cached=%d",
+      s.bits, long(s.m), long(s.layers), long(s.dim), long(s.ffn), long(s.heads), long(s.kv_heads), s.head_dim,
+      long(s.keys), long(s.rank), s.tau, long(s.prefix), s.cached);
   const int64_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim, half = s.head_dim / 2, m = s.m;
   const auto small = [](double size) { return [size](Rng& r, int64_t) { return size * r.normal(); }; };
   const auto angle = [half](bool cosine) {
@@ -42,7 +44,8 @@ inline OpCase nfk_layers_case(const PackedLayersShape& s) {
             {"cos", Role::in, Kind::master, 50, half, angle(true)},
             {"sin", Role::in, Kind::master, 50, half, angle(false)},
             {"positions", Role::in, Kind::i32, 1, m, [](Rng&, int64_t i) { return double(i * 6 + 3); }},
-            {"cache_rows", Role::in, Kind::i32, 1, m, [=](Rng&, int64_t i) { return double((i + 1) * keys - 1); }}};
+            {"cache_rows", Role::in, Kind::i32, 1, m,
+             [=](Rng&, int64_t i) { return s.cached ? double((i + 1) * keys - 1) : -1.0; }}};
   struct Place {
     size_t norm, a, b[3], w[3];
   };
@@ -126,6 +129,8 @@ inline std::vector<OpCase> nfk_layers_cases() {
       {.layers = 1, .dim = 512, .ffn = 768, .heads = 4, .kv_heads = 4, .keys = 600, .head_dim = 128, .prefix = 77}));
   cases.push_back(nfk_layers_case({.layers = 1, .ffn = 1280, .keys = 1, .rank = 72, .tau = false}));
   cases.push_back(nfk_layers_case({.layers = 3, .dim = 768, .ffn = 2304, .heads = 12, .kv_heads = 6, .rank = 0}));
+  // A token that leaves no key: nobody needs what its k and v are.
+  cases.push_back(nfk_layers_case({.layers = 3, .cached = false}));
   // What goes op by op: several tokens, columns that are no multiple of 256.
   cases.push_back(nfk_layers_case({.m = 3}));
   cases.push_back(nfk_layers_case({.dim = 192, .ffn = 320, .heads = 3, .kv_heads = 1}));
