@@ -161,12 +161,29 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks
            .feature_blocks = static_cast<int>(ceil_div(x.cols, kFeatures)),
            .slices = 0,
            .slice = {},
-           .mask = mask_args(masks)};
+           .mask = mask_args(masks),
+           .da = static_cast<float*>(da.data),
+           .da_stride = da.stride,
+           .beta = static_cast<float>(beta),
+           .vector = aligned16(da),
+           .splits = 1,
+           .clustered = false};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
-  constexpr int kLiveBytes = kMaxRows * 4;
-  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
-  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kLiveBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
+  const auto add_up = [&](int splits, double old) {
+    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
+    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
+                                                  da.cols, p.mask.scale, static_cast<float>(old));
+    CUDA_LAUNCHED();
+  };
+  if (runs_sm90_kernels(properties_.major, properties_.minor)) {
+    p.rows = x.rows;
+    const int splits = lora_dropout_da_sm90(p, slices, static_cast<int>(most_splits), sm_count(), stream_);
+    if (splits > 1) add_up(splits, beta);
+    return;
+  }
+  constexpr int kLiveBytes = kMaxRows * 4;
+  allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kLiveBytes);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
     p.rows = std::min(x.rows, p.first + window);
@@ -178,15 +195,10 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
       const auto grid = static_cast<unsigned>(p.slices * p.feature_blocks * splits);
-      if (hopper) lora_dropout_da_sm90(p, grid, stream_);
-      else lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
+      lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
       CUDA_LAUNCHED();
     }
-    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
-                                                  da.cols, p.mask.scale,
-                                                  p.first == 0 ? static_cast<float>(beta) : 1.0f);
-    CUDA_LAUNCHED();
+    add_up(splits, p.first == 0 ? beta : 1.0);
   }
 }
 

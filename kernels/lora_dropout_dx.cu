@@ -201,7 +201,7 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, MaskBits masks
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];
-    if (sm90 && count <= 2) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
+    if (sm90) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
     else if (count == 1) launch<1>(p, sm_count(), stream_);
     else if (count == 2) launch<2>(p, sm_count(), stream_);
     else launch<3>(p, sm_count(), stream_);

@@ -344,6 +344,7 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .rank = static_cast<int>(rank),
             .splits = 1,
             .features_per_split = static_cast<int>(x.cols),
+            .clustered = false,
             .partial = static_cast<float*>(workspace(kPartialBytes)),
             .slice_of = SliceOf(std::max(map.slice, 2)),
             .map = map};

@@ -19,120 +19,176 @@ namespace {
 
 constexpr int kGroups = 2, kThreads = 128 * kGroups, kRows = 64 * kGroups;  // a warpgroup for 64 rows
 constexpr int kDepth = 64, kPanelBytes = 64 * 128;                          // features of a stage
+constexpr int kMostCluster = 8;                                             // blocks of a tile of rows
 
 template <int kAdapters>
 struct Config {
   static constexpr int kStages = 7 - kAdapters;
   static constexpr int kXBytes = kGroups * kPanelBytes, kWordBytes = kRows * 8;  // of one adapter's masks
   static constexpr int kStageBytes = kXBytes + kAdapters * (kPanelBytes + kWordBytes);
-  static constexpr int kPitch = kFusedGroups + 1, kPooledBytes = kRows * kPitch * 4;
+  static constexpr int kPitch = kFusedGroups + 4, kPooledBytes = kRows * kPitch * 4;
   static constexpr int kBytes = 1024 + kStages * kStageBytes + kPooledBytes;
   static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 };
 
-// A thread's share of every stage: one chunk of four rows of x and of two of each A, 32 rows apart.
+// A thread's share of every stage: one chunk of four rows of x and of two of each A, 32 rows apart, and the words of two rows of
+// one adapter. Its addresses move along with the stages; those of copies that are not valid are never used.
 template <int kAdapters>
 struct StageLoader {
   using C = Config<kAdapters>;
-  const FwdArgs& p;
-  const __nv_bfloat16 *x, *a;
-  int64_t first;
-  int feature;  // of stage 0
-  bool live[4];
+  static constexpr int kWordThreads = kRows / 2;  // of an adapter
+  static_assert(kAdapters * kWordThreads <= kThreads);
+  const __nv_bfloat16 *x, *a[kAdapters];
+  const uint2* words;
+  int64_t x_step, a_step, word_step;  // 32 rows of x, of A; a block of features
+  int left;                           // features from the chunk of the next stage on
+  int blocks;                         // the same for its words
+  uint32_t valid;                     // a bit for each copy
+  uint32_t to, words_to;              // in a stage
 
-  __device__ StageLoader(const FwdArgs& args, int64_t first_row, int first_feature)
-      : p(args), first(first_row), feature(first_feature + static_cast<int>(threadIdx.x) % 8 * 8) {
-    const int row = static_cast<int>(threadIdx.x) / 8;
-    x = p.x + (first + row) * p.x_stride + feature, a = p.a + row * p.a_stride + feature;
+  __device__ StageLoader(const FwdArgs& p, int64_t first, int first_feature) {
+    const int thread = static_cast<int>(threadIdx.x), row = thread / 8, chunk = thread % 8;
+    const int feature = first_feature + chunk * 8;
+    x = kept(p.x + (first + row) * p.x_stride + feature);
+    x_step = 32 * p.x_stride, a_step = 32 * p.a_stride;
+    valid = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) live[i] = first + row + 32 * i < p.rows && p.mask.positions[first + row + 32 * i] >= 0;
-  }
-  __device__ __forceinline__ void load(uint32_t stage, int s) const {
-    const int row = static_cast<int>(threadIdx.x) / 8, chunk = static_cast<int>(threadIdx.x) % 8;
-    const bool inside = feature + s * kDepth < p.cols;
-    const uint32_t to = stage + panel_byte(row, chunk);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const bool valid = inside && live[i];
-      cp_async_16(to + i * 32 * 128, valid ? x + i * 32 * p.x_stride + s * kDepth : p.x, valid);
-    }
+    for (int i = 0; i < 4; ++i)
+      if (first + row + 32 * i < p.rows && p.mask.positions[first + row + 32 * i] >= 0) valid |= 1u << i;
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) {
+      a[m] = kept(p.a + (p.slice[m].column + row) * p.a_stride + feature);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool valid = inside && row + 32 * i < p.slice[m].width;
-        cp_async_16(to + C::kXBytes + m * kPanelBytes + i * 32 * 128,
-                    valid ? a + (p.slice[m].column + 32 * i) * p.a_stride + s * kDepth : p.a, valid);
-      }
-      load_words<kRows, 1, kThreads>(stage + C::kXBytes + kAdapters * kPanelBytes + m * C::kWordBytes, p.mask,
-                                     p.slice[m].adapter, feature / kDepth + s, first, p.rows);
+      for (int i = 0; i < 2; ++i)
+        if (row + 32 * i < p.slice[m].width) valid |= 1u << (4 + 2 * m + i);
     }
+    left = p.cols - feature;
+    const int m = thread / kWordThreads, r = thread % kWordThreads * 2, block = first_feature / kDepth;
+    words = p.mask.bits, word_step = p.mask.pitch, blocks = 0;
+    if (m < kAdapters && first + r < p.rows)
+      words = kept(p.mask.block(p.slice[m].adapter, block) + first + r), blocks = p.mask.blocks - block;
+    to = panel_byte(row, chunk);
+    words_to = C::kXBytes + kAdapters * kPanelBytes + m * C::kWordBytes + r * 8;
+  }
+  __device__ __forceinline__ void load(uint32_t stage) {
+    const uint32_t copies = left > 0 ? valid : 0;
+    const __nv_bfloat16* row = x;
+#pragma unroll
+    for (int i = 0; i < 4; ++i, row += x_step) cp_async_16(stage + to + i * 32 * 128, row, copies & 1u << i);
+#pragma unroll
+    for (int m = 0; m < kAdapters; ++m) {
+      const uint32_t panel = stage + to + C::kXBytes + m * kPanelBytes;
+      cp_async_16(panel, a[m], copies & 1u << (4 + 2 * m));
+      cp_async_16(panel + 32 * 128, a[m] + a_step, copies & 1u << (5 + 2 * m));
+      a[m] += kDepth;
+    }
+    if (threadIdx.x < kAdapters * kWordThreads) cp_async_16(stage + words_to, words, blocks > 0);
+    x += kDepth, words += word_step, left -= kDepth, --blocks;
   }
 };
 
-// y = x under the masks of the rows g and g + 8 (words): registers of mma's left operand for 64 features.
+// y = x under the masks of the rows g and g + 8 (words): registers of mma's left operand for 64 features. Pair q + 4 t of half
+// a word has the bits 3 + 4 t and 19 + 4 t once it is shifted by 3 - q: signs of bytes for odd t, four places on for even ones.
 __device__ __forceinline__ void drop(uint32_t (&y)[4][4], const uint32_t (&x)[4][4], const uint2 (&words)[2], int q) {
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const uint32_t bits = (k < 2 ? words[half].x : words[half].y)
-                            << (3 - q);  // pair q + 4 t: bits 3 + 4 t and 19 + 4 t
-      y[k][half] = x[k][half] & spread_signs(bits << (12 - 8 * (k % 2)));
-      y[k][half + 2] = x[k][half + 2] & spread_signs(bits << (8 - 8 * (k % 2)));
+    for (int k = 0; k < 4; k += 2) {
+      const uint32_t odd = (k < 2 ? words[half].x : words[half].y) << (3 - q), even = odd << 4;
+      y[k][half] = x[k][half] & spread_low_signs(even);
+      y[k][half + 2] = x[k][half + 2] & spread_low_signs(odd);
+      y[k + 1][half] = x[k + 1][half] & spread_signs(even);
+      y[k + 1][half + 2] = x[k + 1][half + 2] & spread_signs(odd);
     }
 }
 
+// The block's sums go through shared memory, where the stages were, row by row; those of a tile's other blocks are read there.
 template <int kAdapters>
-__device__ __forceinline__ void store(const FwdArgs& p, const float (&acc)[kAdapters][8][4], const float* pooled,
-                                      int64_t first) {
+struct Sums {
   using C = Config<kAdapters>;
-  constexpr int kWidth = kPartialWidth<kAdapters>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
+  static constexpr int kPitch = kAdapters * kSliceRanks + 8;  // floats: eight rows and four lanes meet 32 banks
+  static_assert(kRows * kPitch * 4 <= C::kStages * C::kStageBytes);
+  const FwdArgs& p;
+  float *values, *pooled;
+  int64_t first;
+
+  __device__ __forceinline__ void put(const float (&acc)[kAdapters][8][4]) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, row = static_cast<int>(threadIdx.x) / kWarp * 16 + lane / 4;
+    float* to = values + row * kPitch + 2 * (lane % 4);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = static_cast<int>(threadIdx.x) / kWarp * 16 + half * 8 + g;
-    if (first + row >= p.rows) continue;
-    float* partial = p.partial + (int64_t{blockIdx.y} * p.rows + first + row) * kWidth;
-#pragma unroll
-    for (int m = 0; m < kAdapters; ++m) {
-      const RankSlice& slice = p.slice[m];
-      const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int j = n * 8 + 2 * q;
-        if (j >= slice.width) continue;
-        const float* value = acc[m][n] + 2 * half;
-        if (p.splits > 1) {
-          *reinterpret_cast<float2*>(partial + m * kSliceRanks + j) = make_float2(value[0], value[1]);
-          continue;
-        }
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (j + e >= slice.width) continue;
-          const int column = slice.first + j + e;
-          float mean = 0;
-          if (beta1 != 0)
-            mean = p.pool ? pooled[row * C::kPitch + p.map.group(column)] / static_cast<float>(p.map.slice)
-                          : to_f(p.px[(first + row) * p.px_stride + column]);
-          p.u[(first + row) * p.u_stride + slice.column + j + e] =
-              from_f<__nv_bfloat16>(p.mask.scale * value[e] + beta1 * mean);
-        }
-      }
+    for (int i = 0; i < kAdapters * 16; ++i)
+      *reinterpret_cast<float2*>(to + i % 2 * 8 * kPitch + i / 2 * 8) =
+          make_float2(acc[i / 16][i / 2 % 8][i % 2 * 2], acc[i / 16][i / 2 % 8][i % 2 * 2 + 1]);
+  }
+  // For the second kernel.
+  __device__ __forceinline__ void leave() const {
+    constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kWidth / 4;
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kQuads; i += kThreads) {
+      const int row = i / kQuads, j = i % kQuads * 4;
+      if (first + row >= p.rows) break;
+      const float* from = j < kAdapters * kSliceRanks ? values + row * kPitch + j
+                                                      : pooled + row * C::kPitch + j - kAdapters * kSliceRanks;
+      *reinterpret_cast<float4*>(p.partial + (int64_t{blockIdx.y} * p.rows + first + row) * kWidth + j) =
+          *reinterpret_cast<const float4*>(from);
     }
   }
-  const int width = !p.pool ? 0 : p.splits > 1 ? p.map.groups : p.store_pool ? p.rank : 0;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * width; i += kThreads) {
-    const int row = i / width, j = i - row * width;
-    if (first + row >= p.rows) break;
-    if (p.splits > 1)
-      p.partial[(int64_t{blockIdx.y} * p.rows + first + row) * kWidth + kAdapters * kSliceRanks + j] =
-          pooled[row * C::kPitch + j];
-    else
-      p.px[(first + row) * p.px_stride + j] =
-          from_f<__nv_bfloat16>(pooled[row * C::kPitch + p.map.group(j)] / static_cast<float>(p.map.slice));
+  // Of the tile's blocks, in order.
+  __device__ __forceinline__ float4 total(const float* of) const {
+    float4 part[kMostCluster], sum{};
+    const uint32_t from = smem_address(of);
+    const int blocks = p.clustered ? p.splits : 1;
+#pragma unroll
+    for (int b = 0; b < kMostCluster; ++b) part[b] = b < blocks ? load_cluster_128(from, b) : float4{};
+#pragma unroll
+    for (int b = 0; b < kMostCluster; ++b)
+      sum.x += part[b].x, sum.y += part[b].y, sum.z += part[b].z, sum.w += part[b].w;
+    return sum;
   }
-}
+  // u and px of this block's share of the tile's rows.
+  __device__ __forceinline__ void finish() const {
+    const int rows = p.clustered ? kRows / p.splits : kRows, begin = p.clustered ? static_cast<int>(blockIdx.y) * rows : 0;
+    const int end = static_cast<int>(min(int64_t{begin + rows}, p.rows - first));
+    if (p.pool) {
+      const float slice = static_cast<float>(p.map.slice);
+#pragma unroll 1
+      for (int i = begin * 16 + static_cast<int>(threadIdx.x); i < end * 16; i += kThreads) {
+        float* at = pooled + i / 16 * C::kPitch + i % 16 * 4;  // only this block reads the rows of its share
+        const float4 sum = total(at);
+        *reinterpret_cast<float4*>(at) = make_float4(sum.x / slice, sum.y / slice, sum.z / slice, sum.w / slice);
+      }
+      __syncthreads();
+    }
+#pragma unroll 1
+    for (int i = begin * kAdapters * 16 + static_cast<int>(threadIdx.x); i < end * kAdapters * 16; i += kThreads) {
+      const int row = i / (kAdapters * 16), m = i / 16 % kAdapters, j = i % 16 * 4;
+      const RankSlice& slice = p.slice[m];
+      if (j >= slice.width) continue;
+      const float4 sum = total(values + row * kPitch + m * kSliceRanks + j);
+      float value[4] = {sum.x, sum.y, sum.z, sum.w};
+      const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        value[e] *= p.mask.scale;
+        const int column = slice.first + j + e;
+        if (beta1 != 0 && j + e < slice.width)
+          value[e] += beta1 * (p.pool ? pooled[row * C::kPitch + p.map.group(column)]
+                                      : to_f(p.px[(first + row) * p.px_stride + column]));
+      }
+      __nv_bfloat16* to = p.u + (first + row) * p.u_stride + slice.column + j;
+      if (reinterpret_cast<uintptr_t>(to) % 8 == 0 && j + 4 <= slice.width) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (j + e < slice.width) to[e] = from_f<__nv_bfloat16>(value[e]);
+    }
+    if (!p.store_pool) return;
+    for (int row = begin + static_cast<int>(threadIdx.x) / kWarp; row < end; row += kThreads / kWarp)
+      for (int j = static_cast<int>(threadIdx.x) % kWarp; j < p.rank; j += kWarp)
+        p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(pooled[row * C::kPitch + p.map.group(j)]);
+  }
+};
 
 template <int kAdapters>
 __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdArgs p) {
@@ -142,31 +198,38 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdA
   float* pooled = reinterpret_cast<float*>(memory + C::kStages * C::kStageBytes);
   const int64_t first = int64_t{blockIdx.x} * kRows;
   const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
-  const int count = (min(p.cols - first_feature, p.features_per_split) + kDepth - 1) / kDepth;
+  const int count = max(min(p.cols - first_feature, p.features_per_split) + kDepth - 1, 0) / kDepth;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
   const uint32_t stages = smem_address(memory);
 
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * C::kPitch; i += kThreads) pooled[i] = 0;
-  const StageLoader<kAdapters> loader(p, first, first_feature);
+  StageLoader<kAdapters> loader(p, first, first_feature);
+  int free_slot = 0;
   const auto load = [&](int s) {
-    if (s < count) loader.load(stages + s % C::kStages * C::kStageBytes, s);
+    if (s < count) loader.load(stages + free_slot * C::kStageBytes);
     cp_async_commit();
+    free_slot = free_slot + 1 == C::kStages ? 0 : free_slot + 1;
   };
+#pragma unroll 1
   for (int s = 0; s < C::kStages - 1; ++s) load(s);
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * C::kPitch; i += kThreads) pooled[i] = 0;
   float acc[kAdapters][8][4] = {};
   uint32_t masked[kAdapters][4][4];
   RowSums<C::kPitch> sums;
   sums.sums = pooled + warp_row * C::kPitch;
   int base = p.slice_of(first_feature);  // of the window of slices
 
+  int slot = 0;
+#pragma unroll 1
   for (int s = 0; s < count; ++s) {
     cp_async_wait<C::kStages - 2>();
     publish_to_products();
     __syncthreads();  // stage s is there, and the products of stage s - 1, whose place the next load takes, are done
     load(s + C::kStages - 1);
-    const uint32_t stage = stages + s % C::kStages * C::kStageBytes;
-    const unsigned char* words = memory + s % C::kStages * C::kStageBytes + C::kXBytes + kAdapters * kPanelBytes;
+    const uint32_t stage = stages + slot * C::kStageBytes;
+    const unsigned char* words = memory + slot * C::kStageBytes + C::kXBytes + kAdapters * kPanelBytes;
+    const uint64_t panels = panel_along(stage + C::kXBytes);
+    slot = slot + 1 == C::kStages ? 0 : slot + 1;
     uint32_t x[4][4];
 #pragma unroll
     for (int k = 0; k < 4; ++k)
@@ -191,8 +254,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdA
       operands_are_there(masked[m]);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        wgmma_registers<false>(acc[m], masked[m][k], panel_along(stage + C::kXBytes + m * kPanelBytes + k * 32));
+      for (int k = 0; k < 4; ++k) wgmma_registers<false>(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 32) / 16);
       wgmma_commit();
     }
     wgmma_wait<0>();  // here, not later: the compiler keeps products apart whose end it does not see in the loop
@@ -202,38 +264,57 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdA
   if (p.pool) sums.flush(base, min(p.slice_of(first_feature + count * kDepth - 1), p.map.groups - 1));
   cp_async_wait<0>();
   __syncthreads();
-  store(p, acc, pooled, first);
+  const Sums<kAdapters> result{p, reinterpret_cast<float*>(memory), pooled, first};
+  result.put(acc);
+  if (p.clustered) meet_cluster();
+  else __syncthreads();
+  if (p.splits > 1 && !p.clustered) return result.leave();
+  result.finish();
+  if (p.clustered) meet_cluster_again();  // nobody leaves while others read
 }
 
 template <int kAdapters>
 void launch(const FwdArgs& p, cudaStream_t stream) {
   using C = Config<kAdapters>;
   allow_shared_bytes(lora_dropout_fwd_sm90_kernel<kAdapters>, C::kBytes);
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits));
-  lora_dropout_fwd_sm90_kernel<kAdapters><<<grid, kThreads, C::kBytes, stream>>>(p);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {1, static_cast<unsigned>(p.splits), 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits));
+  config.blockDim = dim3(kThreads), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
+  config.attrs = &cluster, config.numAttrs = p.clustered ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_fwd_sm90_kernel<kAdapters>, p));
   CUDA_LAUNCHED();
 }
 
-// Times in stages of a block. One that starts anew waits for about four, a second kernel for partial sums costs about six.
-int64_t best_splits(const FwdArgs& p, int sm_count) {
+// Times in stages of a block. One that starts anew waits for about four. The blocks of a tile are a cluster, or there are many of
+// them and a second kernel adds up. Multiprocessors come in groups that clusters do not cross: a large one leaves some of them idle.
+void choose_splits(FwdArgs& p, int sm_count) {
   const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, kDepth);
   const int64_t most = kPartialBytes / (p.rows * (p.slices * kSliceRanks + kFusedGroups) * 4);
   int64_t best = 1, best_time = INT64_MAX;
-  for (int64_t s = 1; s <= stages && (s == 1 || s <= most); ++s) {
-    const int64_t time = ceil_div(tiles * s, sm_count) * (ceil_div(stages, s) + 4) + (s > 1 ? 6 : 0);
+  for (int64_t s = 1; s <= stages && (s <= kMostCluster || s <= most); ++s) {
+    const bool cluster = s <= kMostCluster;
+    if (cluster && (s & (s - 1)) != 0) continue;
+    const int64_t places = cluster ? sm_count / 16 * 16 : sm_count;
+    const int64_t time = ceil_div(tiles * s, s == 1 ? sm_count : places) * (ceil_div(stages, s) + 4) +
+                         (s == 1 ? 0 : cluster ? 2 : 12);
     if (time < best_time) best = s, best_time = time;
   }
-  return best;
+  p.features_per_split = static_cast<int>(ceil_div(stages, best)) * kDepth;
+  p.clustered = best > 1 && best <= kMostCluster;
+  p.splits = static_cast<int>(p.clustered ? best : ceil_div(p.cols, p.features_per_split));
 }
 
 }  // namespace
 
 void lora_dropout_fwd_sm90(FwdArgs& p, int sm_count, cudaStream_t stream) {
-  p.features_per_split = static_cast<int>(ceil_div(ceil_div(p.cols, kDepth), best_splits(p, sm_count))) * kDepth;
-  p.splits = static_cast<int>(ceil_div(p.cols, p.features_per_split));
+  choose_splits(p, sm_count);
   if (p.slices == 1) launch<1>(p, stream);
   else if (p.slices == 2) launch<2>(p, stream);
   else launch<3>(p, stream);
+  if (p.clustered) p.splits = 1;  // nothing is left to add up
 }
 
 }  // namespace irq
