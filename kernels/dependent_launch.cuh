@@ -18,7 +18,7 @@ __device__ __forceinline__ void let_next_kernel_begin() {
 
 // kernel<<<grid, threads, shared_bytes, stream>>>(args...), early where its code can wait (not where PTX of sm_80 runs).
 template <class... Parameters, class... Args>
-void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream,
                   Args&&... args) {
   cudaFuncAttributes code{};
   CUDA_CHECK(cudaFuncGetAttributes(&code, kernel));
@@ -26,7 +26,7 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int sha
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.gridDim = grid, config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = stream;
   config.attrs = &early, config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));

@@ -9,6 +9,7 @@
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.
 //         Row ranges are summed in order by a second kernel: the same bits every time.
+#include "kernels/dependent_launch.cuh"
 #include "kernels/kernel_choice.h"
 #include "kernels/lora_dropout_da.cuh"
 
@@ -109,6 +110,7 @@ template <bool kVector>
 __global__ void sum_splits_kernel(float* da, int64_t stride, const float* partial, int splits, int64_t ranks,
                                   int64_t cols, float scale, float beta) {
   const int64_t c = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kChunk;
+  wait_for_previous_kernel();
   if (c >= cols) return;
   for (int64_t j = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; j < ranks; j += int64_t{gridDim.y} * blockDim.y) {
     float sum[kChunk] = {}, value[kChunk];
@@ -167,14 +169,13 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks
            .beta = static_cast<float>(beta),
            .vector = aligned16(da),
            .splits = 1,
-           .clustered = false};
+           .paired = false};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
   const auto add_up = [&](int splits, double old) {
     auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
-                                                  da.cols, p.mask.scale, static_cast<float>(old));
-    CUDA_LAUNCHED();
+    launch_early(kernel, sums.grid, sums.block, 0, stream_, static_cast<float*>(da.data), da.stride, p.partial, splits,
+                 da.rows, da.cols, p.mask.scale, static_cast<float>(old));
   };
   if (runs_sm90_kernels(properties_.major, properties_.minor)) {
     p.rows = x.rows;

@@ -20,13 +20,13 @@ struct DaArgs {
   int cols, ranks, rows_per_split, feature_blocks, slices;
   RankSlice slice[AdapterMasks::kMax];
   MaskArgs mask;
-  // lora_dropout_da_sm90.cu writes da itself where a cluster's blocks, or one block, have all the rows.
+  // lora_dropout_da_sm90.cu writes da itself where one block, or a pair, has all the rows.
   float* da;
   int64_t da_stride;
   float beta;
   bool vector;  // 16 bytes of da at once
   int splits;
-  bool clustered;
+  bool paired;  // each two of the splits add up first
 };
 
 // Chunks of x are placed so that what a quarter of a warp reads at once, the rows 4 q + i and two neighbouring chunks, lies in

@@ -3,9 +3,9 @@
 // Shapes: as there.
 // Cost:   x once from DRAM, du once per 128 or 256 features from L2. N = 8192, (h = 4096, R = 192): about 180 MB through L2.
 // Tricky: ldmatrix turns x on its way to registers, which are the products' left operand: features are rows, rows of x the terms of
-//         the sum. A register holds two rows of x, so the bytes of their words are put side by side first. The row ranges of
-//         some features are blocks of a cluster and add up there, in order; only where their number is none that a cluster can
-//         have, through memory.
+//         the sum. A register holds two rows of x, so the bytes of their words are put side by side first. Row ranges are
+//         blocks; each two of them add up in shared memory, in order. Clusters of more do not find room on all multiprocessors.
+#include "kernels/dependent_launch.cuh"
 #include "kernels/lora_dropout_da.cuh"
 #include "kernels/sm90.cuh"
 
@@ -16,7 +16,6 @@ using lora_da::DaArgs;
 namespace {
 
 constexpr int kRows = 64, kPanelBytes = kRows * 128;  // of a stage
-constexpr int kMostCluster = 8;
 static_assert(kSliceRanks == 64);
 
 template <int kAdapters>
@@ -124,30 +123,21 @@ struct Sums {
     for (int i = 0; i < kAdapters * 32; ++i)
       to[(i / 4 * 8 + i % 2) * C::kPitch + i / 2 % 2 * 8] = acc[i / 32][i / 4 % 8][i % 4];
   }
-  // Of the blocks of a cluster, in order.
-  __device__ __forceinline__ float4 total(const float* of, int blocks) const {
-    float4 part[kMostCluster], sum{};
-    const uint32_t from = smem_address(of);
-#pragma unroll
-    for (int b = 0; b < kMostCluster; ++b) part[b] = b < blocks ? load_cluster_128(from, b) : float4{};
-#pragma unroll
-    for (int b = 0; b < kMostCluster; ++b)
-      sum.x += part[b].x, sum.y += part[b].y, sum.z += part[b].z, sum.w += part[b].w;
-    return sum;
-  }
-  // To da, a share of the ranks, or all of them to `partial`.
+  // To da, or to `partial` where several sums are left. A pair of blocks adds up in shared memory, each half of the ranks.
   __device__ __forceinline__ void give_out() const {
-    const int blocks = p.clustered ? p.splits : 1, ranks = kAdapters * kSliceRanks / blocks;
-    const int begin = p.clustered ? static_cast<int>(blockIdx.y) * ranks : 0;
-#pragma unroll 1
+    const int ranks = kAdapters * kSliceRanks / (p.paired ? 2 : 1);
+    const int begin = p.paired ? static_cast<int>(blockIdx.y) % 2 * ranks : 0;
+    const bool leaves = p.splits > (p.paired ? 2 : 1);
+    float* partial = p.partial + int64_t{p.paired ? blockIdx.y / 2 : blockIdx.y} * p.ranks * p.cols;
+#pragma unroll 2
     for (int i = begin * kQuads + static_cast<int>(threadIdx.x); i < (begin + ranks) * kQuads; i += C::kThreads) {
       const int j = i / kQuads, f = i % kQuads * 4, r = j % kSliceRanks;
       const RankSlice& slice = p.slice[j / kSliceRanks];
       if (r >= slice.width || feature + f >= p.cols) continue;
-      const float4 sum = total(values + j * C::kPitch + f, blocks);
-      if (p.splits > blocks) {
-        *reinterpret_cast<float4*>(p.partial + (int64_t{blockIdx.y} * p.ranks + slice.column + r) * p.cols + feature + f) =
-            sum;
+      const float* at = values + j * C::kPitch + f;
+      const float4 sum = p.paired ? sum_of_pair(at) : *reinterpret_cast<const float4*>(at);
+      if (leaves) {
+        *reinterpret_cast<float4*>(partial + int64_t{slice.column + r} * p.cols + feature + f) = sum;
         continue;
       }
       float* to = p.da + (slice.column + r) * p.da_stride + feature + f;
@@ -222,10 +212,11 @@ __global__ void __launch_bounds__(Config<kAdapters>::kThreads, 1) lora_dropout_d
   __syncthreads();
   const Sums<kAdapters> result{p, reinterpret_cast<float*>(memory), feature};
   result.put(acc);
-  if (p.clustered) meet_cluster();
+  if (p.paired) meet_cluster();
   else __syncthreads();
+  let_next_kernel_begin();
   result.give_out();
-  if (p.clustered) meet_cluster_again();  // nobody leaves while others read
+  if (p.paired) meet_cluster_again();  // nobody leaves while others read
 }
 
 template <int kAdapters>
@@ -234,33 +225,31 @@ void launch(const DaArgs& p, cudaStream_t stream) {
   allow_shared_bytes(lora_dropout_da_sm90_kernel<kAdapters>, C::kBytes);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, static_cast<unsigned>(p.splits), 1};
+  cluster.val.clusterDim = {1, 2, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.cols, C::kFeatures)), static_cast<unsigned>(p.splits));
   config.blockDim = dim3(C::kThreads), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
-  config.attrs = &cluster, config.numAttrs = p.clustered ? 1 : 0;
+  config.attrs = &cluster, config.numAttrs = p.paired ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_da_sm90_kernel<kAdapters>, p));
   CUDA_LAUNCHED();
 }
 
-// Times in stages of a block, about 1 us. One that starts anew waits for about three. Multiprocessors come in groups that clusters
-// do not cross: a large one leaves some of them idle. A second kernel costs four, and a float 8 bytes of about 4 MB a us.
+// Times in us, a stage taken for one. A block that starts anew waits for about three. An even number of row ranges makes pairs,
+// whose sums are one; for several sums a second kernel is needed, and a float takes 8 bytes of about 4 MB a us.
 void choose_splits(DaArgs& p, int features, int most, int sm_count) {
   const int64_t blocks = ceil_div(p.cols, features), stages = ceil_div(p.rows, kRows);
+  const double floats = static_cast<double>(p.ranks) * p.cols;
+  int64_t best = 1;
   double best_time = 0;
-  p.splits = 0;
-  for (int64_t s = 1; s <= stages && (s <= kMostCluster || s <= most); ++s) {
-    const bool cluster = s > 1 && s <= kMostCluster && (s & (s - 1)) == 0;
-    if (!cluster && s > std::max(most, 1)) continue;
-    const int64_t places = cluster ? sm_count / 16 * 16 : sm_count;
-    const auto loops = static_cast<double>(ceil_div(blocks * s, places) * (ceil_div(stages, s) + 3));
-    const double time = loops + (s == 1     ? 0
-                                 : cluster ? 2
-                                           : 4 + static_cast<double>(s * p.ranks) * p.cols * 8 / 4e6);
-    if (p.splits == 0 || time < best_time) p.splits = static_cast<int>(s), p.clustered = cluster, best_time = time;
+  for (int64_t s = 1; s <= stages && (s <= 2 || s / 2 <= most); ++s) {
+    const int64_t sums = s % 2 == 0 ? s / 2 : s;
+    if (sums > std::max(most, 1)) continue;
+    const double time = static_cast<double>(ceil_div(blocks * s, sm_count) * (ceil_div(stages, s) + 3)) +
+                        (s % 2 == 0 ? 1 : 0) + (sums > 1 ? 3 + static_cast<double>(sums) * floats * 8 / 4e6 : 0);
+    if (s == 1 || time < best_time) best = s, best_time = time;
   }
-  p.rows_per_split = static_cast<int>(ceil_div(stages, p.splits)) * kRows;
-  if (!p.clustered) p.splits = static_cast<int>(ceil_div(p.rows, p.rows_per_split));
+  p.rows_per_split = static_cast<int>(ceil_div(stages, best)) * kRows;
+  p.splits = static_cast<int>(best), p.paired = best % 2 == 0;
 }
 
 }  // namespace
@@ -276,7 +265,7 @@ int lora_dropout_da_sm90(DaArgs p, const std::vector<RankSlice>& slices, int mos
     else if (count == 2) launch<2>(p, stream);
     else launch<3>(p, stream);
   }
-  return p.clustered ? 1 : p.splits;
+  return p.paired ? p.splits / 2 : p.splits;
 }
 
 }  // namespace irq

@@ -12,6 +12,7 @@
 //         binds: 16 of them, or 12 for three adapters, are what the registers allow.
 #include <algorithm>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/kernel_choice.h"
 #include "kernels/lora_dropout_fwd.cuh"
 
@@ -90,31 +91,45 @@ struct StageLoader {
   }
 };
 
-// Adds the splits in order. Grid: rows. Block: any number of threads.
+// Adds the splits and gives out u and px: a warp for a row.
+constexpr int kFinishWarps = 4;
 template <int kAdapters>
-__global__ void finish_fwd_kernel(FwdArgs p) {
-  constexpr int kWidth = kPartialWidth<kAdapters>;
-  const int64_t row = blockIdx.x;
-  const float* sums = p.partial + row * kWidth;
-  const auto total = [&](int column) {
-    float sum = 0;
-    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + column];
-    return sum;
-  };
+__global__ void __launch_bounds__(kFinishWarps* kWarp) finish_fwd_kernel(FwdArgs p) {
+  constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kWidth / 4;
+  __shared__ __align__(16) float sums[kFinishWarps][kWidth];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = int64_t{blockIdx.x} * kFinishWarps + threadIdx.x / kWarp;
+  float* sum = sums[threadIdx.x / kWarp];
+  wait_for_previous_kernel();
+  if (row >= p.rows) return;
+#pragma unroll
+  for (int quad = lane; quad < kQuads; quad += kWarp) {
+    const float* at = p.partial + row * kWidth + quad * 4;
+    float4 total{};
+#pragma unroll 4
+    for (int s = 0; s < p.splits; ++s) {
+      const float4 part = *reinterpret_cast<const float4*>(at + s * p.rows * kWidth);
+      total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
+    }
+    *reinterpret_cast<float4*>(sum + quad * 4) = total;
+  }
+  __syncwarp();
   const auto mean = [&](int column) {
-    return total(kAdapters * kSliceRanks + p.map.group(column)) / static_cast<float>(p.map.slice);
+    return sum[kAdapters * kSliceRanks + p.map.group(column)] / static_cast<float>(p.map.slice);
   };
-  for (int i = static_cast<int>(threadIdx.x); i < kAdapters * kSliceRanks; i += static_cast<int>(blockDim.x)) {
-    const RankSlice& slice = p.slice[i / kSliceRanks];
-    const int j = i % kSliceRanks, column = slice.first + j;
-    if (j >= slice.width) continue;
-    float value = p.mask.scale * total(i);
-    if (p.px && slice.beta1) value += *slice.beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
-    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+#pragma unroll
+  for (int m = 0; m < kAdapters; ++m) {
+    const RankSlice& slice = p.slice[m];
+    const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
+    for (int j = lane; j < slice.width; j += kWarp) {
+      const int column = slice.first + j;
+      float value = p.mask.scale * sum[m * kSliceRanks + j];
+      if (beta1 != 0) value += beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
+      p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+    }
   }
   if (p.store_pool)
-    for (int j = static_cast<int>(threadIdx.x); j < p.rank; j += static_cast<int>(blockDim.x))
-      p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
+    for (int j = lane; j < p.rank; j += kWarp) p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where
@@ -306,8 +321,8 @@ void launch(FwdArgs p, bool hopper, int sm_count, cudaStream_t stream) {
     CUDA_LAUNCHED();
   }
   if (p.splits == 1) return;
-  finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
-  CUDA_LAUNCHED();
+  launch_early(&finish_fwd_kernel<kAdapters>, dim3(static_cast<unsigned>(ceil_div(p.rows, kFinishWarps))),
+               kFinishWarps * kWarp, 0, stream, p);
 }
 
 }  // namespace
@@ -344,7 +359,7 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .rank = static_cast<int>(rank),
             .splits = 1,
             .features_per_split = static_cast<int>(x.cols),
-            .clustered = false,
+            .paired = false,
             .partial = static_cast<float*>(workspace(kPartialBytes)),
             .slice_of = SliceOf(std::max(map.slice, 2)),
             .map = map};

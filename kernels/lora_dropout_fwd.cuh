@@ -22,9 +22,9 @@ struct FwdArgs {
   bool store_pool;  // by this launch
   int rank;         // columns of px
   // Few rows leave multiprocessors idle: then `splits` blocks share a tile of rows, each with its own features, and leave
-  // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel, or are a cluster.
+  // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
   int splits, features_per_split;
-  bool clustered;
+  bool paired;  // each two of them add up first
   float* partial;
   SliceOf slice_of;
   IecMap map;

@@ -8,6 +8,7 @@
 //         permutation, one "and". Those registers are the products' left operand, A stays in shared memory. Every adapter has
 //         its own masked registers, so that one is masked while the products of the ones before run. Row sums for px are one more
 //         product, with ones for the columns of slice t in result column t % 8.
+#include "kernels/dependent_launch.cuh"
 #include "kernels/lora_dropout_fwd.cuh"
 #include "kernels/sm90.cuh"
 
@@ -19,7 +20,6 @@ namespace {
 
 constexpr int kGroups = 2, kThreads = 128 * kGroups, kRows = 64 * kGroups;  // a warpgroup for 64 rows
 constexpr int kDepth = 64, kPanelBytes = 64 * 128;                          // features of a stage
-constexpr int kMostCluster = 8;                                             // blocks of a tile of rows
 
 template <int kAdapters>
 struct Config {
@@ -120,37 +120,32 @@ struct Sums {
       *reinterpret_cast<float2*>(to + i % 2 * 8 * kPitch + i / 2 * 8) =
           make_float2(acc[i / 16][i / 2 % 8][i % 2 * 2], acc[i / 16][i / 2 % 8][i % 2 * 2 + 1]);
   }
+  // A pair of blocks adds up in shared memory: this block the rows [begin, end).
+  __device__ __forceinline__ int begin() const { return p.paired ? static_cast<int>(blockIdx.y) % 2 * (kRows / 2) : 0; }
+  __device__ __forceinline__ int end() const {
+    return static_cast<int>(min(int64_t{begin() + (p.paired ? kRows / 2 : kRows)}, p.rows - first));
+  }
+  __device__ __forceinline__ float4 total(const float* of) const {
+    return p.paired ? sum_of_pair(of) : *reinterpret_cast<const float4*>(of);
+  }
   // For the second kernel.
   __device__ __forceinline__ void leave() const {
     constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kWidth / 4;
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kQuads; i += kThreads) {
+    float* to = p.partial + (int64_t{p.paired ? blockIdx.y / 2 : blockIdx.y} * p.rows + first) * kWidth;
+#pragma unroll 2
+    for (int i = begin() * kQuads + static_cast<int>(threadIdx.x); i < end() * kQuads; i += kThreads) {
       const int row = i / kQuads, j = i % kQuads * 4;
-      if (first + row >= p.rows) break;
-      const float* from = j < kAdapters * kSliceRanks ? values + row * kPitch + j
-                                                      : pooled + row * C::kPitch + j - kAdapters * kSliceRanks;
-      *reinterpret_cast<float4*>(p.partial + (int64_t{blockIdx.y} * p.rows + first + row) * kWidth + j) =
-          *reinterpret_cast<const float4*>(from);
+      *reinterpret_cast<float4*>(to + row * kWidth + j) =
+          total(j < kAdapters * kSliceRanks ? values + row * kPitch + j
+                                            : pooled + row * C::kPitch + j - kAdapters * kSliceRanks);
     }
   }
-  // Of the tile's blocks, in order.
-  __device__ __forceinline__ float4 total(const float* of) const {
-    float4 part[kMostCluster], sum{};
-    const uint32_t from = smem_address(of);
-    const int blocks = p.clustered ? p.splits : 1;
-#pragma unroll
-    for (int b = 0; b < kMostCluster; ++b) part[b] = b < blocks ? load_cluster_128(from, b) : float4{};
-#pragma unroll
-    for (int b = 0; b < kMostCluster; ++b)
-      sum.x += part[b].x, sum.y += part[b].y, sum.z += part[b].z, sum.w += part[b].w;
-    return sum;
-  }
-  // u and px of this block's share of the tile's rows.
+  // u and px.
   __device__ __forceinline__ void finish() const {
-    const int rows = p.clustered ? kRows / p.splits : kRows, begin = p.clustered ? static_cast<int>(blockIdx.y) * rows : 0;
-    const int end = static_cast<int>(min(int64_t{begin + rows}, p.rows - first));
+    const int begin = this->begin(), end = this->end();
     if (p.pool) {
       const float slice = static_cast<float>(p.map.slice);
-#pragma unroll 1
+#pragma unroll 2
       for (int i = begin * 16 + static_cast<int>(threadIdx.x); i < end * 16; i += kThreads) {
         float* at = pooled + i / 16 * C::kPitch + i % 16 * 4;  // only this block reads the rows of its share
         const float4 sum = total(at);
@@ -158,7 +153,7 @@ struct Sums {
       }
       __syncthreads();
     }
-#pragma unroll 1
+#pragma unroll 2
     for (int i = begin * kAdapters * 16 + static_cast<int>(threadIdx.x); i < end * kAdapters * 16; i += kThreads) {
       const int row = i / (kAdapters * 16), m = i / 16 % kAdapters, j = i % 16 * 4;
       const RankSlice& slice = p.slice[m];
@@ -266,11 +261,12 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdA
   __syncthreads();
   const Sums<kAdapters> result{p, reinterpret_cast<float*>(memory), pooled, first};
   result.put(acc);
-  if (p.clustered) meet_cluster();
+  if (p.paired) meet_cluster();
   else __syncthreads();
-  if (p.splits > 1 && !p.clustered) return result.leave();
-  result.finish();
-  if (p.clustered) meet_cluster_again();  // nobody leaves while others read
+  let_next_kernel_begin();
+  if (p.splits > (p.paired ? 2 : 1)) result.leave();
+  else result.finish();
+  if (p.paired) meet_cluster_again();  // nobody leaves while others read
 }
 
 template <int kAdapters>
@@ -279,32 +275,31 @@ void launch(const FwdArgs& p, cudaStream_t stream) {
   allow_shared_bytes(lora_dropout_fwd_sm90_kernel<kAdapters>, C::kBytes);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, static_cast<unsigned>(p.splits), 1};
+  cluster.val.clusterDim = {1, 2, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits));
   config.blockDim = dim3(kThreads), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
-  config.attrs = &cluster, config.numAttrs = p.clustered ? 1 : 0;
+  config.attrs = &cluster, config.numAttrs = p.paired ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_fwd_sm90_kernel<kAdapters>, p));
   CUDA_LAUNCHED();
 }
 
-// Times in stages of a block. One that starts anew waits for about four. The blocks of a tile are a cluster, or there are many of
-// them and a second kernel adds up. Multiprocessors come in groups that clusters do not cross: a large one leaves some of them idle.
+// Times in us, a stage taken for one. A block that starts anew waits for about four. An even number of blocks to a tile makes
+// pairs, whose sums are one; for several sums a second kernel is needed, and a float takes 8 bytes of about 4 MB a us.
 void choose_splits(FwdArgs& p, int sm_count) {
   const int64_t tiles = ceil_div(p.rows, kRows), stages = ceil_div(p.cols, kDepth);
-  const int64_t most = kPartialBytes / (p.rows * (p.slices * kSliceRanks + kFusedGroups) * 4);
-  int64_t best = 1, best_time = INT64_MAX;
-  for (int64_t s = 1; s <= stages && (s <= kMostCluster || s <= most); ++s) {
-    const bool cluster = s <= kMostCluster;
-    if (cluster && (s & (s - 1)) != 0) continue;
-    const int64_t places = cluster ? sm_count / 16 * 16 : sm_count;
-    const int64_t time = ceil_div(tiles * s, s == 1 ? sm_count : places) * (ceil_div(stages, s) + 4) +
-                         (s == 1 ? 0 : cluster ? 2 : 12);
-    if (time < best_time) best = s, best_time = time;
+  const int64_t floats = p.rows * (p.slices * kSliceRanks + kFusedGroups), most = kPartialBytes / (floats * 4);
+  int64_t best = 1;
+  double best_time = 0;
+  for (int64_t s = 1; s <= stages && (s <= 2 || s / 2 <= most); ++s) {
+    const int64_t sums = s % 2 == 0 ? s / 2 : s;
+    if (sums > std::max(most, int64_t{1})) continue;
+    const double time = static_cast<double>(ceil_div(tiles * s, sm_count) * (ceil_div(stages, s) + 4)) +
+                        (s % 2 == 0 ? 1 : 0) + (sums > 1 ? 3 + static_cast<double>(sums * floats) * 8 / 4e6 : 0);
+    if (s == 1 || time < best_time) best = s, best_time = time;
   }
   p.features_per_split = static_cast<int>(ceil_div(stages, best)) * kDepth;
-  p.clustered = best > 1 && best <= kMostCluster;
-  p.splits = static_cast<int>(p.clustered ? best : ceil_div(p.cols, p.features_per_split));
+  p.splits = static_cast<int>(best), p.paired = best % 2 == 0;
 }
 
 }  // namespace
@@ -314,7 +309,7 @@ void lora_dropout_fwd_sm90(FwdArgs& p, int sm_count, cudaStream_t stream) {
   if (p.slices == 1) launch<1>(p, stream);
   else if (p.slices == 2) launch<2>(p, stream);
   else launch<3>(p, stream);
-  if (p.clustered) p.splits = 1;  // nothing is left to add up
+  if (p.paired) p.splits /= 2;  // sums that are left
 }
 
 }  // namespace irq

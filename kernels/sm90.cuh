@@ -238,4 +238,10 @@ __device__ __forceinline__ float4 load_cluster_128(uint32_t shared, int rank) {
       : "memory");
   return x;
 }
+// The sum of four floats that lie at the same place in both blocks of a pair, in their order.
+__device__ __forceinline__ float4 sum_of_pair(const float* shared) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const float4 a = load_cluster_128(at, 0), b = load_cluster_128(at, 1);
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
 }  // namespace irq
