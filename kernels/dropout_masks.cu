@@ -13,9 +13,8 @@
 namespace irq {
 namespace {
 
-constexpr int kThreads = 128, kMostWords = 4;  // of 64 features, of a thread
+constexpr int kThreads = 128, kWords = 4;  // of 64 features, of a thread
 constexpr int kFeatures = static_cast<int>(kMaskFeatures);
-constexpr int kEnough = 12;  // blocks of a multiprocessor: fewer wait for their own arithmetic
 
 struct MaskIds {
   int id[AdapterMasks::kMax];
@@ -32,24 +31,23 @@ __device__ __forceinline__ uint32_t half_word(const DropoutRow& row, const Dropo
     const uint32_t word[4] = {draws.x, draws.y, draws.z, draws.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      // With "or" the signs of the larger one of draw and draw + lift, which hardware has: what wraps was large before.
-      const uint32_t kept = kMost ? __viaddmax_u16x2(word[j], lift, word[j]) : dropout_kept(word[j], {lift, 0});
-      bits = bits >> 1 | (kept & 0x80008000u);
+      const uint32_t kept = dropout_kept(word[j], {lift, kMost ? 0xffffffffu : 0u}) & 0x80008000u;
+      bits = (bits >> 1) + kept;
     }
   }
   return bits;
 }
 
-// Block (row tile, some words of an adapter).
+// Block (row tile, kWords words of an adapter).
 template <bool kMost>
 __global__ void __launch_bounds__(kThreads)
-    dropout_masks_kernel(uint2* bits, int64_t pitch, int64_t rows, int64_t cols, int blocks, int words, MaskIds ids,
+    dropout_masks_kernel(uint2* bits, int64_t pitch, int64_t rows, int64_t cols, int blocks, MaskIds ids,
                          const int* positions, const int* samples, const StepParams* params, uint32_t lift) {
-  __shared__ DropoutColumn columns[kMostWords * 8];
-  const int per_adapter = (blocks + words - 1) / words, adapter = static_cast<int>(blockIdx.y) / per_adapter;
-  const int first = static_cast<int>(blockIdx.y) % per_adapter * words;
+  __shared__ DropoutColumn columns[kWords * 8];
+  const int per_adapter = (blocks + kWords - 1) / kWords, adapter = static_cast<int>(blockIdx.y) / per_adapter;
+  const int first = static_cast<int>(blockIdx.y) % per_adapter * kWords;
   const uint32_t seed[2] = {params->seed[0], params->seed[1]};
-  if (static_cast<int>(threadIdx.x) < words * 8)
+  if (threadIdx.x < kWords * 8)
     columns[threadIdx.x] =
         dropout_column(int64_t{first} * kFeatures + static_cast<int>(threadIdx.x) * 8, ids.id[adapter], seed);
   __syncthreads();
@@ -58,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool live = n < rows && positions[n] >= 0;
   const DropoutRow row = live ? dropout_row(positions[n], samples[n], seed) : DropoutRow{};
 #pragma unroll 1
-  for (int w = 0; w < words && first + w < blocks; ++w) {
+  for (int w = 0; w < kWords && first + w < blocks; ++w) {
     uint2 word{};
     if (live)
       word = {half_word<kMost>(row, columns + w * 8, seed, lift),
@@ -85,13 +83,11 @@ void CudaBackend::dropout_masks(Tensor bits, int64_t h, AdapterMasks masks) {
   MaskIds ids{};
   for (int m = 0; m < masks.count; ++m) ids.id[m] = masks.ids[static_cast<size_t>(m)];
   const int64_t blocks = mask_blocks(h), pitch = bits.cols / 8;
-  const int64_t tiles = ceil_div(pitch, kThreads), enough = int64_t{sm_count()} * kEnough;
-  int words = kMostWords;
-  while (words > 1 && tiles * ceil_div(blocks, words) * masks.count < enough) words /= 2;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(ceil_div(blocks, words) * masks.count));
+  const dim3 grid(static_cast<unsigned>(ceil_div(pitch, kThreads)),
+                  static_cast<unsigned>(ceil_div(blocks, kWords) * masks.count));
   auto* kernel = t.either ? &dropout_masks_kernel<true> : &dropout_masks_kernel<false>;
   kernel<<<grid, kThreads, 0, stream_>>>(static_cast<uint2*>(bits.data), bits.stride / 8, masks.positions.cols, h,
-                                         static_cast<int>(blocks), words, ids, static_cast<const int*>(masks.positions.data),
+                                         static_cast<int>(blocks), ids, static_cast<const int*>(masks.positions.data),
                                          static_cast<const int*>(masks.samples.data),
                                          static_cast<const StepParams*>(masks.params.data), t.lift);
   CUDA_LAUNCHED();

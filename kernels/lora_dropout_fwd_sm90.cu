@@ -18,7 +18,10 @@ using namespace lora_fwd;
 
 namespace {
 
-constexpr int kGroups = 2, kThreads = 128 * kGroups, kRows = 64 * kGroups;  // a warpgroup for 64 rows
+// A warpgroup multiplies for 64 rows; one more only copies.
+constexpr int kGroups = 2, kThreads = 128 * kGroups, kRows = 64 * kGroups, kCopiers = 128;
+constexpr int kMultiplierRegisters = 216, kCopierRegisters = 72;  // of 168 that the launch gives each thread
+static_assert(kGroups * kMultiplierRegisters + kCopierRegisters <= (kGroups + 1) * 168);
 constexpr int kDepth = 64, kPanelBytes = 64 * 128;                          // features of a stage
 
 template <int kAdapters>
@@ -31,59 +34,77 @@ struct Config {
   static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
 };
 
-// A thread's share of every stage: one chunk of four rows of x and of two of each A, 32 rows apart, and the words of two rows of
-// one adapter. Its addresses move along with the stages; those of copies that are not valid are never used.
+// A copying thread's share of every stage: one chunk of eight rows of x and of four of each A, 16 rows apart, and the words of two
+// rows. Its addresses move along with the stages; those of copies that are not valid are never used.
 template <int kAdapters>
 struct StageLoader {
   using C = Config<kAdapters>;
-  static constexpr int kWordThreads = kRows / 2;  // of an adapter
-  static_assert(kAdapters * kWordThreads <= kThreads);
+  static constexpr int kXPieces = 8, kAPieces = 4, kWordThreads = kRows / 2;  // the last of an adapter
+  static constexpr int kWordPasses = (kAdapters * kWordThreads + kCopiers - 1) / kCopiers;
+  static constexpr uint32_t kAll = (1u << (kXPieces + kAPieces * kAdapters)) - 1;
   const __nv_bfloat16 *x, *a[kAdapters];
-  const uint2* words;
-  int64_t x_step, a_step, word_step;  // 32 rows of x, of A; a block of features
+  const uint2* words[kWordPasses];
+  int64_t x_step, a_step, word_step;  // 16 rows of x, of A; a block of features
   int left;                           // features from the chunk of the next stage on
-  int blocks;                         // the same for its words
-  uint32_t valid;                     // a bit for each copy
+  int blocks[kWordPasses];            // the same for its words
+  uint32_t valid;                     // a bit for each copy of x and A
   uint32_t to, words_to;              // in a stage
 
-  __device__ StageLoader(const FwdArgs& p, int64_t first, int first_feature) {
-    const int thread = static_cast<int>(threadIdx.x), row = thread / 8, chunk = thread % 8;
-    const int feature = first_feature + chunk * 8;
-    x = kept(p.x + (first + row) * p.x_stride + feature);
-    x_step = 32 * p.x_stride, a_step = 32 * p.a_stride;
+  __device__ StageLoader(const FwdArgs& p, int64_t first, int first_feature, int thread) {
+    const int row = thread / 8, chunk = thread % 8, feature = first_feature + chunk * 8;
+    x = p.x + (first + row) * p.x_stride + feature;
+    x_step = 16 * p.x_stride, a_step = 16 * p.a_stride;
     valid = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (first + row + 32 * i < p.rows && p.mask.positions[first + row + 32 * i] >= 0) valid |= 1u << i;
+    for (int i = 0; i < kXPieces; ++i)
+      if (first + row + 16 * i < p.rows && p.mask.positions[first + row + 16 * i] >= 0) valid |= 1u << i;
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) {
-      a[m] = kept(p.a + (p.slice[m].column + row) * p.a_stride + feature);
+      a[m] = p.a + (p.slice[m].column + row) * p.a_stride + feature;
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (row + 32 * i < p.slice[m].width) valid |= 1u << (4 + 2 * m + i);
+      for (int i = 0; i < kAPieces; ++i)
+        if (row + 16 * i < p.slice[m].width) valid |= 1u << (kXPieces + kAPieces * m + i);
     }
     left = p.cols - feature;
-    const int m = thread / kWordThreads, r = thread % kWordThreads * 2, block = first_feature / kDepth;
-    words = p.mask.bits, word_step = p.mask.pitch, blocks = 0;
-    if (m < kAdapters && first + r < p.rows)
-      words = kept(p.mask.block(p.slice[m].adapter, block) + first + r), blocks = p.mask.blocks - block;
-    to = panel_byte(row, chunk);
-    words_to = C::kXBytes + kAdapters * kPanelBytes + m * C::kWordBytes + r * 8;
-  }
-  __device__ __forceinline__ void load(uint32_t stage) {
-    const uint32_t copies = left > 0 ? valid : 0;
-    const __nv_bfloat16* row = x;
+    word_step = p.mask.pitch;
 #pragma unroll
-    for (int i = 0; i < 4; ++i, row += x_step) cp_async_16(stage + to + i * 32 * 128, row, copies & 1u << i);
+    for (int i = 0; i < kWordPasses; ++i) {
+      const int m = (thread + i * kCopiers) / kWordThreads, r = thread % kWordThreads * 2;
+      words[i] = p.mask.bits, blocks[i] = 0;
+      if (m < kAdapters && first + r < p.rows)
+        words[i] = p.mask.block(p.slice[m].adapter, first_feature / kDepth) + first + r,
+        blocks[i] = p.mask.blocks - first_feature / kDepth;
+    }
+    to = panel_byte(row, chunk), words_to = C::kXBytes + kAdapters * kPanelBytes + thread * 16;
+  }
+  template <bool kWhole>
+  __device__ __forceinline__ void copy(uint32_t stage, uint32_t copies) const {
+    const __nv_bfloat16* from = x;
+#pragma unroll
+    for (int i = 0; i < kXPieces; ++i, from += x_step)
+      cp_async_16(stage + to + i * 16 * 128, from, kWhole || copies & 1u << i);
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) {
-      const uint32_t panel = stage + to + C::kXBytes + m * kPanelBytes;
-      cp_async_16(panel, a[m], copies & 1u << (4 + 2 * m));
-      cp_async_16(panel + 32 * 128, a[m] + a_step, copies & 1u << (5 + 2 * m));
-      a[m] += kDepth;
+      from = a[m];
+#pragma unroll
+      for (int i = 0; i < kAPieces; ++i, from += a_step)
+        cp_async_16(stage + to + C::kXBytes + m * kPanelBytes + i * 16 * 128, from,
+                    kWhole || copies & 1u << (kXPieces + kAPieces * m + i));
     }
-    if (threadIdx.x < kAdapters * kWordThreads) cp_async_16(stage + words_to, words, blocks > 0);
-    x += kDepth, words += word_step, left -= kDepth, --blocks;
+  }
+  __device__ __forceinline__ void load(uint32_t stage, int thread) {
+    const uint32_t copies = left > 0 ? valid : 0;
+    if (copies == kAll) copy<true>(stage, copies);
+    else copy<false>(stage, copies);
+    x += kDepth, left -= kDepth;
+#pragma unroll
+    for (int m = 0; m < kAdapters; ++m) a[m] += kDepth;
+#pragma unroll
+    for (int i = 0; i < kWordPasses; ++i, thread += kCopiers) {
+      if (thread < kAdapters * kWordThreads)
+        cp_async_16(stage + words_to + i * kCopiers * 16, words[i], blocks[i] > 0);
+      words[i] += word_step, --blocks[i];
+    }
   }
 };
 
@@ -142,95 +163,125 @@ struct Sums {
   }
   // u and px.
   __device__ __forceinline__ void finish() const {
-    const int begin = this->begin(), end = this->end();
+    constexpr int kQuads = kAdapters * 16, kAtOnce = kThreads / kQuads;  // of a row; rows
+    const int begin = this->begin(), end = this->end(), thread = static_cast<int>(threadIdx.x);
     if (p.pool) {
-      const float slice = static_cast<float>(p.map.slice);
+      const float inverse = 1 / static_cast<float>(p.map.slice);
 #pragma unroll 2
-      for (int i = begin * 16 + static_cast<int>(threadIdx.x); i < end * 16; i += kThreads) {
+      for (int i = begin * 16 + thread; i < end * 16; i += kThreads) {
         float* at = pooled + i / 16 * C::kPitch + i % 16 * 4;  // only this block reads the rows of its share
         const float4 sum = total(at);
-        *reinterpret_cast<float4*>(at) = make_float4(sum.x / slice, sum.y / slice, sum.z / slice, sum.w / slice);
+        *reinterpret_cast<float4*>(at) = make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
       }
-      __syncthreads();
+      meet(1, kThreads);
     }
+    const int m = thread % kQuads / 16, j = thread % 16 * 4;
+    const RankSlice& slice = p.slice[m];
+    const int width = thread < kAtOnce * kQuads ? slice.width - j : 0;
+    const float beta1 = p.px && slice.beta1 && width > 0 ? *slice.beta1 : 0.0f;
+    int group[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) group[e] = p.map.group(min(slice.first + j + e, p.rank - 1));
+    if (width > 0) {
 #pragma unroll 2
-    for (int i = begin * kAdapters * 16 + static_cast<int>(threadIdx.x); i < end * kAdapters * 16; i += kThreads) {
-      const int row = i / (kAdapters * 16), m = i / 16 % kAdapters, j = i % 16 * 4;
-      const RankSlice& slice = p.slice[m];
-      if (j >= slice.width) continue;
-      const float4 sum = total(values + row * kPitch + m * kSliceRanks + j);
-      float value[4] = {sum.x, sum.y, sum.z, sum.w};
-      const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
+      for (int row = begin + thread / kQuads; row < end; row += kAtOnce) {
+        const float4 sum = total(values + row * kPitch + m * kSliceRanks + j);
+        float value[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        value[e] *= p.mask.scale;
-        const int column = slice.first + j + e;
-        if (beta1 != 0 && j + e < slice.width)
-          value[e] += beta1 * (p.pool ? pooled[row * C::kPitch + p.map.group(column)]
-                                      : to_f(p.px[(first + row) * p.px_stride + column]));
-      }
-      __nv_bfloat16* to = p.u + (first + row) * p.u_stride + slice.column + j;
-      if (reinterpret_cast<uintptr_t>(to) % 8 == 0 && j + 4 <= slice.width) {
-        *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));
-        continue;
-      }
+        for (int e = 0; e < 4; ++e) {
+          value[e] *= p.mask.scale;
+          if (beta1 != 0 && e < width)
+            value[e] += beta1 * (p.pool ? pooled[row * C::kPitch + group[e]]
+                                        : to_f(p.px[(first + row) * p.px_stride + slice.first + j + e]));
+        }
+        __nv_bfloat16* to = p.u + (first + row) * p.u_stride + slice.column + j;
+        if (reinterpret_cast<uintptr_t>(to) % 8 == 0 && width >= 4) {
+          *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(value[0], value[1]), pack_bf16(value[2], value[3]));
+        } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (j + e < slice.width) to[e] = from_f<__nv_bfloat16>(value[e]);
+          for (int e = 0; e < 4; ++e)
+            if (e < width) to[e] = from_f<__nv_bfloat16>(value[e]);
+        }
+      }
     }
     if (!p.store_pool) return;
-    for (int row = begin + static_cast<int>(threadIdx.x) / kWarp; row < end; row += kThreads / kWarp)
-      for (int j = static_cast<int>(threadIdx.x) % kWarp; j < p.rank; j += kWarp)
-        p.px[(first + row) * p.px_stride + j] = from_f<__nv_bfloat16>(pooled[row * C::kPitch + p.map.group(j)]);
+    for (int k = thread % kWarp; k < p.rank; k += kWarp) {
+      const int of = p.map.group(k);
+      for (int row = begin + thread / kWarp; row < end; row += kThreads / kWarp)
+        p.px[(first + row) * p.px_stride + k] = from_f<__nv_bfloat16>(pooled[row * C::kPitch + of]);
+    }
+  }
+};
+
+// Stages on their way: slot s % kStages is full when every copying thread's copies are there, empty when every multiplying
+// warp is done with it.
+template <int kAdapters>
+struct Ring {
+  static constexpr int kStages = Config<kAdapters>::kStages;
+  uint32_t barriers;
+  int slot = 0, phase = 0;
+  __device__ __forceinline__ uint32_t full() const { return barriers + slot * 8; }
+  __device__ __forceinline__ uint32_t empty() const { return barriers + (kStages + slot) * 8; }
+  __device__ __forceinline__ void next() {
+    if (++slot == kStages) slot = 0, phase ^= 1;
   }
 };
 
 template <int kAdapters>
-__global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdArgs p) {
+__device__ __forceinline__ void copy_stages(const FwdArgs& p, uint32_t stages, Ring<kAdapters> ring, int64_t first,
+                                            int first_feature, int count) {
+  const int thread = static_cast<int>(threadIdx.x) - kThreads;
+  StageLoader<kAdapters> loader(p, first, first_feature, thread);
+#pragma unroll 1
+  for (int s = 0; s < count; ++s, ring.next()) {
+    barrier_wait(ring.empty(), ring.phase + 1);
+    loader.load(stages + ring.slot * Config<kAdapters>::kStageBytes, thread);
+    barrier_arrive_after_copies(ring.full());
+  }
+  cp_async_commit();
+  cp_async_wait<0>();
+}
+
+template <int kAdapters>
+__device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory, Ring<kAdapters> ring, int64_t first,
+                                         int first_feature, int count) {
   using C = Config<kAdapters>;
-  extern __shared__ unsigned char unaligned_memory[];
-  unsigned char* memory = unaligned_memory + (1024 - smem_address(unaligned_memory) % 1024) % 1024;
-  float* pooled = reinterpret_cast<float*>(memory + C::kStages * C::kStageBytes);
-  const int64_t first = int64_t{blockIdx.x} * kRows;
-  const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
-  const int count = max(min(p.cols - first_feature, p.features_per_split) + kDepth - 1, 0) / kDepth;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
   const uint32_t stages = smem_address(memory);
-
-  StageLoader<kAdapters> loader(p, first, first_feature);
-  int free_slot = 0;
-  const auto load = [&](int s) {
-    if (s < count) loader.load(stages + free_slot * C::kStageBytes);
-    cp_async_commit();
-    free_slot = free_slot + 1 == C::kStages ? 0 : free_slot + 1;
-  };
-#pragma unroll 1
-  for (int s = 0; s < C::kStages - 1; ++s) load(s);
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * C::kPitch; i += kThreads) pooled[i] = 0;
+  float* pooled = reinterpret_cast<float*>(memory + C::kStages * C::kStageBytes);
+  for (int i = lane; i < 16 * C::kPitch; i += kWarp) pooled[warp_row * C::kPitch + i] = 0;
+  __syncwarp();
   float acc[kAdapters][8][4] = {};
   uint32_t masked[kAdapters][4][4];
   RowSums<C::kPitch> sums;
   sums.sums = pooled + warp_row * C::kPitch;
-  int base = p.slice_of(first_feature);  // of the window of slices
+  int base = p.slice_of(first_feature), begin = first_feature;  // of the window of slices; of the stage
+  const uint32_t x_row = warp_row / 64 * kPanelBytes + (warp_row % 64 + lane % 16) * 128;
 
-  int slot = 0;
 #pragma unroll 1
-  for (int s = 0; s < count; ++s) {
-    cp_async_wait<C::kStages - 2>();
+  for (int s = 0; s < count; ++s, ring.next(), begin += kDepth) {
+    barrier_wait(ring.full(), ring.phase);
     publish_to_products();
-    __syncthreads();  // stage s is there, and the products of stage s - 1, whose place the next load takes, are done
-    load(s + C::kStages - 1);
-    const uint32_t stage = stages + slot * C::kStageBytes;
-    const unsigned char* words = memory + slot * C::kStageBytes + C::kXBytes + kAdapters * kPanelBytes;
+    const uint32_t stage = stages + ring.slot * C::kStageBytes;
+    const unsigned char* words = memory + ring.slot * C::kStageBytes + C::kXBytes + kAdapters * kPanelBytes;
     const uint64_t panels = panel_along(stage + C::kXBytes);
-    slot = slot + 1 == C::kStages ? 0 : slot + 1;
     uint32_t x[4][4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      ldmatrix_x4(x[k], stage + warp_row / 64 * kPanelBytes + panel_byte(warp_row % 64 + lane % 16, 2 * k + lane / 16));
-    if (p.pool) {
-      const int begin = first_feature + s * kDepth;
+    for (int k = 0; k < 4; ++k) ldmatrix_x4(x[k], stage + x_row + ((2 * k + lane / 16) ^ (lane & 7)) * 16);
+    const auto start = [&](int m) {
+      const uint2* at = reinterpret_cast<const uint2*>(words + m * C::kWordBytes) + warp_row + g;
+      const uint2 rows[2] = {at[0], at[8]};
+      drop(masked[m], x, rows, q);
+      operands_are_there(masked[m]);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) wgmma_registers<false>(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 32) / 16);
+      wgmma_commit();
+    };
+#pragma unroll
+    for (int m = 0; m < kAdapters; ++m) start(m);
+    if (p.pool) {  // beside the products
       if (p.slice_of(begin + kDepth - 1) >= base + 8) {
         sums.flush(base, min(p.slice_of(begin - 1), p.map.groups - 1));
         base = p.slice_of(begin);
@@ -241,32 +292,45 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_fwd_sm90_kernel(FwdA
         mma_m16n8k16(sums.sum, x[k], column(begin + k * 16 + 2 * q), column(begin + k * 16 + 2 * q + 8));
       }
     }
-#pragma unroll
-    for (int m = 0; m < kAdapters; ++m) {
-      const uint2* at = reinterpret_cast<const uint2*>(words + m * C::kWordBytes) + warp_row + g;
-      const uint2 rows[2] = {at[0], at[8]};
-      drop(masked[m], x, rows, q);
-      operands_are_there(masked[m]);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_registers<false>(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 32) / 16);
-      wgmma_commit();
-    }
     wgmma_wait<0>();  // here, not later: the compiler keeps products apart whose end it does not see in the loop
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) results_are_there(acc[m]);
+    if (lane == 0) barrier_arrive(ring.empty());
   }
-  if (p.pool) sums.flush(base, min(p.slice_of(first_feature + count * kDepth - 1), p.map.groups - 1));
-  cp_async_wait<0>();
-  __syncthreads();
+  if (p.pool) sums.flush(base, min(p.slice_of(begin - 1), p.map.groups - 1));
+  meet(1, kThreads);  // nobody needs the stages any more
   const Sums<kAdapters> result{p, reinterpret_cast<float*>(memory), pooled, first};
   result.put(acc);
   if (p.paired) meet_cluster();
-  else __syncthreads();
+  else meet(1, kThreads);
   let_next_kernel_begin();
   if (p.splits > (p.paired ? 2 : 1)) result.leave();
   else result.finish();
   if (p.paired) meet_cluster_again();  // nobody leaves while others read
+}
+
+template <int kAdapters>
+__global__ void __launch_bounds__(kThreads + kCopiers, 1) lora_dropout_fwd_sm90_kernel(FwdArgs p) {
+  using C = Config<kAdapters>;
+  extern __shared__ unsigned char unaligned_memory[];
+  __shared__ uint64_t barriers[2 * C::kStages];
+  unsigned char* memory = unaligned_memory + (1024 - smem_address(unaligned_memory) % 1024) % 1024;
+  const int64_t first = int64_t{blockIdx.x} * kRows;
+  const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
+  const int count = max(min(p.cols - first_feature, p.features_per_split) + kDepth - 1, 0) / kDepth;
+  const Ring<kAdapters> ring{smem_address(barriers)};
+  if (threadIdx.x < 2 * C::kStages)
+    barrier_init(ring.barriers + static_cast<int>(threadIdx.x) * 8,
+                 static_cast<int>(threadIdx.x) < C::kStages ? kCopiers : kThreads / kWarp);
+  __syncthreads();
+  if (threadIdx.x >= kThreads) {
+    give_up_registers<kCopierRegisters>();
+    copy_stages<kAdapters>(p, smem_address(memory), ring, first, first_feature, count);
+    if (p.paired) meet_cluster(), meet_cluster_again();
+  } else {
+    take_registers<kMultiplierRegisters>();
+    multiply<kAdapters>(p, memory, ring, first, first_feature, count);
+  }
 }
 
 template <int kAdapters>
@@ -278,7 +342,7 @@ void launch(const FwdArgs& p, cudaStream_t stream) {
   cluster.val.clusterDim = {1, 2, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits));
-  config.blockDim = dim3(kThreads), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
+  config.blockDim = dim3(kThreads + kCopiers), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
   config.attrs = &cluster, config.numAttrs = p.paired ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_fwd_sm90_kernel<kAdapters>, p));
   CUDA_LAUNCHED();
