@@ -191,7 +191,6 @@ __global__ void __launch_bounds__(Config<kAdapters>::kThreads, 1) lora_dropout_d
     const unsigned char* words = memory + slot * C::kStageBytes + words_at;
     const uint64_t panels = panel_down(stage + C::kXBytes, 0);
     slot = slot + 1 == C::kStages ? 0 : slot + 1;
-    load(s + C::kStages - 1);
     uint32_t x[4][4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) ldmatrix_x4_trans(x[k], stage + x_at + k * 16 * 128);
@@ -204,6 +203,7 @@ __global__ void __launch_bounds__(Config<kAdapters>::kThreads, 1) lora_dropout_d
       for (int k = 0; k < 4; ++k) wgmma_registers(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 2048) / 16);
       wgmma_commit();
     }
+    load(s + C::kStages - 1);  // beside the products
     wgmma_wait<0>();  // here, not later: the compiler keeps products apart whose end it does not see in the loop
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) results_are_there(acc[m]);

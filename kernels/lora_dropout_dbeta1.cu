@@ -21,17 +21,22 @@ template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     dot_kernel(Results results, double* partial, int* meeting, const T* du, int64_t du_stride, const T* px,
                int64_t px_stride, int64_t rows, int rank) {
-  const int chunks = (rank + kChunk - 1) / kChunk, adapter = static_cast<int>(blockIdx.y);
+  // Chunk c of row n, and how far the next one is: no division in the loop.
+  const auto chunks = static_cast<uint32_t>((rank + kChunk - 1) / kChunk);
+  const uint32_t begin = blockIdx.x * kThreads + threadIdx.x, step = gridDim.x * kThreads;
+  const int adapter = static_cast<int>(blockIdx.y);
+  uint32_t c = begin % chunks;
   float sum = 0;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows * chunks;
-       i += int64_t{gridDim.x} * kThreads) {
-    const int64_t n = i / chunks;
-    const int j = static_cast<int>(i - n * chunks) * kChunk;
+#pragma unroll 2
+  for (int64_t n = begin / chunks; n < rows;) {
+    const int j = static_cast<int>(c) * kChunk;
     float a[kChunk], b[kChunk];
     load_chunk<kVector>(a, du + n * du_stride + adapter * rank + j, rank - j);
     load_chunk<kVector>(b, px + n * px_stride + j, rank - j);
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) sum += a[k] * b[k];
+    n += step / chunks, c += step % chunks;
+    if (c >= chunks) c -= chunks, ++n;
   }
   const double total = block_sum_f64<kThreads>(sum);
   __shared__ bool last;

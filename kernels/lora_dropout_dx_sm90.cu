@@ -158,7 +158,6 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
     cp_async_wait<kStages - 2>();
     publish_to_products();
     __syncthreads();  // stage s is there, and the products of stage s - 1, whose place the next load takes, are done
-    load(s + kStages - 1);
     const uint64_t du = panel_along(stages + slot * C::kStageBytes), a = panel_down(adapters, 0);
     const unsigned char* words =
         memory + C::kBytes - 1024 - kStages * C::kStageBytes + slot * C::kStageBytes + C::kDuBytes;
@@ -183,6 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
           if (8 * half < rows && inside[b]) row(out + half * 8 * p.dx_stride + b * 32, half, b);
     };
     start(0);
+    load(s + kStages - 1);  // beside the product
     if constexpr (kSlices == 1) {
       const uint2 bits[2] = {words_of(0, 0), words_of(0, 1)};
       wgmma_wait<0>();

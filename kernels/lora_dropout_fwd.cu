@@ -100,6 +100,18 @@ __global__ void __launch_bounds__(kFinishWarps* kWarp) finish_fwd_kernel(FwdArgs
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = int64_t{blockIdx.x} * kFinishWarps + threadIdx.x / kWarp;
   float* sum = sums[threadIdx.x / kWarp];
+  // What needs no sums comes before the wait.
+  constexpr int kPasses = kSliceRanks / kWarp;
+  int group[kAdapters][kPasses];
+  float beta1[kAdapters];
+#pragma unroll
+  for (int m = 0; m < kAdapters; ++m) {
+    beta1[m] = p.px && p.slice[m].beta1 ? *p.slice[m].beta1 : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i)
+      group[m][i] = kAdapters * kSliceRanks + p.map.group(min(p.slice[m].first + lane + i * kWarp, p.rank - 1));
+  }
+  const float inverse = 1 / static_cast<float>(p.map.slice);
   wait_for_previous_kernel();
   if (row >= p.rows) return;
 #pragma unroll
@@ -114,22 +126,21 @@ __global__ void __launch_bounds__(kFinishWarps* kWarp) finish_fwd_kernel(FwdArgs
     *reinterpret_cast<float4*>(sum + quad * 4) = total;
   }
   __syncwarp();
-  const auto mean = [&](int column) {
-    return sum[kAdapters * kSliceRanks + p.map.group(column)] / static_cast<float>(p.map.slice);
-  };
 #pragma unroll
-  for (int m = 0; m < kAdapters; ++m) {
-    const RankSlice& slice = p.slice[m];
-    const float beta1 = p.px && slice.beta1 ? *slice.beta1 : 0.0f;
-    for (int j = lane; j < slice.width; j += kWarp) {
-      const int column = slice.first + j;
+  for (int m = 0; m < kAdapters; ++m)
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int j = lane + i * kWarp, column = p.slice[m].first + j;
+      if (j >= p.slice[m].width) continue;
       float value = p.mask.scale * sum[m * kSliceRanks + j];
-      if (beta1 != 0) value += beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
-      p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+      if (beta1[m] != 0)
+        value += beta1[m] * (p.pool ? sum[group[m][i]] * inverse : to_f(p.px[row * p.px_stride + column]));
+      p.u[row * p.u_stride + p.slice[m].column + j] = from_f<__nv_bfloat16>(value);
     }
-  }
   if (p.store_pool)
-    for (int j = lane; j < p.rank; j += kWarp) p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
+    for (int j = lane; j < p.rank; j += kWarp)
+      p.px[row * p.px_stride + j] =
+          from_f<__nv_bfloat16>(sum[kAdapters * kSliceRanks + p.map.group(j)] * inverse);
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where

@@ -108,6 +108,45 @@ struct StageLoader {
   }
 };
 
+// A slot is full when every copying thread's copies are there, empty when every multiplying warp is done with it. Each side
+// keeps a ring of its own and goes through the slots in turn.
+template <int kStages>
+struct StageRing {
+  uint32_t barriers;  // 2 kStages
+  int slot = 0, phase = 0;
+  __device__ __forceinline__ uint32_t full() const { return barriers + slot * 8; }
+  __device__ __forceinline__ uint32_t empty() const { return barriers + (kStages + slot) * 8; }
+  __device__ __forceinline__ void next() {
+    if (++slot == kStages) slot = 0, phase ^= 1;
+  }
+  // By the whole block; a barrier must follow.
+  __device__ __forceinline__ void init(int warps) const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < 2 * kStages) barrier_init(barriers + i * 8, i < kStages ? kCopiers : warps);
+  }
+  // load(slot) starts this copying thread's copies of the next stage; called `count` times.
+  template <class Load>
+  __device__ __forceinline__ void fill(int count, const Load& load) {
+#pragma unroll 1
+    for (int s = 0; s < count; ++s, next()) {
+      barrier_wait(empty(), phase + 1);
+      load(slot);
+      barrier_arrive_after_copies(full());
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+  __device__ __forceinline__ void wait_full() const {
+    barrier_wait(full(), phase);
+    publish_to_products();
+  }
+  // By a whole warp.
+  __device__ __forceinline__ void leave() {
+    if (threadIdx.x % kWarp == 0) barrier_arrive(empty());
+    next();
+  }
+};
+
 // y = x under the masks of the rows g and g + 8 (words): registers of mma's left operand for 64 features. Pair q + 4 t of half
 // a word has the bits 3 + 4 t and 19 + 4 t once it is shifted by 3 - q: signs of bytes for odd t, four places on for even ones.
 __device__ __forceinline__ void drop(uint32_t (&y)[4][4], const uint32_t (&x)[4][4], const uint2 (&words)[2], int q) {
@@ -213,38 +252,9 @@ struct Sums {
   }
 };
 
-// Stages on their way: slot s % kStages is full when every copying thread's copies are there, empty when every multiplying
-// warp is done with it.
 template <int kAdapters>
-struct Ring {
-  static constexpr int kStages = Config<kAdapters>::kStages;
-  uint32_t barriers;
-  int slot = 0, phase = 0;
-  __device__ __forceinline__ uint32_t full() const { return barriers + slot * 8; }
-  __device__ __forceinline__ uint32_t empty() const { return barriers + (kStages + slot) * 8; }
-  __device__ __forceinline__ void next() {
-    if (++slot == kStages) slot = 0, phase ^= 1;
-  }
-};
-
-template <int kAdapters>
-__device__ __forceinline__ void copy_stages(const FwdArgs& p, uint32_t stages, Ring<kAdapters> ring, int64_t first,
-                                            int first_feature, int count) {
-  const int thread = static_cast<int>(threadIdx.x) - kThreads;
-  StageLoader<kAdapters> loader(p, first, first_feature, thread);
-#pragma unroll 1
-  for (int s = 0; s < count; ++s, ring.next()) {
-    barrier_wait(ring.empty(), ring.phase + 1);
-    loader.load(stages + ring.slot * Config<kAdapters>::kStageBytes, thread);
-    barrier_arrive_after_copies(ring.full());
-  }
-  cp_async_commit();
-  cp_async_wait<0>();
-}
-
-template <int kAdapters>
-__device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory, Ring<kAdapters> ring, int64_t first,
-                                         int first_feature, int count) {
+__device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory, StageRing<Config<kAdapters>::kStages> ring,
+                                         int64_t first, int first_feature, int count) {
   using C = Config<kAdapters>;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
@@ -260,9 +270,8 @@ __device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory
   const uint32_t x_row = warp_row / 64 * kPanelBytes + (warp_row % 64 + lane % 16) * 128;
 
 #pragma unroll 1
-  for (int s = 0; s < count; ++s, ring.next(), begin += kDepth) {
-    barrier_wait(ring.full(), ring.phase);
-    publish_to_products();
+  for (int s = 0; s < count; ++s, begin += kDepth) {
+    ring.wait_full();
     const uint32_t stage = stages + ring.slot * C::kStageBytes;
     const unsigned char* words = memory + ring.slot * C::kStageBytes + C::kXBytes + kAdapters * kPanelBytes;
     const uint64_t panels = panel_along(stage + C::kXBytes);
@@ -295,7 +304,7 @@ __device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory
     wgmma_wait<0>();  // here, not later: the compiler keeps products apart whose end it does not see in the loop
 #pragma unroll
     for (int m = 0; m < kAdapters; ++m) results_are_there(acc[m]);
-    if (lane == 0) barrier_arrive(ring.empty());
+    ring.leave();
   }
   if (p.pool) sums.flush(base, min(p.slice_of(begin - 1), p.map.groups - 1));
   meet(1, kThreads);  // nobody needs the stages any more
@@ -318,14 +327,15 @@ __global__ void __launch_bounds__(kThreads + kCopiers, 1) lora_dropout_fwd_sm90_
   const int64_t first = int64_t{blockIdx.x} * kRows;
   const int first_feature = static_cast<int>(blockIdx.y) * p.features_per_split;
   const int count = max(min(p.cols - first_feature, p.features_per_split) + kDepth - 1, 0) / kDepth;
-  const Ring<kAdapters> ring{smem_address(barriers)};
-  if (threadIdx.x < 2 * C::kStages)
-    barrier_init(ring.barriers + static_cast<int>(threadIdx.x) * 8,
-                 static_cast<int>(threadIdx.x) < C::kStages ? kCopiers : kThreads / kWarp);
+  StageRing<C::kStages> ring{smem_address(barriers)};
+  ring.init(kThreads / kWarp);
   __syncthreads();
   if (threadIdx.x >= kThreads) {
     give_up_registers<kCopierRegisters>();
-    copy_stages<kAdapters>(p, smem_address(memory), ring, first, first_feature, count);
+    const int thread = static_cast<int>(threadIdx.x) - kThreads;
+    const uint32_t stages = smem_address(memory);
+    StageLoader<kAdapters> loader(p, first, first_feature, thread);
+    ring.fill(count, [&](int slot) { loader.load(stages + slot * C::kStageBytes, thread); });
     if (p.paired) meet_cluster(), meet_cluster_again();
   } else {
     take_registers<kMultiplierRegisters>();
