@@ -20,12 +20,14 @@ static_assert(kSliceRanks == 64);
 
 template <int kAdapters>
 struct Config {
-  static constexpr int kGroups = kAdapters == 1 ? 4 : 2;  // warpgroups, each for 64 features: as many as their sums let in
+  static constexpr int kGroups =
+      kAdapters == 1 ? 4 : 2;  // warpgroups, each for 64 features: as many as their sums let in
   static constexpr int kThreads = 128 * kGroups, kFeatures = 64 * kGroups, kStages = kAdapters == 2 ? 5 : 4;
   static constexpr int kXBytes = kGroups * kPanelBytes, kDuBytes = kAdapters * kPanelBytes;
   static constexpr int kWordBytes = kGroups * kRows * 8;  // of one adapter's masks
   static constexpr int kStageBytes = kXBytes + kDuBytes + kAdapters * kWordBytes;
-  static constexpr int kPitch = kFeatures + 4;  // floats of a rank's sums: eight features and four pairs of ranks meet 32 banks
+  static constexpr int kPitch =
+      kFeatures + 4;  // floats of a rank's sums: eight features and four pairs of ranks meet 32 banks
   static constexpr int kBytes = 1024 + kStages * kStageBytes;
   static_assert(kStageBytes % 1024 == 0 && kBytes <= 227 * 1024);
   static_assert(kAdapters * kSliceRanks * kPitch * 4 <= kStages * kStageBytes);
@@ -42,7 +44,7 @@ struct StageLoader {
   const __nv_bfloat16 *x, *du[kAdapters];
   const uint2* words;
   const int* positions;
-  int64_t x_step, du_step;  // 16 rows of x, kDuStep rows of du
+  int64_t x_step, du_step;       // 16 rows of x, kDuStep rows of du
   int rows, du_rows, word_rows;  // left from the next stage's first one on
   int position[kDuPasses];       // of the next stage's rows: du of dead ones may be anything
   uint32_t wide;                 // the adapters that have this chunk
@@ -162,7 +164,8 @@ __global__ void __launch_bounds__(Config<kAdapters>::kThreads, 1) lora_dropout_d
   unsigned char* memory = unaligned_memory + (1024 - smem_address(unaligned_memory) % 1024) % 1024;
   const int feature = static_cast<int>(blockIdx.x) * C::kFeatures;
   const int64_t first = int64_t{blockIdx.y} * p.rows_per_split;
-  const int count = static_cast<int>(max(min(p.rows - first, int64_t{p.rows_per_split}) + kRows - 1, int64_t{0}) / kRows);
+  const int count =
+      static_cast<int>(max(min(p.rows - first, int64_t{p.rows_per_split}) + kRows - 1, int64_t{0}) / kRows);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int group = static_cast<int>(threadIdx.x) / 128, warp = static_cast<int>(threadIdx.x) / kWarp % 4;
   const uint32_t stages = smem_address(memory);

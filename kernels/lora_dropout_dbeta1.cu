@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *meeting = 0;
   float* out = results.dbeta1[m];
   if (out && threadIdx.x % kWarp == 0)
-    *out = static_cast<float>(results.beta == 0 ? all : static_cast<double>(results.beta) * static_cast<double>(*out) + all);
+    *out = static_cast<float>(results.beta == 0 ? all
+                                                : static_cast<double>(results.beta) * static_cast<double>(*out) + all);
 }
 
 }  // namespace

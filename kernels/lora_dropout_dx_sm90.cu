@@ -101,7 +101,8 @@ __device__ __forceinline__ void add_masked(float (&sum)[8][4], const float (&acc
 }
 
 // The part of tiles 4 b to 4 b + 3 in row g + 8 half, scaled, as bf16.
-__device__ __forceinline__ void put_row(const DxArgs& p, __nv_bfloat16* out, const float (&sum)[8][4], int half, int b) {
+__device__ __forceinline__ void put_row(const DxArgs& p, __nv_bfloat16* out, const float (&sum)[8][4], int half,
+                                        int b) {
   float x[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) x[i] = sum[4 * b + i / 2][2 * half + i % 2] * p.mask.scale;
@@ -167,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kSliceRanks / 16; ++k)
-        wgmma_along_down(acc[m % kProducts], du + (m * kPanelBytes + k * 32) / 16, a + (m * kPanelBytes + k * 2048) / 16,
-                         k > 0);
+        wgmma_along_down(acc[m % kProducts], du + (m * kPanelBytes + k * 32) / 16,
+                         a + (m * kPanelBytes + k * 2048) / 16, k > 0);
       wgmma_commit();
     };
     const auto words_of = [&](int m, int half) {

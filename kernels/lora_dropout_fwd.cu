@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kFinishWarps* kWarp) finish_fwd_kernel(FwdArgs
     }
   if (p.store_pool)
     for (int j = lane; j < p.rank; j += kWarp)
-      p.px[row * p.px_stride + j] =
-          from_f<__nv_bfloat16>(sum[kAdapters * kSliceRanks + p.map.group(j)] * inverse);
+      p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(sum[kAdapters * kSliceRanks + p.map.group(j)] * inverse);
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where

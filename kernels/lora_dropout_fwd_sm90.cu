@@ -22,7 +22,7 @@ namespace {
 constexpr int kGroups = 2, kThreads = 128 * kGroups, kRows = 64 * kGroups, kCopiers = 128;
 constexpr int kMultiplierRegisters = 216, kCopierRegisters = 72;  // of 168 that the launch gives each thread
 static_assert(kGroups * kMultiplierRegisters + kCopierRegisters <= (kGroups + 1) * 168);
-constexpr int kDepth = 64, kPanelBytes = 64 * 128;                          // features of a stage
+constexpr int kDepth = 64, kPanelBytes = 64 * 128;  // features of a stage
 
 template <int kAdapters>
 struct Config {
@@ -101,8 +101,7 @@ struct StageLoader {
     for (int m = 0; m < kAdapters; ++m) a[m] += kDepth;
 #pragma unroll
     for (int i = 0; i < kWordPasses; ++i, thread += kCopiers) {
-      if (thread < kAdapters * kWordThreads)
-        cp_async_16(stage + words_to + i * kCopiers * 16, words[i], blocks[i] > 0);
+      if (thread < kAdapters * kWordThreads) cp_async_16(stage + words_to + i * kCopiers * 16, words[i], blocks[i] > 0);
       words[i] += word_step, --blocks[i];
     }
   }
@@ -210,7 +209,8 @@ struct Sums {
       for (int i = begin * 16 + thread; i < end * 16; i += kThreads) {
         float* at = pooled + i / 16 * C::kPitch + i % 16 * 4;  // only this block reads the rows of its share
         const float4 sum = total(at);
-        *reinterpret_cast<float4*>(at) = make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
+        *reinterpret_cast<float4*>(at) =
+            make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
       }
       meet(1, kThreads);
     }
@@ -253,8 +253,9 @@ struct Sums {
 };
 
 template <int kAdapters>
-__device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory, StageRing<Config<kAdapters>::kStages> ring,
-                                         int64_t first, int first_feature, int count) {
+__device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory,
+                                         StageRing<Config<kAdapters>::kStages> ring, int64_t first, int first_feature,
+                                         int count) {
   using C = Config<kAdapters>;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
@@ -285,7 +286,8 @@ __device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory
       operands_are_there(masked[m]);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_registers<false>(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 32) / 16);
+      for (int k = 0; k < 4; ++k)
+        wgmma_registers<false>(acc[m], masked[m][k], panels + (m * kPanelBytes + k * 32) / 16);
       wgmma_commit();
     };
 #pragma unroll
