@@ -8,6 +8,7 @@
 //         computed once for a block's rows. Two draws are compared at once and shifted into the word from above: after
 //         sixteen of them the low halves' bits fill the lower 16 and the high halves' the upper.
 #include "kernels/chunk.cuh"
+#include "kernels/dependent_launch.cuh"
 #include "kernels/dropout.h"
 
 namespace irq {
@@ -44,6 +45,7 @@ __global__ void __launch_bounds__(kThreads)
     dropout_masks_kernel(uint2* bits, int64_t pitch, int64_t rows, int64_t cols, int blocks, MaskIds ids,
                          const int* positions, const int* samples, const StepParams* params, uint32_t lift) {
   __shared__ DropoutColumn columns[kWords * 8];
+  let_next_kernel_begin();
   const int per_adapter = (blocks + kWords - 1) / kWords, adapter = static_cast<int>(blockIdx.y) / per_adapter;
   const int first = static_cast<int>(blockIdx.y) % per_adapter * kWords;
   const uint32_t seed[2] = {params->seed[0], params->seed[1]};

@@ -170,6 +170,7 @@ __global__ void __launch_bounds__(Config<kAdapters>::kThreads, 1) lora_dropout_d
   const int group = static_cast<int>(threadIdx.x) / 128, warp = static_cast<int>(threadIdx.x) / kWarp % 4;
   const uint32_t stages = smem_address(memory);
 
+  wait_for_previous_kernel();
   StageLoader<kAdapters> loader(p, first, feature);
   int free_slot = 0, slot = 0;
   const auto load = [&](int s) {
@@ -226,15 +227,9 @@ template <int kAdapters>
 void launch(const DaArgs& p, cudaStream_t stream) {
   using C = Config<kAdapters>;
   allow_shared_bytes(lora_dropout_da_sm90_kernel<kAdapters>, C::kBytes);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, 2, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.cols, C::kFeatures)), static_cast<unsigned>(p.splits));
-  config.blockDim = dim3(C::kThreads), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
-  config.attrs = &cluster, config.numAttrs = p.paired ? 1 : 0;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_da_sm90_kernel<kAdapters>, p));
-  CUDA_LAUNCHED();
+  launch_early_in_clusters(lora_dropout_da_sm90_kernel<kAdapters>,
+                           dim3(static_cast<unsigned>(ceil_div(p.cols, C::kFeatures)), static_cast<unsigned>(p.splits)),
+                           dim3(C::kThreads), C::kBytes, dim3(1, p.paired ? 2 : 1), stream, p);
 }
 
 // Times in us, a stage taken for one. A block that starts anew waits for about three. An even number of row ranges makes pairs,

@@ -4,6 +4,7 @@
 // Cost:   2 N (R + r) bytes. N = 8192, R = 192: 4.2 MB, which the kernels before have left in L2: one launch.
 // Tricky: partial sums have fixed places and are added in double, in order: the same bits every time.
 #include "kernels/chunk.cuh"
+#include "kernels/dependent_launch.cuh"
 
 namespace irq {
 namespace {
@@ -21,6 +22,7 @@ template <class T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     dot_kernel(Results results, double* partial, int* meeting, const T* du, int64_t du_stride, const T* px,
                int64_t px_stride, int64_t rows, int rank) {
+  let_next_kernel_begin();
   // Chunk c of row n, and how far the next one is: no division in the loop.
   const auto chunks = static_cast<uint32_t>((rank + kChunk - 1) / kChunk);
   const uint32_t begin = blockIdx.x * kThreads + threadIdx.x, step = gridDim.x * kThreads;

@@ -5,6 +5,7 @@
 // Tricky: A warpgroup owns 64 features, whose A stays in shared memory for all of the block's rows, and takes 64 rows of du at
 //         a time. The columns of A are permuted on their way in, so that a lane's results are eight neighbouring features of a
 //         row: one shift of a word of mask bits and one 16-byte access. One adapter's product runs while the last one's is masked.
+#include "kernels/dependent_launch.cuh"
 #include "kernels/lora_dropout_dx.cuh"
 #include "kernels/sm90.cuh"
 
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1) lora_dropout_dx_sm90_kernel(DxArg
   const uint32_t adapters = smem_address(memory) + group * kSlices * kPanelBytes;
   const uint32_t stages = smem_address(memory) + kGroups * kSlices * kPanelBytes;
   const int count = static_cast<int>((min(p.rows - first, int64_t{p.rows_per_block}) + kRows - 1) / kRows);
+  wait_for_previous_kernel();
   StageLoader<kSlices> loader(p, first, first_block);
   int free_slot = 0, slot = 0;
   const auto load = [&](int s) {
@@ -224,8 +226,7 @@ void launch(DxArgs p, int sm_count, cudaStream_t stream) {
   p.rows_per_block = static_cast<int>(ceil_div(ceil_div(p.rows, places), kRows) * kRows);
   const auto blocks = static_cast<unsigned>(ceil_div(p.rows, p.rows_per_block) * p.feature_blocks);
   allow_shared_bytes(lora_dropout_dx_sm90_kernel<kSlices>, C::kBytes);
-  lora_dropout_dx_sm90_kernel<kSlices><<<blocks, kThreads, C::kBytes, stream>>>(p);
-  CUDA_LAUNCHED();
+  launch_early(lora_dropout_dx_sm90_kernel<kSlices>, dim3(blocks), dim3(kThreads), C::kBytes, stream, p);
 }
 
 }  // namespace

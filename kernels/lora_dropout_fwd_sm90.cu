@@ -270,6 +270,7 @@ __device__ __forceinline__ void multiply(const FwdArgs& p, unsigned char* memory
   int base = p.slice_of(first_feature), begin = first_feature;  // of the window of slices; of the stage
   const uint32_t x_row = warp_row / 64 * kPanelBytes + (warp_row % 64 + lane % 16) * 128;
 
+  wait_for_previous_kernel();
 #pragma unroll 1
   for (int s = 0; s < count; ++s, begin += kDepth) {
     ring.wait_full();
@@ -336,6 +337,7 @@ __global__ void __launch_bounds__(kThreads + kCopiers, 1) lora_dropout_fwd_sm90_
     give_up_registers<kCopierRegisters>();
     const int thread = static_cast<int>(threadIdx.x) - kThreads;
     const uint32_t stages = smem_address(memory);
+    wait_for_previous_kernel();
     StageLoader<kAdapters> loader(p, first, first_feature, thread);
     ring.fill(count, [&](int slot) { loader.load(stages + slot * C::kStageBytes, thread); });
     if (p.paired) meet_cluster(), meet_cluster_again();
@@ -349,15 +351,9 @@ template <int kAdapters>
 void launch(const FwdArgs& p, cudaStream_t stream) {
   using C = Config<kAdapters>;
   allow_shared_bytes(lora_dropout_fwd_sm90_kernel<kAdapters>, C::kBytes);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {1, 2, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits));
-  config.blockDim = dim3(kThreads + kCopiers), config.dynamicSmemBytes = C::kBytes, config.stream = stream;
-  config.attrs = &cluster, config.numAttrs = p.paired ? 1 : 0;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, lora_dropout_fwd_sm90_kernel<kAdapters>, p));
-  CUDA_LAUNCHED();
+  launch_early_in_clusters(lora_dropout_fwd_sm90_kernel<kAdapters>,
+                           dim3(static_cast<unsigned>(ceil_div(p.rows, kRows)), static_cast<unsigned>(p.splits)),
+                           dim3(kThreads + kCopiers), C::kBytes, dim3(1, p.paired ? 2 : 1), stream, p);
 }
 
 // Times in us, a stage taken for one. A block that starts anew waits for about four. An even number of blocks to a tile makes
