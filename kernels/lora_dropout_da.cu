@@ -4,7 +4,7 @@
 //         all else in lora_dropout_simple.cu.
 // Cost:   x once from DRAM (2 N h bytes) and once per adapter from L2, du once per 256 features, N h / 8 bytes of mask bits an
 //         adapter; partial sums of S row ranges, 8 S R h bytes through L2; 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) about
-//         310 MB through L2, 115 us measured on sm_90 (83 by lora_dropout_da_sm90.cu); (4096, 64) 43 us; (11008, 64) 100 us.
+//         310 MB through L2, 115 us measured on sm_90 (46 by lora_dropout_da_sm90.cu); (4096, 64) 43 us; (11008, 64) 100 us.
 // Tricky: the sum runs over rows, so mma wants two rows in a register where mask bits and loads cover features of one. A
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.

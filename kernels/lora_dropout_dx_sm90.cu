@@ -1,10 +1,12 @@
 // What:   lora_dropout_dx.cu on the warpgroup products of sm_90a.
 // Math:   dx = beta dx + s sum_m mask_m * (du_m A_m), F32 sums, s = 1 / (1 - p), rounded once.
 // Shapes: as there.
-// Cost:   as there. N = 8192, beta = 0: (h = 4096, R = 128) 42 us measured, R = 64 31 us, (11008, 64) 77 us.
+// Cost:   as there. N = 8192, beta = 0: (h = 4096, R = 192) 43 us measured, R = 128 37, R = 64 29, (11008, 64) 75 us; beta = 1 and
+//         R = 192: 91 us. N = 2048, beta = 0: 19, 16, 11 and 21 us.
 // Tricky: A warpgroup owns 64 features, whose A stays in shared memory for all of the block's rows, and takes 64 rows of du at
 //         a time. The columns of A are permuted on their way in, so that a lane's results are eight neighbouring features of a
-//         row: one shift of a word of mask bits and one 16-byte access. One adapter's product runs while the last one's is masked.
+//         row: one shift of a word of mask bits and one 16-byte access. Of two adapters, one's product runs while the other's is
+//         masked; three have registers for one product at a time. A single adapter's results are masked as bf16, in pairs.
 #include "kernels/dependent_launch.cuh"
 #include "kernels/lora_dropout_dx.cuh"
 #include "kernels/sm90.cuh"

@@ -3,7 +3,7 @@
 // Shapes: u (N, R), x (N, h), a (R, h), px (N, r) S; h a multiple of 8, rows of x and a 16-byte aligned, bf16; all else in
 //         lora_dropout_simple.cu.
 // Cost:   2 N h bytes and N h / 8 an adapter for the mask bits from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), 2 N h R
-//         FLOPs. N = 8192: (h = 4096, R = 192) 67 + 13 MB DRAM, 200 MB L2, 111 us measured on sm_90 (86 by
+//         FLOPs. N = 8192: (h = 4096, R = 192) 67 + 13 MB DRAM, 200 MB L2, 111 us measured on sm_90 (48 by
 //         lora_dropout_fwd_sm90.cu); (4096, 64) 52 us; (11008, 64) 120 us.
 // Tricky: 64 rows a block; a warp owns 32 of them, one adapter and one of kSplit ranges of the features. A lane reads 16
 //         bytes of a row (eight features) from shared memory straight into an mma operand: K is permuted,
