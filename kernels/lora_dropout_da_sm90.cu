@@ -2,8 +2,8 @@
 // Math:   da_m = beta da_m + s sum_n du_m[n] (mask_m[n] x[n])^T, F32 sums, s = 1 / (1 - p) after the sum.
 // Shapes: as there.
 // Cost:   x once from DRAM, du once per 128 features (256 for one adapter) from L2. N = 8192, (h = 4096, R = 192): 67 + 13 MB and
-//         100 MB, two sums in memory 25 MB: 46 us measured; (4096, 128) 41; (4096, 64) 35; (11008, 64) 73 us, of which 5 to 7
-//         are the second kernel. N = 2048: 22, 20, 19 and 25 us.
+//         100 MB, two sums in memory 13 MB: 46 us measured; (4096, 128) 41; (4096, 64) 35; (11008, 64) 73 us (the second kernel
+//         alone 5 to 7). N = 2048: 22, 20, 19 and 25 us.
 // Tricky: all adapters read one tile of x. ldmatrix turns it on its way to registers, which are the products' left operand: features
 //         are rows, rows of x the terms of the sum. A register holds two rows of x, so the bytes of their words are put side by
 //         side first. Row ranges are blocks; each two of them are a cluster and add up in shared memory, in order. Clusters

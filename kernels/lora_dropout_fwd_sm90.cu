@@ -1,15 +1,16 @@
 // What:   lora_dropout_fwd.cu on the warpgroup products of sm_90a.
 // Math:   px = P x;  u_m = s sum_c mask_m[c] x[c] A_m[:, c] + beta1_m px, F32 sums, s = 1 / (1 - p) after the sum.
 // Shapes: as there.
-// Cost:   x and the masks once from DRAM, A once per 128 rows from L2. N = 8192, (h = 4096, R = 192): 67 + 13 MB and 100 MB: 36 us
-//         expected, 48 measured; (4096, 128) 31 and 40; (4096, 64) 27 and 34; (11008, 64) 70 and 71 us. N = 2048: 25, 22, 19
-//         and 28 us, 6 to 9 of them the second kernel.
-// Tricky: instructions bind before bytes do, so one warpgroup does nothing but copy and has all the addresses. x goes through registers, where an adapter's mask is at most three instructions for two elements:
-//         a shift, a byte permutation, an "and". Those registers are the products' left operand, A stays in shared memory. Every
-//         adapter has its own masked registers, so that one is masked while the products of the ones before run. Row sums for px
-//         are one more product, with ones for the columns of slice t in result column t % 8. Results leave through shared
-//         memory, in loops: straight from the registers they were 11,000 instructions, whose fetching took a fifth of the
-//         time. Two blocks that share rows are a cluster and add up there; with clusters of 8, N = 2048 took half as long again.
+// Cost:   x and the masks once from DRAM, A once per 128 rows from L2. N = 8192, (h = 4096, R = 192): 67 + 13 MB and 100 MB: 27 us
+//         at 3 TB/s of DRAM, 48 measured; (4096, 128) 25 and 40; (4096, 64) 24 and 34; (11008, 64) 64 and 71 us. N = 2048: 25, 22,
+//         19 and 28 us (the second kernel alone 6 to 9).
+// Tricky: instructions bind before bytes do, so one warpgroup does nothing but copy and has all the addresses. x goes through
+//         registers, where an adapter's mask is at most three instructions for two elements: a shift, a byte permutation, an
+//         "and". Those registers are the products' left operand, A stays in shared memory. Every adapter has its own masked
+//         registers, so that one is masked while the products of the ones before run. Row sums for px are one more product, with
+//         ones for the columns of slice t in result column t % 8. Results leave through shared memory, in loops: straight from
+//         the registers they were 11,000 instructions, whose fetching took a fifth of the time. Two blocks that share rows are a
+//         cluster and add up there; with clusters of 8, N = 2048 took half as long again.
 #include "kernels/dependent_launch.cuh"
 #include "kernels/lora_dropout_fwd.cuh"
 #include "kernels/sm90.cuh"
