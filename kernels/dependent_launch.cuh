@@ -16,21 +16,34 @@ __device__ __forceinline__ void let_next_kernel_begin() {
   NV_IF_TARGET(NV_PROVIDES_SM_90, (asm volatile("griddepcontrol.launch_dependents;");))
 }
 
-// kernel<<<grid, threads, shared_bytes, stream>>>(args...), early where its code can wait (not where PTX of sm_80 runs).
+// kernel<<<grid, block, shared_bytes, stream>>>(args...) in clusters of `cluster` blocks, early where its code can wait (not where
+// PTX of sm_80 runs).
 template <class... Parameters, class... Args>
-void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
-                  Args&&... args) {
+void launch_early_in_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, dim3 cluster,
+                              cudaStream_t stream, Args&&... args) {
   cudaFuncAttributes code{};
   CUDA_CHECK(cudaFuncGetAttributes(&code, kernel));
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (code.ptxVersion >= 90) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster.x * cluster.y * cluster.z > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  }
   cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.gridDim = grid, config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes), config.stream = stream;
-  config.attrs = &early, config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+  config.attrs = attributes, config.numAttrs = count;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));
   CUDA_LAUNCHED();
+}
+template <class... Parameters, class... Args>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream,
+                  Args&&... args) {
+  launch_early_in_clusters(kernel, grid, block, shared_bytes, dim3(1), stream, static_cast<Args&&>(args)...);
 }
 
 }  // namespace irq

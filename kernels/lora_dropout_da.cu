@@ -4,11 +4,12 @@
 //         all else in lora_dropout_simple.cu.
 // Cost:   x once from DRAM (2 N h bytes) and once per adapter from L2, du once per 256 features, N h / 8 bytes of mask bits an
 //         adapter; partial sums of S row ranges, 8 S R h bytes through L2; 2 N h R FLOPs. N = 8192: (h = 4096, R = 192) about
-//         310 MB through L2, 115 us measured on sm_90 (83 by lora_dropout_da_sm90.cu); (4096, 64) 43 us; (11008, 64) 100 us.
+//         310 MB through L2, 115 us measured on sm_90 (46 by lora_dropout_da_sm90.cu); (4096, 64) 43 us; (11008, 64) 100 us.
 // Tricky: the sum runs over rows, so mma wants two rows in a register where mask bits and loads cover features of one. A
 //         lane takes four rows of one chunk, masks them, and swaps halves: its eight registers per pair of rows are column g
 //         of eight result tiles (feature 8 g + f in tile f). Rows are permuted the same way for du, by ldmatrix addresses.
 //         Row ranges are summed in order by a second kernel: the same bits every time.
+#include "kernels/dependent_launch.cuh"
 #include "kernels/kernel_choice.h"
 #include "kernels/lora_dropout_da.cuh"
 
@@ -109,6 +110,7 @@ template <bool kVector>
 __global__ void sum_splits_kernel(float* da, int64_t stride, const float* partial, int splits, int64_t ranks,
                                   int64_t cols, float scale, float beta) {
   const int64_t c = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kChunk;
+  wait_for_previous_kernel();
   if (c >= cols) return;
   for (int64_t j = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; j < ranks; j += int64_t{gridDim.y} * blockDim.y) {
     float sum[kChunk] = {}, value[kChunk];
@@ -161,12 +163,28 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks
            .feature_blocks = static_cast<int>(ceil_div(x.cols, kFeatures)),
            .slices = 0,
            .slice = {},
-           .mask = mask_args(masks)};
+           .mask = mask_args(masks),
+           .da = static_cast<float*>(da.data),
+           .da_stride = da.stride,
+           .beta = static_cast<float>(beta),
+           .vector = aligned16(da),
+           .splits = 1,
+           .paired = false};
   const std::vector<RankSlice> slices = rank_slices(masks, da.rows);
-  constexpr int kLiveBytes = kMaxRows * 4;
-  const bool hopper = runs_sm90_kernels(properties_.major, properties_.minor);
-  if (!hopper) allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kLiveBytes);
   const RowGrid sums = row_grid(da.rows, x.cols / kChunk);
+  const auto add_up = [&](int splits, double old) {
+    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
+    launch_early(kernel, sums.grid, sums.block, 0, stream_, static_cast<float*>(da.data), da.stride, p.partial, splits,
+                 da.rows, da.cols, p.mask.scale, static_cast<float>(old));
+  };
+  if (runs_sm90_kernels(properties_.major, properties_.minor)) {
+    p.rows = x.rows;
+    const int splits = lora_dropout_da_sm90(p, slices, static_cast<int>(most_splits), sm_count(), stream_);
+    if (splits > 1) add_up(splits, beta);
+    return;
+  }
+  constexpr int kLiveBytes = kMaxRows * 4;
+  allow_shared_bytes(lora_dropout_da_kernel, kStages * kStageBytes + kLiveBytes);
   const int64_t window = most_splits * kMaxRows;  // rows that one launch can take
   for (; p.first < x.rows; p.first += window) {
     p.rows = std::min(x.rows, p.first + window);
@@ -178,15 +196,10 @@ void CudaBackend::lora_dropout_da(Tensor da, Tensor du, Tensor x, MaskBits masks
       p.slices = static_cast<int>(std::min<size_t>(AdapterMasks::kMax, slices.size() - i));
       for (int k = 0; k < p.slices; ++k) p.slice[k] = slices[i + static_cast<size_t>(k)];
       const auto grid = static_cast<unsigned>(p.slices * p.feature_blocks * splits);
-      if (hopper) lora_dropout_da_sm90(p, grid, stream_);
-      else lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
+      lora_dropout_da_kernel<<<grid, kThreads, bytes, stream_>>>(p);
       CUDA_LAUNCHED();
     }
-    auto* kernel = aligned16(da) ? &sum_splits_kernel<true> : &sum_splits_kernel<false>;
-    kernel<<<sums.grid, sums.block, 0, stream_>>>(static_cast<float*>(da.data), da.stride, p.partial, splits, da.rows,
-                                                  da.cols, p.mask.scale,
-                                                  p.first == 0 ? static_cast<float>(beta) : 1.0f);
-    CUDA_LAUNCHED();
+    add_up(splits, p.first == 0 ? beta : 1.0);
   }
 }
 

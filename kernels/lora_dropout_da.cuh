@@ -20,6 +20,13 @@ struct DaArgs {
   int cols, ranks, rows_per_split, feature_blocks, slices;
   RankSlice slice[AdapterMasks::kMax];
   MaskArgs mask;
+  // lora_dropout_da_sm90.cu writes da itself where one block, or a pair, has all the rows.
+  float* da;
+  int64_t da_stride;
+  float beta;
+  bool vector;  // 16 bytes of da at once
+  int splits;
+  bool paired;  // each two of the splits add up first
 };
 
 // Chunks of x are placed so that what a quarter of a warp reads at once, the rows 4 q + i and two neighbouring chunks, lies in
@@ -88,7 +95,8 @@ __device__ __forceinline__ void store_da(const DaArgs& p, float (&acc)[4][8][4],
 
 }  // namespace lora_da
 
-// lora_dropout_da_sm90.cu, on compute capability 9.0.
-void lora_dropout_da_sm90(const lora_da::DaArgs& p, unsigned blocks, cudaStream_t stream);
+// lora_dropout_da_sm90.cu, on compute capability 9.0. Returns how many sums it has left in p.partial, 1 if da is done.
+int lora_dropout_da_sm90(lora_da::DaArgs p, const std::vector<RankSlice>& slices, int most_splits, int sm_count,
+                         cudaStream_t stream);
 
 }  // namespace irq

@@ -3,8 +3,9 @@
 // Shapes: dx (N, h), du (N, R), a (R, h) S; bf16 with rows aligned to 16 bytes, h and the rank multiples of 8; all else in
 //         lora_dropout_simple.cu.
 // Cost:   2 N h bytes written, as many read if beta != 0; N h / 8 bytes of mask bits an adapter, a test and an addition for each
-//         element and adapter; 2 N h R FLOPs. N = 8192, beta = 0: (h = 4096, R = 192) 67 + 13 MB, 25 us expected, 70 measured;
-//         (4096, 64) 24 and 33 us, (11008, 64) 62 and 80 us. With beta = 1 and R = 192: 102 us.
+//         element and adapter; 2 N h R FLOPs. N = 8192, beta = 0: (h = 4096, R = 192) 67 + 13 MB, 25 us expected, 70 measured
+//         on sm_90 (43 by lora_dropout_dx_sm90.cu); (4096, 64) 24 and 33 us, (11008, 64) 62 and 80 us. With beta = 1 and R = 192:
+//         102 us.
 // Tricky: A stays in registers: a warp owns 32 features and walks down the rows, 16 at a time. Its columns are permuted (on
 //         their way through shared memory) so that a lane's results are eight neighbouring features of a row: one shift
 //         of a word of mask bits and one 16-byte access.
@@ -201,7 +202,7 @@ void CudaBackend::lora_dropout_dx(Tensor dx, Tensor du, Tensor a, MaskBits masks
   for (size_t i = 0; i < slices.size(); i += kMaxSlices) {
     const size_t count = std::min<size_t>(kMaxSlices, slices.size() - i);
     for (size_t k = 0; k < count; ++k) p.slice[k] = slices[i + k];
-    if (sm90 && count <= 2) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
+    if (sm90) lora_dropout_dx_sm90(p, static_cast<int>(count), sm_count(), stream_);
     else if (count == 1) launch<1>(p, sm_count(), stream_);
     else if (count == 2) launch<2>(p, sm_count(), stream_);
     else launch<3>(p, sm_count(), stream_);

@@ -19,7 +19,7 @@ struct DxArgs {
 
 }  // namespace lora_dx
 
-// lora_dropout_dx_sm90.cu, on compute capability 9.0: one or two of p.slice. With three its registers spill.
+// lora_dropout_dx_sm90.cu, on compute capability 9.0.
 void lora_dropout_dx_sm90(lora_dx::DxArgs p, int slices, int sm_count, cudaStream_t stream);
 
 }  // namespace irq

@@ -3,7 +3,7 @@
 // Shapes: u (N, R), x (N, h), a (R, h), px (N, r) S; h a multiple of 8, rows of x and a 16-byte aligned, bf16; all else in
 //         lora_dropout_simple.cu.
 // Cost:   2 N h bytes and N h / 8 an adapter for the mask bits from DRAM, A once per 64 rows from L2 (2 R h N / 64 bytes), 2 N h R
-//         FLOPs. N = 8192: (h = 4096, R = 192) 67 + 13 MB DRAM, 200 MB L2, 111 us measured on sm_90 (86 by
+//         FLOPs. N = 8192: (h = 4096, R = 192) 67 + 13 MB DRAM, 200 MB L2, 111 us measured on sm_90 (48 by
 //         lora_dropout_fwd_sm90.cu); (4096, 64) 52 us; (11008, 64) 120 us.
 // Tricky: 64 rows a block; a warp owns 32 of them, one adapter and one of kSplit ranges of the features. A lane reads 16
 //         bytes of a row (eight features) from shared memory straight into an mma operand: K is permuted,
@@ -12,6 +12,7 @@
 //         binds: 16 of them, or 12 for three adapters, are what the registers allow.
 #include <algorithm>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/kernel_choice.h"
 #include "kernels/lora_dropout_fwd.cuh"
 
@@ -90,31 +91,55 @@ struct StageLoader {
   }
 };
 
-// Adds the splits in order. Grid: rows. Block: any number of threads.
+// Adds the splits and gives out u and px: a warp for a row.
+constexpr int kFinishWarps = 4;
 template <int kAdapters>
-__global__ void finish_fwd_kernel(FwdArgs p) {
-  constexpr int kWidth = kPartialWidth<kAdapters>;
-  const int64_t row = blockIdx.x;
-  const float* sums = p.partial + row * kWidth;
-  const auto total = [&](int column) {
-    float sum = 0;
-    for (int s = 0; s < p.splits; ++s) sum += sums[s * p.rows * kWidth + column];
-    return sum;
-  };
-  const auto mean = [&](int column) {
-    return total(kAdapters * kSliceRanks + p.map.group(column)) / static_cast<float>(p.map.slice);
-  };
-  for (int i = static_cast<int>(threadIdx.x); i < kAdapters * kSliceRanks; i += static_cast<int>(blockDim.x)) {
-    const RankSlice& slice = p.slice[i / kSliceRanks];
-    const int j = i % kSliceRanks, column = slice.first + j;
-    if (j >= slice.width) continue;
-    float value = p.mask.scale * total(i);
-    if (p.px && slice.beta1) value += *slice.beta1 * (p.pool ? mean(column) : to_f(p.px[row * p.px_stride + column]));
-    p.u[row * p.u_stride + slice.column + j] = from_f<__nv_bfloat16>(value);
+__global__ void __launch_bounds__(kFinishWarps* kWarp) finish_fwd_kernel(FwdArgs p) {
+  constexpr int kWidth = kPartialWidth<kAdapters>, kQuads = kWidth / 4;
+  __shared__ __align__(16) float sums[kFinishWarps][kWidth];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = int64_t{blockIdx.x} * kFinishWarps + threadIdx.x / kWarp;
+  float* sum = sums[threadIdx.x / kWarp];
+  // What needs no sums comes before the wait.
+  constexpr int kPasses = kSliceRanks / kWarp;
+  int group[kAdapters][kPasses];
+  float beta1[kAdapters];
+#pragma unroll
+  for (int m = 0; m < kAdapters; ++m) {
+    beta1[m] = p.px && p.slice[m].beta1 ? *p.slice[m].beta1 : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i)
+      group[m][i] = kAdapters * kSliceRanks + p.map.group(min(p.slice[m].first + lane + i * kWarp, p.rank - 1));
   }
+  const float inverse = 1 / static_cast<float>(p.map.slice);
+  wait_for_previous_kernel();
+  if (row >= p.rows) return;
+#pragma unroll
+  for (int quad = lane; quad < kQuads; quad += kWarp) {
+    const float* at = p.partial + row * kWidth + quad * 4;
+    float4 total{};
+#pragma unroll 4
+    for (int s = 0; s < p.splits; ++s) {
+      const float4 part = *reinterpret_cast<const float4*>(at + s * p.rows * kWidth);
+      total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
+    }
+    *reinterpret_cast<float4*>(sum + quad * 4) = total;
+  }
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < kAdapters; ++m)
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int j = lane + i * kWarp, column = p.slice[m].first + j;
+      if (j >= p.slice[m].width) continue;
+      float value = p.mask.scale * sum[m * kSliceRanks + j];
+      if (beta1[m] != 0)
+        value += beta1[m] * (p.pool ? sum[group[m][i]] * inverse : to_f(p.px[row * p.px_stride + column]));
+      p.u[row * p.u_stride + p.slice[m].column + j] = from_f<__nv_bfloat16>(value);
+    }
   if (p.store_pool)
-    for (int j = static_cast<int>(threadIdx.x); j < p.rank; j += static_cast<int>(blockDim.x))
-      p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(mean(j));
+    for (int j = lane; j < p.rank; j += kWarp)
+      p.px[row * p.px_stride + j] = from_f<__nv_bfloat16>(sum[kAdapters * kSliceRanks + p.map.group(j)] * inverse);
 }
 
 // Adds what the ranges' warps left in `results` (ranges, parts, 64, 32 lanes), and gives it out: to u, or to p.partial where
@@ -306,8 +331,8 @@ void launch(FwdArgs p, bool hopper, int sm_count, cudaStream_t stream) {
     CUDA_LAUNCHED();
   }
   if (p.splits == 1) return;
-  finish_fwd_kernel<kAdapters><<<static_cast<unsigned>(p.rows), kAdapters * kSliceRanks, 0, stream>>>(p);
-  CUDA_LAUNCHED();
+  launch_early(&finish_fwd_kernel<kAdapters>, dim3(static_cast<unsigned>(ceil_div(p.rows, kFinishWarps))),
+               kFinishWarps * kWarp, 0, stream, p);
 }
 
 }  // namespace
@@ -344,6 +369,7 @@ void CudaBackend::lora_dropout_fwd(Tensor u, Tensor px, Tensor x, Tensor a, Adap
             .rank = static_cast<int>(rank),
             .splits = 1,
             .features_per_split = static_cast<int>(x.cols),
+            .paired = false,
             .partial = static_cast<float*>(workspace(kPartialBytes)),
             .slice_of = SliceOf(std::max(map.slice, 2)),
             .map = map};

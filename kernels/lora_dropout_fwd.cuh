@@ -24,6 +24,7 @@ struct FwdArgs {
   // Few rows leave multiprocessors idle: then `splits` blocks share a tile of rows, each with its own features, and leave
   // their sums in partial (splits, rows, kAdapters * 64 + kFusedGroups) for a second kernel.
   int splits, features_per_split;
+  bool paired;  // each two of them add up first
   float* partial;
   SliceOf slice_of;
   IecMap map;
@@ -35,7 +36,7 @@ constexpr int kPartialWidth = kAdapters* kSliceRanks + kFusedGroups;
 
 }  // namespace lora_fwd
 
-// lora_dropout_fwd_sm90.cu, on compute capability 9.0. Chooses p.splits.
+// lora_dropout_fwd_sm90.cu, on compute capability 9.0. p.splits: how many sums it has left in p.partial, 1 if none.
 void lora_dropout_fwd_sm90(lora_fwd::FwdArgs& p, int sm_count, cudaStream_t stream);
 
 }  // namespace irq

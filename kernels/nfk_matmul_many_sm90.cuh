@@ -111,26 +111,6 @@ __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t 
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
-// All threads of the cluster that have not left; what they wrote to shared memory before is there afterwards.
-__device__ __forceinline__ void meet_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-}
-// The same where nothing was written.
-__device__ __forceinline__ void meet_cluster_again() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-}
-// From the shared memory of thread block `rank` of the cluster.
-__device__ __forceinline__ float4 load_cluster_128(uint32_t shared, int rank) {
-  float4 x;
-  asm volatile(
-      "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}\n"
-      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-      : "r"(shared), "r"(rank)
-      : "memory");
-  return x;
-}
-
 // kSets: of eight rows of x.
 template <int kBits, int kSets>
 struct Block {

@@ -123,6 +123,13 @@ __device__ __forceinline__ uint32_t spread_signs(uint32_t x) {
   return mask;
 }
 
+// The same with bits 7 and 23 of a word.
+__device__ __forceinline__ uint32_t spread_low_signs(uint32_t x) {
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xAA88;\n" : "=r"(mask) : "r"(x));
+  return mask;
+}
+
 // sum += x if any bit is set: a test and a predicated addition, where the compiler would select first.
 __device__ __forceinline__ void add_if_any(float& sum, float x, uint32_t bits) {
   asm("{\n.reg .pred any;\nsetp.ne.u32 any, %2, 0;\n@any add.f32 %0, %0, %1;\n}\n" : "+f"(sum) : "f"(x), "r"(bits));

@@ -217,4 +217,31 @@ template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
+
+// ---- clusters of blocks ----------------------------------------------------------------------------------------------------
+// All threads of the cluster that have not left; what they wrote to shared memory before is there afterwards.
+__device__ __forceinline__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+// The same where nothing was written.
+__device__ __forceinline__ void meet_cluster_again() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+// From the shared memory of thread block `rank` of the cluster.
+__device__ __forceinline__ float4 load_cluster_128(uint32_t shared, int rank) {
+  float4 x;
+  asm volatile(
+      "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there];\n}\n"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "r"(shared), "r"(rank)
+      : "memory");
+  return x;
+}
+// The sum of four floats that lie at the same place in both blocks of a pair, in their order.
+__device__ __forceinline__ float4 sum_of_pair(const float* shared) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const float4 a = load_cluster_128(at, 0), b = load_cluster_128(at, 1);
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
 }  // namespace irq

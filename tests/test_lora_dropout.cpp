@@ -26,7 +26,10 @@ TEST(LoraDropoutCuda, BothKernelsAgreeOnLargeShapes) {
   if (const std::string reason = cuda_unavailable_reason(); !reason.empty()) GTEST_SKIP() << reason;
   for (const LoraDropoutShape& s : {LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 3},
                                     LoraDropoutShape{.n = 1100, .h = 4096, .r = 64, .count = 2, .beta = 1},
-                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1}})
+                                    LoraDropoutShape{.n = 500, .h = 11008, .r = 64, .count = 1},
+                                    // Three row ranges of da, three feature ranges of fwd: not pairs.
+                                    LoraDropoutShape{.n = 3000, .h = 11008, .r = 64, .count = 1},
+                                    LoraDropoutShape{.n = 5600, .h = 4096, .r = 64, .count = 1}})
     for (OpCase c : {lora_dropout_fwd_case(s), lora_dropout_da_case(s), lora_dropout_dx_case(s)}) {
       const HostArgs args = make_inputs(c);
       const HostArgs first = run_case(c, cuda_backend(DType::BF16), args);
