@@ -79,10 +79,8 @@ double predicted_a100_seconds(const StepBenchOptions& o, const MemoryPlan& plan,
   double bytes = rows * 2 * elements * static_cast<double>(c.layers);
   const double passes =
       o.micro_batch > 0 ? std::ceil(static_cast<double>(o.sequences) / static_cast<double>(o.micro_batch)) : 1;
-  const double packed = plan.model.residency == Residency::packed
-                            ? 1 - static_cast<double>(plan.model.cached_layers) / static_cast<double>(c.layers)
-                            : 0;
-  bytes += packed * 2 * passes * static_cast<double>(linear_weights(c)) * (2 + o.bits / 8.0 + 2.0 / 64);
+  bytes +=
+      plan.model.packed_share() * 2 * passes * static_cast<double>(linear_weights(c)) * (2 + o.bits / 8.0 + 2.0 / 64);
   return flops / kA100FlopsPerSecond + bytes / kA100BytesPerSecond;
 }
 
@@ -113,11 +111,6 @@ struct Outcome {
 std::string residency_text(const ModelPlan& m) {
   if (m.residency == Residency::cached) return "cached";
   return m.cached_layers == 0 ? "packed" : strf("%ld/%ld cached", m.cached_layers, m.config.layers);
-}
-std::string recompute_text(const ModelPlan& m) {
-  const char* level = name_of(m.recompute);
-  if (m.recompute == Recompute::none || m.recompute_layers == m.config.layers) return level;
-  return strf("%s in %ld of %ld layers", level, m.recompute_layers, m.config.layers);
 }
 
 void report(Backend& backend, const StepBenchOptions& o, const Outcome& r) {

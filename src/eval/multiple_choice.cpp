@@ -64,9 +64,7 @@ std::vector<BatchPlan> plan_batches(const QuestionGroup& group, int64_t max_rows
 }
 
 // A GPU's products take rows in tiles; a CPU would compute each row of padding.
-int64_t padded(int64_t n, Device device) {
-  return device == Device::CPU ? n : (n + kRowBucket - 1) / kRowBucket * kRowBucket;
-}
+int64_t padded(int64_t n, Device device) { return device == Device::CPU ? n : bucketed(n); }
 
 class Packer {
  public:

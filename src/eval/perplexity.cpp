@@ -8,18 +8,16 @@
 namespace irq {
 namespace {
 
-int64_t rows_of(const Example& e) { return std::max<int64_t>(0, static_cast<int64_t>(e.ids.size()) - 1); }
+std::vector<const Example*> chosen(const std::vector<Example>& examples, const ExampleRange& range) {
+  std::vector<const Example*> all;
+  for (size_t i = range.first; i < range.second; ++i) all.push_back(&examples[i]);
+  return all;
+}
 
 // The shape pack() gives these examples, without packing them.
 StepShape packed_shape(const std::vector<Example>& examples, const ExampleRange& range) {
-  StepShape s{0, 0, static_cast<int64_t>(range.second - range.first)};
-  for (size_t i = range.first; i < range.second; ++i) {
-    s.rows += rows_of(examples[i]);
-    for (size_t t = 1; t < examples[i].trainable.size(); ++t) s.labels += examples[i].trainable[t] != 0;
-  }
-  const auto bucket = [](int64_t n) { return (n + kRowBucket - 1) / kRowBucket * kRowBucket; };
-  s.rows = bucket(s.rows), s.labels = bucket(s.labels);
-  return s;
+  const BatchSize s = packed_size(chosen(examples, range), Prefixes::own);
+  return {s.rows, s.label_rows, s.sequences};
 }
 
 }  // namespace
@@ -38,9 +36,7 @@ std::vector<ExampleRange> pack_ranges(const std::vector<Example>& examples, int6
 }
 
 Batch pack_range(const std::vector<Example>& examples, const ExampleRange& range) {
-  std::vector<const Example*> chosen;
-  for (size_t i = range.first; i < range.second; ++i) chosen.push_back(&examples[i]);
-  return pack(chosen, std::vector<int32_t>(chosen.size(), 0));
+  return pack(chosen(examples, range), std::vector<int32_t>(range.second - range.first, 0));
 }
 
 LossWorkloads loss_workloads(const std::vector<Example>& examples, Device device) {

@@ -57,6 +57,9 @@ struct ModelPlan {
   Residency residency = Residency::packed;
   int64_t cached_layers = 0;  // packed: the first layers, whose weights are cached all the same
   bool packs(int64_t layer) const { return quantized && residency == Residency::packed && layer >= cached_layers; }
+  double packed_share() const {  // of the layers
+    return packs(config.layers) ? 1 - static_cast<double>(cached_layers) / static_cast<double>(config.layers) : 0;
+  }
   bool full = false;  // every parameter trains
   bool lora = false;
   LoraConfig lora_config;

@@ -6,9 +6,6 @@
 namespace irq {
 namespace {
 
-int64_t padded(int64_t n, int64_t bucket) { return (n + bucket - 1) / bucket * bucket; }
-int64_t rows_of(const Example& e) { return e.ids.empty() ? 0 : static_cast<int64_t>(e.ids.size()) - 1; }
-
 class Packer {
  public:
   Batch batch;
@@ -39,12 +36,12 @@ class Packer {
     Batch& b = batch;
     b.real_rows = static_cast<int64_t>(b.tokens.size());
     b.real_labels = static_cast<int64_t>(b.label_rows.size());
-    const auto rows = static_cast<size_t>(padded(b.real_rows, kRowBucket));
-    const auto labels = static_cast<size_t>(padded(b.real_labels, kRowBucket));
+    const auto rows = static_cast<size_t>(bucketed(b.real_rows));
+    const auto labels = static_cast<size_t>(bucketed(b.real_labels));
     for (auto* per_row : {&b.tokens, &b.positions, &b.samples, &b.row_label}) per_row->resize(rows, -1);
     b.label_rows.resize(labels, -1);
     b.targets.resize(labels, -1);
-    b.seqs.resize(static_cast<size_t>(padded(static_cast<int64_t>(b.seqs.size()), sequence_bucket)), SeqRange{});
+    b.seqs.resize(static_cast<size_t>(bucketed(static_cast<int64_t>(b.seqs.size()), sequence_bucket)), SeqRange{});
   }
 };
 
@@ -86,14 +83,14 @@ BatchSize packed_size(const std::vector<const Example*>& examples, Prefixes pref
       for (const size_t member : g.members) own[member] -= g.rows;
     }
   for (const int64_t rows : own) size.real_rows += rows, size.sequences += rows > 0;
-  size.rows = padded(size.real_rows, kRowBucket);
-  size.label_rows = padded(size.real_labels, kRowBucket);
-  size.sequences = padded(size.sequences, sequence_bucket(prefixes));
+  size.rows = bucketed(size.real_rows);
+  size.label_rows = bucketed(size.real_labels);
+  size.sequences = bucketed(size.sequences, sequence_bucket(prefixes));
   return size;
 }
 
 int64_t most_sequences(int64_t examples, Prefixes prefixes) {
-  return prefixes == Prefixes::shared ? padded(examples + examples / 2, kSharingBucket) : examples;
+  return prefixes == Prefixes::shared ? bucketed(examples + examples / 2, kSharingBucket) : examples;
 }
 
 }  // namespace irq

@@ -8,6 +8,7 @@ namespace irq {
 
 constexpr int64_t kRowBucket = 128;
 constexpr int64_t kSharingBucket = 4;  // of sequences, where prefixes are shared
+constexpr int64_t bucketed(int64_t n, int64_t bucket = kRowBucket) { return (n + bucket - 1) / bucket * bucket; }
 
 // One packed sequence, in rows of the batch (what the ranges mean: ops.inc, attention_fwd). Training: k = q, and a prefix
 // only where it is shared.
@@ -19,7 +20,8 @@ struct Batch {
   // One entry per row; dead rows hold -1. Row i's logits predict the token after tokens[i] in its sequence; a sequence's
   // last token has no row unless somebody asks for its logits.
   std::vector<int32_t> tokens, positions;
-  std::vector<int32_t> samples;    // the sample's number in the run (dropout masks follow it through any packing)
+  std::vector<int32_t>
+      samples;  // the sample's number in the run (dropout masks follow it through any packing with rows of its own)
   std::vector<int32_t> row_label;  // index into label_rows, -1 = no loss here
   // One entry per label row; padded with -1 to a multiple of kRowBucket.
   std::vector<int32_t> label_rows;  // the row whose logits are scored
@@ -36,6 +38,8 @@ struct Example {
   std::vector<int32_t> ids;
   std::vector<uint8_t> trainable;  // same length; trainable[0] is never used (nothing predicts the first id)
 };
+// The last id is only predicted: it has no row.
+inline int64_t rows_of(const Example& e) { return e.ids.empty() ? 0 : static_cast<int64_t>(e.ids.size()) - 1; }
 
 // Rows that begin several examples alike and have no loss (an instruction's template): each example has its own, or they
 // are computed once, in front of the examples, and attention sees them as the prefix of all of them. The same sums in

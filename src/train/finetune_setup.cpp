@@ -209,7 +209,7 @@ void Finetune::plan_batches() {
     std::sort(lengths.rbegin(), lengths.rend());
     int64_t rows = 0;
     for (int64_t i = 0; i < o_.micro_batch; ++i) rows += lengths[static_cast<size_t>(i) % lengths.size()];
-    rows = (rows + kRowBucket - 1) / kRowBucket * kRowBucket;
+    rows = bucketed(rows);
     train_shapes_.push_back({rows, rows, most_sequences(o_.micro_batch, prefixes_)});
   }
   int64_t most_rows = kRowBucket;
@@ -224,7 +224,7 @@ void Finetune::plan_batches() {
     chosen.clear(), rows = 0;
   };
   for (const Example& e : held_out_.examples) {
-    const auto length = static_cast<int64_t>(e.ids.size()) - 1;
+    const int64_t length = rows_of(e);
     if (rows + length > most_rows) flush();
     chosen.push_back(&e), rows += length;
   }

@@ -44,7 +44,7 @@ double added_time(const ModelPlan& m, const std::vector<StepShape>& train) {
   int64_t rows = 1;
   for (const StepShape& s : train) rows = std::max(rows, s.rows);
   const double unpacking = 250.0 / static_cast<double>(rows), norms = m.recompute == Recompute::norms ? 0.013 : 0;
-  return norms + unpacking * (1 - static_cast<double>(m.cached_layers) / static_cast<double>(m.config.layers));
+  return norms + unpacking * m.packed_share();
 }
 
 }  // namespace
@@ -100,6 +100,12 @@ std::string weights_text(const ModelPlan& m) {
                               : strf("weights cached in %ld of %ld layers", m.cached_layers, m.config.layers);
 }
 
+std::string recompute_text(const ModelPlan& m) {
+  const char* level = name_of(m.recompute);
+  if (m.recompute == Recompute::none || m.recompute_layers == m.config.layers) return level;
+  return strf("%s in %ld of %ld layers", level, m.recompute_layers, m.config.layers);
+}
+
 MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, const std::vector<StepShape>& train,
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom) {
   const int64_t layers = model.config.layers;
@@ -151,11 +157,8 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
 
 std::string describe(const MemoryPlan& plan) {
   const ModelPlan& m = plan.model;
-  std::string levels = m.recompute_layers == m.config.layers || m.recompute == Recompute::none
-                           ? name_of(m.recompute)
-                           : strf("%s in %ld of %ld layers", name_of(m.recompute), m.recompute_layers, m.config.layers);
   std::string out = strf("memory plan: %s bytes (%s), %s, recompute %s\n", with_commas(plan.peak_bytes).c_str(),
-                         memory_text(plan.peak_bytes).c_str(), weights_text(m).c_str(), levels.c_str());
+                         memory_text(plan.peak_bytes).c_str(), weights_text(m).c_str(), recompute_text(m).c_str());
   for (const auto& [name, bytes] : plan.ledger) out += strf("  %-34s %18s\n", name.c_str(), with_commas(bytes).c_str());
   return out;
 }

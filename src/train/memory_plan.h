@@ -36,7 +36,8 @@ MemoryPlan choose_plan(Device device, Precision precision, ModelPlan model, cons
                        const std::vector<StepShape>& evaluate, int64_t budget_bytes, PlanFreedom freedom);
 
 std::string memory_text(int64_t bytes);  // in the units of --memory-limit: "1.50 GiB", "12.3 MiB", "793.2 KiB"
-std::string weights_text(const ModelPlan& model);  // "cached weights", "weights cached in 12 of 60 layers", ...
+std::string weights_text(const ModelPlan& model);    // "cached weights", "weights cached in 12 of 60 layers", ...
+std::string recompute_text(const ModelPlan& model);  // "none", "norms in 3 of 32 layers", ...
 // The plan as a table for people.
 std::string describe(const MemoryPlan& plan);
 
